@@ -1,0 +1,1 @@
+"""Attributions of 3D segmentation models, aggregated over organs and cohorts."""

@@ -1,0 +1,3 @@
+from agg2exp_core.cli import main
+
+main()

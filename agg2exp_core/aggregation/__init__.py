@@ -1,0 +1,1 @@
+"""Voxel attributions summed over regions."""

@@ -1,0 +1,1 @@
+"""From tables of one or many cases to what is drawn."""

@@ -1,0 +1,1 @@
+"""Voxel attributions of the stitched prediction."""

@@ -1,0 +1,1 @@
+"""Work started by the dashboard, run by another process."""

@@ -1,0 +1,1 @@
+"""The network: bundles, pre-processing, windows, prediction, training."""

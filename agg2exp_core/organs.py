@@ -1,0 +1,73 @@
+"""Label sets: which organs there are, their groups, colours and plain names. The only table of organs.
+
+Free of torch, so that the dashboard can draw without loading a network.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from agg2exp_core.records import InputError
+from agg2exp_core.settings import SHIPPED, checked_id
+
+BACKGROUND = "background"
+
+
+@dataclass(frozen=True)
+class Organ:
+    """One class of a segmentation: its label value, field name, group, colour (#rrggbb) and plain name."""
+
+    id: int
+    name: str
+    group: str
+    color: str
+    title: str
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """Organs in the order of their ids, background first."""
+
+    name: str
+    organs: tuple[Organ, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(organ.name for organ in self.organs)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(organ.group for organ in self.organs))
+
+    def __getitem__(self, name: str) -> Organ:
+        for organ in self.organs:
+            if organ.name == name:
+                return organ
+        raise InputError(f"organ must be of label set {self.name}", repr(name), ", ".join(self.names))
+
+
+def load_label_set(name: str, root: Path = SHIPPED) -> LabelSet:
+    """Read `label_sets/<name>.csv` (id,name,group,color and, if it likes, title) of the root or the project."""
+    relative = Path("label_sets") / f"{checked_id('label set', name)}.csv"
+    path = next((base / relative for base in (root, SHIPPED) if (base / relative).is_file()), None)
+    if path is None:
+        known = sorted(p.stem for p in (SHIPPED / "label_sets").glob("*.csv"))
+        raise InputError("label set must exist", repr(name), ", ".join(known))
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return LabelSet(name, tuple(_organ(row, path) for row in rows))
+
+
+def plain_name(name: str) -> str:
+    """`lung_upper_lobe_left` → `Lung upper lobe left`, for label sets that bring no titles."""
+    return name.replace("_", " ").capitalize()
+
+
+def _organ(row: dict[str, str], path: Path) -> Organ:
+    try:
+        title = row.get("title") or plain_name(row["name"])
+        return Organ(int(row["id"]), row["name"], row["group"], row["color"], title)
+    except (KeyError, TypeError, ValueError):
+        raise InputError("label set needs columns id,name,group,color", f"{path.name}: {row}") from None

@@ -1,0 +1,101 @@
+"""What passes between the steps: frozen records, and the one error that means "your input was refused"."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+class InputError(ValueError):
+    """The user's input was refused. One line: the rule, what came, what is allowed."""
+
+    def __init__(self, rule: str, got: object, allowed: object = ""):
+        line = f"{rule}; got {got}" + (f"; allowed: {allowed}" if allowed != "" else "")
+        super().__init__(" ".join(line.split()))
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """Voxels (I, J, K) and the 4×4 affine from voxel indices to world millimetres (RAS+, NIfTI)."""
+
+    array: np.ndarray
+    affine: np.ndarray
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel edge lengths in millimetres."""
+        i, j, k = np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))
+        return float(i), float(j), float(k)
+
+
+@dataclass(frozen=True)
+class Method:
+    """An attribution method and its parameters; equal parameters give equal numbers.
+
+    name: gradient | smoothgrad | integrated_gradients.
+    samples: noisy copies of SmoothGrad, or steps of integrated gradients.
+    sigma: SmoothGrad's noise as a share of the scaled scan's range (max − min).
+    baseline: where integrated gradients start: air | ones | mean.
+    """
+
+    name: str = "smoothgrad"
+    samples: int = 20
+    sigma: float = 0.1
+    baseline: str = "air"
+    seed: int = 0
+
+    def parameters(self) -> dict[str, Any]:
+        """Only what this method's numbers depend on, for run.json and the manifest."""
+        used = {
+            "gradient": (),
+            "smoothgrad": ("samples", "sigma", "seed"),
+            "integrated_gradients": ("samples", "baseline"),
+        }[self.name]
+        return {key: value for key, value in asdict(self).items() if key in used}
+
+
+@dataclass(frozen=True, eq=False)
+class SumTable:
+    """Local explanation of one case: sums of attribution for each (target, region).
+
+    positive, negative: (targets, regions) float64, Σ max(a, 0) and Σ max(−a, 0).
+    voxels: (regions,) int64. A target absent from the prediction is in `absent` with its reason,
+    and its row of sums is NaN in memory, empty on disk.
+    """
+
+    targets: tuple[str, ...]
+    regions: tuple[str, ...]
+    positive: np.ndarray
+    negative: np.ndarray
+    voxels: np.ndarray
+    absent: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One filter on a metadata column: any of `values`, or between `low` and `high` (inclusive)."""
+
+    column: str
+    values: tuple[Any, ...] | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which local explanations a chart or table is about. Hashable, so that it keys caches.
+
+    sign: abs | pos | neg. value: mass | mean. background False: rows are renormalised without it.
+    dice: (target or "" for the mean over organs, lowest, highest). present: organs the case must have.
+    """
+
+    cohort: str
+    run: str
+    sign: str = "abs"
+    value: str = "mass"
+    background: bool = True
+    where: tuple[Condition, ...] = ()
+    dice: tuple[str, float, float] | None = None
+    present: tuple[str, ...] = ()

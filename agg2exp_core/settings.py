@@ -1,0 +1,36 @@
+"""Where data lives and what limits hold, from the environment."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from agg2exp_core.records import InputError
+
+SHIPPED = Path(__file__).resolve().parents[1] / "data"
+"""The demo as it comes with the project: label sets, model, precomputed runs."""
+
+ID = re.compile(r"(?!\.+$)[A-Za-z0-9_.-]{1,64}")
+
+
+def data_root(given: Path | None = None) -> Path:
+    """The data root: what was given, else AGG2EXP_DATA, else the shipped data."""
+    return Path(given or os.environ.get("AGG2EXP_DATA") or SHIPPED).resolve()
+
+
+def max_volume_bytes() -> int:
+    """Largest decompressed volume that is opened, in bytes (AGG2EXP_MAX_GIB, default 8)."""
+    text = os.environ.get("AGG2EXP_MAX_GIB", "8")
+    try:
+        gib = float(text)
+    except ValueError:
+        raise InputError("AGG2EXP_MAX_GIB must be a number of GiB", repr(text)) from None
+    return int(gib * 2**30)
+
+
+def checked_id(kind: str, name: str) -> str:
+    """The name itself if it may be used as a folder name, else InputError."""
+    if not ID.fullmatch(name):
+        raise InputError(f"{kind} must be 1 to 64 of A-Z a-z 0-9 _ . - and not only dots", repr(name)[:80])
+    return name

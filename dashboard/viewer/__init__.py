@@ -1,0 +1,1 @@
+"""Linked slices of a scan with its saliency."""
