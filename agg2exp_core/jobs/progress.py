@@ -1,0 +1,166 @@
+"""How far a computation is: written by the computing process, read by the dashboard.
+
+Everything passes through small JSON files in the job's folder, so a reload of the page, a closed
+browser or a restarted dashboard loses nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from agg2exp_core.records import InputError
+from agg2exp_core.settings import checked_id
+
+FINISHED = ("done", "failed", "cancelled")
+WRITES_PER_SECOND = 5.0
+LOCK_POLL_SECONDS = 0.5
+
+
+class Cancelled(SystemExit):
+    """The user stopped the job. Unwinds the process, so that half-written files are removed."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replace the file at once: a reader sees the old text or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The file's content; empty when it is not there or does not hold an object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def process_start(pid: int) -> str:
+    """When this process began, as a text that no later process of the same number has; "" when it is gone.
+
+    Linux: the boot's id and field 22 of /proc/<pid>/stat (proc(5)). Elsewhere: what `ps` says.
+    """
+    stat, boot = Path(f"/proc/{pid}/stat"), Path("/proc/sys/kernel/random/boot_id")
+    if not Path("/proc/self/stat").exists():
+        asked = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True)
+        return asked.stdout.strip()
+    try:
+        # The name in parentheses may itself hold spaces and parentheses.
+        fields = stat.read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    if fields[0] in "ZX":
+        return ""
+    return f"{boot.read_text().strip()}:{fields[19]}"
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Wait for the file's lock and hold it. The kernel frees it when the process dies in any way."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                # Polled, because a blocking call would hold back the signal that cancels the job.
+                time.sleep(LOCK_POLL_SECONDS)
+        yield
+
+
+def one_line(error: BaseException) -> str:
+    """What a user is told: an InputError's own words, else the kind of fault and its message."""
+    text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())[:500]
+
+
+class Reporter:
+    """Reports one job's progress from inside the computing process.
+
+    `with Reporter(root, job_id) as report:` waits for its turn (one job computes at a time in one
+    data root), then `report.progress(done, total, note)` as often as one likes and
+    `report.finished(cohort, run, case_id)` before the block ends. An error inside the block is
+    written down as the reason and raised again; SIGTERM becomes `Cancelled`.
+    """
+
+    def __init__(self, root: Path, job_id: str):
+        self._folder = root / "jobs" / checked_id("job", job_id)
+        if not (self._folder / "job.json").is_file():
+            raise InputError("job must have been submitted", repr(job_id))
+        self._written = 0.0
+        self._turn = contextlib.ExitStack()
+        self._state: dict[str, Any] = {
+            "status": "queued",
+            "done": 0,
+            "total": 0,
+            "note": "waiting for its turn",
+            "started": None,
+            "pid": os.getpid(),
+            "pid_start": process_start(os.getpid()),
+            "reason": "",
+            "result": None,
+        }
+
+    def __enter__(self) -> Reporter:
+        signal.signal(signal.SIGTERM, self._cancel)
+        self._write()
+        try:
+            self._turn.enter_context(locked(self._folder.parent / ".turn"))
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
+        self._state |= {"status": "running", "note": "starting"}
+        self._write()
+        return self
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        """`done` of `total` steps; time left is judged from the first call on."""
+        if self._state["started"] is None:
+            self._state |= {"started": time.time(), "first": done}
+        self._state |= {"done": int(done), "total": int(total), "note": note}
+        if time.monotonic() - self._written >= 1 / WRITES_PER_SECOND:
+            self._write()
+
+    def finished(self, cohort: str, run: str, case_id: str) -> None:
+        """Where the result lies; call it when the case is on disk."""
+        self._state["result"] = {"cohort": cohort, "run": run, "case_id": case_id}
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._state |= {"status": "done", "done": self._state["total"], "note": ""}
+        elif isinstance(error, Cancelled | KeyboardInterrupt):
+            self._state |= {"status": "cancelled", "note": ""}
+        else:
+            self._state |= {"status": "failed", "reason": one_line(error)}
+        self._write()
+        self._turn.close()
+
+    def _cancel(self, number: int, frame: FrameType | None) -> None:
+        # A second signal must not break the clean-up that the first one began.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Cancelled
+
+    def _write(self) -> None:
+        self._state["updated"] = time.time()
+        write_json(self._folder / "progress.json", self._state)
+        self._written = time.monotonic()

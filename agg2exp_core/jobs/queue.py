@@ -1,0 +1,191 @@
+"""Start, watch and stop computations from the dashboard. Knows the command line, nothing of what computes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from agg2exp_core.jobs.progress import FINISHED, locked, process_start, read_json, write_json
+from agg2exp_core.records import InputError, Method
+from agg2exp_core.settings import checked_id
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to compute: one case explained by one model and method. No targets means all of them."""
+
+    cohort: str
+    case_id: str
+    model: str
+    method: Method = field(default_factory=Method)
+    targets: tuple[str, ...] = ()
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class JobState:
+    """Where a job stands. status: queued | running | done | failed | cancelled.
+
+    seconds_left: None while nothing can be said. reason: one line when it failed.
+    result: cohort, run and case_id when it is done.
+    """
+
+    job_id: str
+    request: Request
+    created: float
+    status: str
+    done: int = 0
+    total: int = 0
+    note: str = ""
+    seconds_left: float | None = None
+    reason: str = ""
+    result: dict[str, str] | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.status in FINISHED
+
+
+def submit(root: Path, request: Request) -> str:
+    """Start the computation as a process of its own and return its job id.
+
+    A request that equals an unfinished one is that job.
+    """
+    with locked(root / "jobs" / ".submit"):
+        for job in list_jobs(root):
+            if not job.finished and job.request == request:
+                return job.job_id
+        job_id = time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + uuid.uuid4().hex[:6]
+        folder = root / "jobs" / job_id
+        folder.mkdir()
+        write_json(folder / "job.json", {"created": time.time(), "request": asdict(request)})
+        _start(folder, command(root, job_id, request))
+    return job_id
+
+
+def command(root: Path, job_id: str, request: Request) -> list[str]:
+    """The command line that computes the request; it reports to the job by `--job`."""
+    method = request.method.parameters()
+    words = [sys.executable, "-m", "agg2exp_core", "explain", "--data", str(root)]
+    words += ["--cohort", request.cohort, "--case", request.case_id, "--model", request.model]
+    words += ["--method", request.method.name, "--targets", ",".join(request.targets) or "all"]
+    for name, value in method.items():
+        words += [f"--{name}", str(value)]
+    return [*words, "--device", request.device, "--job", job_id]
+
+
+def state(root: Path, job_id: str) -> JobState:
+    """Where the job stands now. InputError when there is no such job."""
+    folder = _folder(root, job_id)
+    job = read_json(folder / "job.json")
+    try:
+        request, created = _request(job["request"]), float(job["created"])
+    except (KeyError, TypeError, ValueError):
+        raise InputError("job must be one that was submitted", repr(job_id)) from None
+    # The process first, then what it wrote: one that ends in between is seen with its last words.
+    alive = _alive(folder)
+    progress = read_json(folder / "progress.json")
+    status = str(progress.get("status", "queued"))
+    known = JobState(
+        job_id,
+        request,
+        created,
+        status,
+        int(progress.get("done", 0)),
+        int(progress.get("total", 0)),
+        str(progress.get("note", "")),
+        _seconds_left(progress) if status == "running" else None,
+        str(progress.get("reason", "")),
+        progress.get("result"),
+    )
+    return known if known.finished or alive else _died(folder, known)
+
+
+def list_jobs(root: Path, limit: int = 100) -> list[JobState]:
+    """The jobs of this data root, newest first. Folders that hold no job are passed over."""
+    folders = sorted((root / "jobs").glob("[!.]*/job.json"), reverse=True)[:limit]
+    jobs = []
+    for path in folders:
+        try:
+            jobs.append(state(root, path.parent.name))
+        except InputError:
+            continue
+    return jobs
+
+
+def cancel(root: Path, job_id: str) -> None:
+    """Ask the job to stop. Nothing happens to a process that merely has the same number by now."""
+    folder = _folder(root, job_id)
+    (folder / "cancel").touch()
+    if _alive(folder):
+        os.kill(int(read_json(folder / "process.json")["pid"]), signal.SIGTERM)
+
+
+def log(root: Path, job_id: str, most: int = 20_000) -> str:
+    """The end of what the process printed, at most so many bytes of it."""
+    try:
+        raw = (_folder(root, job_id) / "log.txt").read_bytes()
+    except OSError:
+        return ""
+    return raw[-most:].decode("utf-8", errors="replace")
+
+
+def _folder(root: Path, job_id: str) -> Path:
+    return root / "jobs" / checked_id("job", job_id)
+
+
+def _start(folder: Path, words: list[str]) -> None:
+    with (folder / "log.txt").open("ab") as log_file:
+        process = subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, start_new_session=True
+        )
+    start = process_start(process.pid)
+    write_json(folder / "process.json", {"pid": process.pid, "pid_start": start})
+    # Someone has to take its exit status, else it stays in the process table as a zombie.
+    threading.Thread(target=process.wait, daemon=True).start()
+
+
+def _alive(folder: Path) -> bool:
+    process = read_json(folder / "process.json")
+    try:
+        pid, start = int(process["pid"]), str(process["pid_start"])
+    except (KeyError, TypeError, ValueError):
+        return False
+    return start != "" and process_start(pid) == start
+
+
+def _died(folder: Path, known: JobState) -> JobState:
+    """A process that is gone without having said how it ended."""
+    if (folder / "cancel").exists():
+        status, reason = "cancelled", ""
+    elif not (folder / "process.json").exists() and time.time() - known.created < 10:
+        status, reason = "queued", ""  # it is being started at this very moment
+    else:
+        lines = log(folder.parents[1], folder.name).split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        status, reason = "failed", f"stopped unexpectedly{f': {last[:300]}' if last else ''}"
+
+    return replace(known, status=status, reason=reason, seconds_left=None)
+
+
+def _seconds_left(progress: dict[str, Any]) -> float | None:
+    """The steps left at the pace so far, less the time since the last report."""
+    started, steps = progress.get("started"), progress.get("done", 0) - progress.get("first", 0)
+    if started is None or steps <= 0:
+        return None
+    pace = (progress["updated"] - started) / steps
+    left = pace * (progress["total"] - progress["done"]) - (time.time() - progress["updated"])
+    return max(float(left), 0.0)
+
+
+def _request(saved: dict[str, Any]) -> Request:
+    method = Method(**saved["method"])
+    return Request(**saved | {"method": method, "targets": tuple(saved["targets"])})

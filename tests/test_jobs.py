@@ -1,0 +1,165 @@
+"""Jobs: what is written survives, what died is said to have died, what is stopped stops."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from agg2exp_core.jobs import progress, queue
+from agg2exp_core.jobs.progress import Reporter
+from agg2exp_core.jobs.queue import Request
+from agg2exp_core.records import InputError, Method
+
+REQUEST = Request("reference", "case_001", "model", Method("smoothgrad", 4), ("heart",))
+REPORT = """
+import sys, time, pathlib
+from agg2exp_core.jobs.progress import Reporter
+from agg2exp_core.records import InputError
+with Reporter(pathlib.Path(sys.argv[1]), sys.argv[2]) as report:
+"""
+
+
+def _runs(monkeypatch: pytest.MonkeyPatch, body: str, header: str = REPORT) -> None:
+    """Let the submitted process run `body` inside a Reporter instead of the real computation."""
+    script = header + "".join(f"    {line}\n" if header else f"{line}\n" for line in body.split("\n"))
+    monkeypatch.setattr(
+        queue, "command", lambda root, job, request: [sys.executable, "-c", script, str(root), job]
+    )
+
+
+def _wait(root: Path, job: str, until: Callable[[queue.JobState], bool]) -> queue.JobState:
+    for _ in range(200):
+        state = queue.state(root, job)
+        if until(state):
+            return state
+        time.sleep(0.05)
+    raise AssertionError(f"never came: {state}")
+
+
+def test_command_says_everything_the_numbers_depend_on(tmp_path: Path) -> None:
+    words = " ".join(queue.command(tmp_path, "j1", REQUEST))
+    assert "-m agg2exp_core explain" in words and f"--data {tmp_path}" in words and "--job j1" in words
+    assert "--cohort reference --case case_001 --model model" in words
+    assert "--method smoothgrad --targets heart --samples 4 --sigma 0.1 --seed 0" in words
+
+
+def test_progress_and_result_come_back_from_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _runs(
+        monkeypatch,
+        "report.progress(0, 10, 'window 1')\ntime.sleep(0.5)\nreport.progress(5, 10, 'window 6')\n"
+        "time.sleep(1)\nreport.finished('reference', 'run', 'case_001')",
+    )
+    job = queue.submit(tmp_path, REQUEST)
+    half = _wait(tmp_path, job, lambda s: s.done == 5)
+    assert half.status == "running" and half.total == 10 and half.note == "window 6"
+    assert half.seconds_left is not None and 0 <= half.seconds_left < 2
+    end = _wait(tmp_path, job, lambda s: s.finished)
+    assert end.status == "done" and end.reason == ""
+    assert end.result == {"cohort": "reference", "run": "run", "case_id": "case_001"}
+    assert [s.request for s in queue.list_jobs(tmp_path)] == [REQUEST]
+
+
+def test_same_unfinished_request_is_one_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _runs(monkeypatch, "time.sleep(20)")
+    job = queue.submit(tmp_path, REQUEST)
+    assert queue.submit(tmp_path, REQUEST) == job
+    queue.cancel(tmp_path, job)
+    _wait(tmp_path, job, lambda s: s.finished)
+    again = queue.submit(tmp_path, REQUEST)
+    assert again != job
+    queue.cancel(tmp_path, again)
+
+
+def test_one_job_computes_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _runs(monkeypatch, "time.sleep(20)")
+    first = queue.submit(tmp_path, REQUEST)
+    _wait(tmp_path, first, lambda s: s.status == "running")
+    second = queue.submit(tmp_path, Request("reference", "case_002", "model"))
+    _wait(tmp_path, second, lambda s: s.note == "waiting for its turn")
+    assert queue.state(tmp_path, second).status == "queued"
+    queue.cancel(tmp_path, first)
+    _wait(tmp_path, second, lambda s: s.status == "running")
+    queue.cancel(tmp_path, second)
+    assert _wait(tmp_path, second, lambda s: s.finished).status == "cancelled"
+
+
+def test_refusal_is_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _runs(monkeypatch, "raise InputError('scan must be 3D', '4D')")
+    end = _wait(tmp_path, queue.submit(tmp_path, REQUEST), lambda s: s.finished)
+    assert (end.status, end.reason) == ("failed", "scan must be 3D; got 4D")
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGABRT])
+def test_death_without_a_word_is_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sign: signal.Signals
+) -> None:
+    _runs(monkeypatch, "report.progress(1, 9)\ntime.sleep(20)")
+    job = queue.submit(tmp_path, REQUEST)
+    _wait(tmp_path, job, lambda s: s.status == "running")
+    os.kill(progress.read_json(tmp_path / "jobs" / job / "process.json")["pid"], sign)
+    end = _wait(tmp_path, job, lambda s: s.finished)
+    assert end.status == "failed" and end.reason.startswith("stopped unexpectedly")
+
+
+def test_words_before_the_first_report_are_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _runs(monkeypatch, "import sys\nsys.exit('model must exist; got nothing')", header="")
+    job = queue.submit(tmp_path, REQUEST)
+    end = _wait(tmp_path, job, lambda s: s.finished)
+    assert end.reason == "stopped unexpectedly: model must exist; got nothing"
+    assert "model must exist" in queue.log(tmp_path, job)
+
+
+def test_cancel_before_the_first_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _runs(monkeypatch, "import time\ntime.sleep(20)", header="")
+    job = queue.submit(tmp_path, REQUEST)
+    queue.cancel(tmp_path, job)
+    assert _wait(tmp_path, job, lambda s: s.finished).status == "cancelled"
+
+
+def test_cancel_leaves_a_reused_number_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _runs(monkeypatch, "pass")
+    job = queue.submit(tmp_path, REQUEST)
+    _wait(tmp_path, job, lambda s: s.finished)
+    mine = {"pid": os.getpid(), "pid_start": "another process"}
+    progress.write_json(tmp_path / "jobs" / job / "process.json", mine)
+    monkeypatch.setattr(os, "kill", lambda *a: pytest.fail("a stranger was killed"))
+    queue.cancel(tmp_path, job)
+    assert queue.state(tmp_path, job).status == "done"
+
+
+def test_reporter_writes_at_most_five_times_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _runs(monkeypatch, "time.sleep(20)")
+    job = queue.submit(tmp_path, REQUEST)
+    queue.cancel(tmp_path, job)
+    writes: list[dict[str, object]] = []
+    monkeypatch.setattr(progress, "write_json", lambda path, content: writes.append(dict(content)))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with Reporter(tmp_path, job) as report:
+            for step in range(10_000):
+                report.progress(step, 10_000)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert len(writes) <= 12 and writes[-1]["status"] == "done" and writes[-1]["done"] == 10_000
+
+
+@pytest.mark.parametrize("job", ["..", "../x", "", "nothing-here"])
+def test_unknown_job_is_refused(tmp_path: Path, job: str) -> None:
+    with pytest.raises(InputError):
+        queue.state(tmp_path, job)
+    with pytest.raises(InputError):
+        Reporter(tmp_path, job)
+
+
+def test_damaged_job_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "jobs" / "bad").mkdir(parents=True)
+    (tmp_path / "jobs" / "bad" / "job.json").write_text("{")
+    assert queue.list_jobs(tmp_path) == []
