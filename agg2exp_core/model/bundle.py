@@ -1,0 +1,141 @@
+"""MONAI bundles: the network, its pre-processing and its windows, read from the files that came with it.
+
+Format: the MONAI bundle specification (configs/metadata.json, configs/inference.json, models/model.*).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from monai.bundle import ConfigParser
+from monai.inferers import SlidingWindowInferer
+from monai.transforms import Compose
+
+from agg2exp_core.records import InputError
+from agg2exp_core.settings import checked_id
+
+WEIGHTS = ("model.safetensors", "model.pt")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A model folder. Parts are built when they are first asked for."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @cached_property
+    def metadata(self) -> dict[str, Any]:
+        return _read_json(self.folder / "configs" / "metadata.json")
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the output channels."""
+        try:
+            channels = self.metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
+        except KeyError:
+            raise InputError(
+                "a bundle names its classes in network_data_format.outputs.pred.channel_def",
+                f"{self.name} without it",
+            ) from None
+        return tuple(channels[key] for key in sorted(channels, key=int))
+
+    @property
+    def label_set(self) -> str:
+        """The label set that has the classes' groups and colours."""
+        return str(self.metadata.get("label_set", self.name))
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 over everything the numbers depend on: both configs and the weights."""
+        configs = [self.folder / "configs" / name for name in ("inference.json", "metadata.json")]
+        digest = hashlib.sha256()
+        for path in [*configs, self.weights]:
+            digest.update(path.read_bytes())
+        return digest.hexdigest()
+
+    @property
+    def weights(self) -> Path:
+        for name in WEIGHTS:
+            if (self.folder / "models" / name).is_file():
+                return self.folder / "models" / name
+        raise InputError("a bundle has weights in models/", f"{self.name} without any", ", ".join(WEIGHTS))
+
+    def network(self, device: torch.device) -> torch.nn.Module:
+        """The trained network in evaluation mode, its parameters frozen: attribution differentiates the input."""
+        network = self.untrained_network()
+        try:
+            network.load_state_dict(_load_weights(self.weights))
+        except RuntimeError as error:
+            first = str(error).splitlines()[1].strip()
+            raise InputError("weights must fit the bundle's network_def", first) from None
+        return network.to(device).eval().requires_grad_(False)
+
+    def untrained_network(self) -> torch.nn.Module:
+        return self._parsed("network_def")
+
+    def preprocessing(self) -> Compose:
+        return self._parsed("preprocessing")
+
+    def inferer(self) -> SlidingWindowInferer:
+        return self._parsed("inferer")
+
+    def _parsed(self, key: str) -> Any:
+        # A fresh parser each time: ConfigParser would hand out the same, already changed object again.
+        config = _read_json(self.folder / "configs" / "inference.json")
+        if key not in config:
+            raise InputError(
+                "configs/inference.json needs network_def, preprocessing and inferer", f"no {key}"
+            )
+        parser = ConfigParser(config)
+        parser["bundle_root"] = str(self.folder)
+        return parser.get_parsed_content(key)
+
+
+def find_bundle(root: Path, model: str) -> Bundle:
+    """The bundle `models/<model>` of a data root; InputError with the known ones if there is none."""
+    folder = root / "models" / checked_id("model", model)
+    if not (folder / "configs" / "inference.json").is_file():
+        raise InputError("model must exist", repr(model), ", ".join(list_models(root)) or "none yet")
+    return Bundle(folder)
+
+
+def list_models(root: Path) -> list[str]:
+    """Names of the bundles under `models/`."""
+    return sorted(path.parents[1].name for path in (root / "models").glob("*/configs/inference.json"))
+
+
+def save_weights(bundle: Bundle, network: torch.nn.Module) -> None:
+    """Write models/model.safetensors in half precision, which halves the file and costs no Dice."""
+    halves = {
+        name: tensor.half().contiguous() if tensor.is_floating_point() else tensor.contiguous()
+        for name, tensor in network.state_dict().items()
+    }
+    path = bundle.folder / "models" / "model.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_file(halves, path)
+
+
+def _load_weights(path: Path) -> dict[str, torch.Tensor]:
+    if path.suffix == ".safetensors":
+        state = safetensors.torch.load_file(path)
+    else:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError("a bundle's config must be readable JSON", f"{path.name}: {error}") from None

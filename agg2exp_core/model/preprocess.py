@@ -1,0 +1,71 @@
+"""From a scan's file to the model's grid, by the bundle's own transforms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, EnsureChannelFirst, LoadImage, ResampleToMatch, SpatialResample
+
+from agg2exp_core import volumes
+from agg2exp_core.model.bundle import Bundle
+from agg2exp_core.records import InputError, Volume
+
+AIR_HU = -1024.0
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """A scan on the model's grid, (1, I, J, K) float32 as the network sees it."""
+
+    image: MetaTensor
+
+    @property
+    def voxels(self) -> torch.Tensor:
+        """The image without its metadata, which MONAI would carry through every operation."""
+        return self.image.as_tensor()
+
+    @property
+    def affine(self) -> np.ndarray:
+        return np.asarray(self.image.affine, dtype=np.float64)
+
+    def volume(self, voxels: torch.Tensor | np.ndarray) -> Volume:
+        """Voxels (I, J, K) of this grid as a Volume."""
+        return Volume(np.asarray(voxels), self.affine)
+
+
+def load_scan(bundle: Bundle, path: Path) -> Scan:
+    """Check the file, then run the bundle's chain on it. InputError if the file is not a sound scan."""
+    volumes.check_scan(path)
+    image = bundle.preprocessing()({"image": str(path)})["image"]
+    if image.ndim != 4 or image.shape[0] != 1:
+        raise InputError("the model's chain must give one channel", f"shape {tuple(image.shape)}")
+    return Scan(image.float())
+
+
+def load_labels(scan: Scan, path: Path) -> np.ndarray:
+    """A label map (I, J, K) on the scan's model grid, nearest neighbour. The file must lie on the scan's grid."""
+    loaded = EnsureChannelFirst()(LoadImage(image_only=True)(str(path)))
+    labels = ResampleToMatch(mode="nearest", padding_mode="zeros")(loaded, img_dst=scan.image)
+    return labels[0].numpy().round().astype(np.int16)
+
+
+def on_grid_of(labels: Volume, original: Volume) -> Volume:
+    """Labels of the model's grid resampled onto another grid, nearest neighbour (labels outside are 0)."""
+    source = MetaTensor(
+        torch.as_tensor(labels.array[None].astype(np.float32)), affine=torch.as_tensor(labels.affine)
+    )
+    resample = SpatialResample(mode="nearest", padding_mode="zeros")
+    moved = resample(source, dst_affine=torch.as_tensor(original.affine), spatial_size=original.array.shape)
+    return Volume(moved[0].numpy().astype(labels.array.dtype), original.affine)
+
+
+def scaled(bundle: Bundle, hounsfield: float) -> float:
+    """What the bundle's intensity transforms make of one HU value: the air of integrated gradients."""
+    chain = bundle.preprocessing().transforms
+    intensity = [t for t in chain if type(t).__module__.startswith("monai.transforms.intensity")]
+    constant = MetaTensor(torch.full((1, 2, 2, 2), hounsfield))
+    return float(Compose(intensity)({"image": constant})["image"].mean())

@@ -1,0 +1,71 @@
+"""Where sliding windows lie and how much each adds to the stitched logits.
+
+The same windows, padding and blending as MONAI's `sliding_window_inference`: window w adds its logits with
+weight B_w(v), and the stitched logit is Σ_w B_w l_w / Σ_w B_w.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from monai.data.utils import compute_importance_map, dense_patch_slices
+from monai.inferers import SlidingWindowInferer
+from monai.utils import ensure_tuple_rep, fall_back_tuple
+
+
+@dataclass(frozen=True, eq=False)
+class WindowPlan:
+    """Windows over one scan.
+
+    shape: the scan's (I, J, K). before: voxels of padding in front of each axis. padded: shape with padding.
+    slices: one (slice, slice, slice) per window, into the padded scan. weight: B (window). total: Σ_w B_w (padded).
+    """
+
+    shape: tuple[int, ...]
+    before: tuple[int, ...]
+    padded: tuple[int, ...]
+    slices: tuple[tuple[slice, ...], ...]
+    weight: torch.Tensor
+    total: torch.Tensor
+    padding: tuple[str, float]
+
+    def pad(self, scan: torch.Tensor) -> torch.Tensor:
+        """(…, I, J, K) → (…, padded), filled as the bundle's inferer fills."""
+        after = [p - s - b for p, s, b in zip(self.padded, self.shape, self.before, strict=True)]
+        amounts = [n for b, a in zip(reversed(self.before), reversed(after), strict=True) for n in (b, a)]
+        mode, value = self.padding
+        if mode != "constant":
+            return F.pad(scan[None, None], amounts, mode=mode)[0, 0]
+        return F.pad(scan, amounts, value=value)
+
+    def crop(self, padded: torch.Tensor) -> torch.Tensor:
+        """The scan's part (…, I, J, K) of something padded."""
+        inside = tuple(slice(b, b + s) for b, s in zip(self.before, self.shape, strict=True))
+        return padded[(..., *inside)]
+
+    def share(self, window: tuple[slice, ...]) -> torch.Tensor:
+        """B_w / Σ_w' B_w' over one window: what its logits count in the stitched ones."""
+        return self.weight / self.total[window]
+
+
+def plan_windows(inferer: SlidingWindowInferer, shape: tuple[int, ...], like: torch.Tensor) -> WindowPlan:
+    """Windows of the bundle's inferer over a scan of this shape, in the dtype and on the device of `like`."""
+    roi = fall_back_tuple(inferer.roi_size, shape)
+    padded = tuple(max(size, window) for size, window in zip(shape, roi, strict=True))
+    before = tuple(max(window - size, 0) // 2 for size, window in zip(shape, roi, strict=True))
+    overlap = ensure_tuple_rep(inferer.overlap, len(shape))
+    interval = tuple(
+        window if window == size else max(int(window * (1 - share)), 1)
+        for window, size, share in zip(roi, padded, overlap, strict=True)
+    )
+    slices = tuple(dense_patch_slices(padded, roi, interval))
+    weight = compute_importance_map(
+        roi, mode=inferer.mode, sigma_scale=inferer.sigma_scale, device=like.device, dtype=like.dtype
+    )
+    total = torch.zeros(padded, dtype=like.dtype, device=like.device)
+    for window in slices:
+        total[window] += weight
+    padding = (str(inferer.padding_mode), float(inferer.cval))
+    return WindowPlan(tuple(shape), before, padded, slices, weight, total, padding)

@@ -1,0 +1,240 @@
+"""Identities of the attribution methods, against autograd through MONAI's inference, Captum and by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from captum.attr import IntegratedGradients
+from monai.networks.nets import SwinUNETR
+from tiny import CLASSES, conv_net, explainer_of, inferer_of, normed_net, scan_of
+
+from agg2exp_core.attribution.attribute import Explanation, attribute, check_method
+from agg2exp_core.attribution.gradient import StitchedModel, gradient
+from agg2exp_core.attribution.target import Target
+from agg2exp_core.model.predict import predicted_organs, stitched_logits
+from agg2exp_core.model.windows import plan_windows
+from agg2exp_core.records import InputError, Method
+
+SHAPE = (13, 8, 6)  # longer than, equal to and shorter than a window of 8³
+
+
+def silent(done: int, total: int, note: str) -> None: ...
+
+
+def explain(network, scan, method, inferer=None) -> Explanation:
+    return attribute(explainer_of(network, inferer), scan, CLASSES, method, silent)
+
+
+def autograd_through_monai(network, inferer, scan, explained: Explanation) -> torch.Tensor:
+    """The oracle: ∂S_k/∂x by autograd through MONAI's own sliding_window_inference."""
+    leaf = scan.clone().requires_grad_()
+    logits = inferer(leaf[None], network)[0]
+    grads = []
+    for name in explained.targets:
+        channel = CLASSES.index(name)
+        value = logits[channel][explained.prediction == channel].sum()
+        grads.append(torch.autograd.grad(value, leaf, retain_graph=True)[0][0])
+    return torch.stack(grads)
+
+
+@pytest.mark.parametrize("overlap", [0.25, 0.5])
+@pytest.mark.parametrize("mode", ["constant", "gaussian"])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.float64, 1e-8)])
+def test_gradient_is_autograd_through_the_stitched_inference(overlap, mode, dtype, bound):
+    network, scan, inferer = (
+        normed_net().to(dtype),
+        scan_of(SHAPE).to(dtype),
+        inferer_of(overlap=overlap, mode=mode),
+    )
+    explained = explain(network, scan, Method("gradient"), inferer)
+    oracle = autograd_through_monai(network, inferer, scan, explained)
+    assert len(explained.targets) >= 2
+    assert (explained.saliency - oracle).abs().max() <= bound * oracle.abs().max()
+
+
+def test_gradient_through_a_swin_unetr():
+    torch.manual_seed(0)
+    network = SwinUNETR(in_channels=1, out_channels=3, feature_size=12, window_size=4, depths=(1, 1, 1, 1))
+    network.eval().requires_grad_(False)
+    scan, inferer = scan_of((70, 32, 30)), inferer_of((64, 32, 32), overlap=0.5)
+    explained = explain(network, scan, Method("gradient"), inferer)
+    oracle = autograd_through_monai(network, inferer, scan, explained)
+    assert (explained.saliency - oracle).abs().max() <= 1e-4 * oracle.abs().max()
+
+
+def test_prediction_is_monais():
+    network, scan, inferer = conv_net(), scan_of(SHAPE), inferer_of()
+    explained = explain(network, scan, Method("gradient"), inferer)
+    assert torch.equal(explained.prediction.long(), inferer(scan[None], network)[0].argmax(0))
+
+
+def test_smoothgrad_without_noise_is_the_gradient():
+    network, scan = normed_net(), scan_of(SHAPE)
+    plain = explain(network, scan, Method("gradient")).saliency
+    smooth = explain(network, scan, Method("smoothgrad", samples=1, sigma=0.0)).saliency
+    assert torch.equal(plain, smooth)
+
+
+def test_smoothgrad_is_the_mean_over_noisy_copies():
+    network, scan, inferer = normed_net(), scan_of(SHAPE), inferer_of()
+    method = Method("smoothgrad", samples=3, seed=5)
+    explained = explain(network, scan, method, inferer)
+    sigma = 0.1 * (scan.max() - scan.min())
+    copies = []
+    for sample in range(3):
+        noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed((5 << 20) + sample))
+        copies.append(autograd_through_monai(network, inferer, scan + sigma * noise, explained))
+    oracle = torch.stack(copies).mean(0)
+    assert (explained.saliency - oracle).abs().max() <= 1e-4 * oracle.abs().max()
+
+
+def test_same_seed_same_bits_and_another_seed_other_noise():
+    network, scan, method = normed_net(), scan_of(SHAPE), Method("smoothgrad", samples=2, seed=3)
+    first, again = (explain(network, scan, method).saliency for _ in range(2))
+    other = explain(network, scan, replace(method, seed=4)).saliency
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other)
+
+
+def test_a_target_alone_gets_the_numbers_it_gets_among_all():
+    network, scan, method = normed_net(), scan_of(SHAPE), Method("smoothgrad", samples=2)
+    together = explain(network, scan, method)
+    alone = attribute(explainer_of(network), scan, ("heart",), method, silent)
+    assert torch.allclose(alone.saliency[0], together.saliency[together.targets.index("heart")], atol=1e-7)
+
+
+@pytest.mark.parametrize("batch", [2, 4])
+def test_window_batches_agree(batch):
+    network, scan, method = normed_net(), scan_of(SHAPE), Method("smoothgrad", samples=2)
+    one = explain(network, scan, method, inferer_of(overlap=0.5)).saliency
+    many = explain(network, scan, method, inferer_of(overlap=0.5, batch=batch)).saliency
+    assert (one - many).abs().max() <= 1e-5 * one.abs().max()
+
+
+def test_integrated_gradients_equal_captums_on_one_window():
+    network, scan, inferer = conv_net(), scan_of((8, 8, 8)), inferer_of()
+    explained = explain(network, scan, Method("integrated_gradients", samples=16), inferer)
+    for name, attributed in zip(explained.targets, explained.saliency, strict=True):
+        mask = explained.prediction == CLASSES.index(name)
+
+        def value(batch: torch.Tensor, mask=mask, channel=CLASSES.index(name)) -> torch.Tensor:
+            return (network(batch)[:, channel] * mask).sum(dim=(1, 2, 3))
+
+        captum = IntegratedGradients(value).attribute(
+            scan[None], baselines=0.0, n_steps=16, method="gausslegendre"
+        )
+        assert (attributed - captum[0, 0]).abs().max() <= 1e-5 * captum.abs().max()
+
+
+def test_integrated_gradients_are_complete_without_normalisation():
+    explained = explain(conv_net(), scan_of(SHAPE), Method("integrated_gradients", samples=64))
+    assert explained.targets and set(explained.completeness) == set(explained.targets)
+    for completeness in explained.completeness.values():
+        assert completeness.gap <= 0.01
+
+
+def test_the_gap_is_the_difference_it_says():
+    network, scan, inferer = normed_net(), scan_of(SHAPE), inferer_of()
+    explained = explain(network, scan, Method("integrated_gradients", samples=4), inferer)
+    at_scan, at_air = (stitched_logits(network, inferer, x) for x in (scan, torch.zeros_like(scan)))
+    for name, attributed in zip(explained.targets, explained.saliency, strict=True):
+        mask = explained.prediction == CLASSES.index(name)
+        difference = float((at_scan - at_air)[CLASSES.index(name)][mask].double().sum())
+        stated = explained.completeness[name]
+        assert stated.output_difference == pytest.approx(difference, rel=1e-4)
+        assert stated.gap == pytest.approx(
+            abs(float(attributed.double().sum()) - difference) / abs(difference), rel=1e-3
+        )
+
+
+def test_a_linear_network_by_hand():
+    torch.manual_seed(2)
+    network = torch.nn.Conv3d(1, 3, 3, padding=1, bias=True).requires_grad_(False)
+    scan = scan_of(SHAPE)
+    slope = explain(network, scan, Method("gradient"))
+    path = explain(network, scan, Method("integrated_gradients", samples=3, baseline="mean"))
+    expected = slope.saliency * (scan - 0.2302)
+    assert (path.saliency - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_three_voxels_by_hand():
+    """Kernel (1, 2, 3) along one axis, mask on the middle voxel: its gradient is the kernel."""
+    network = torch.nn.Conv3d(1, 1, (3, 1, 1), padding=(1, 0, 0), bias=False).requires_grad_(False)
+    network.weight.copy_(torch.tensor([1.0, 2.0, 3.0]).view(1, 1, 3, 1, 1))
+    scan = torch.rand(3, 1, 1)
+    plan = plan_windows(inferer_of((3, 1, 1)), (3, 1, 1), scan)
+    target = Target("middle", 0, torch.tensor([False, True, False]).view(3, 1, 1))
+    found = gradient(StitchedModel(network, plan), scan, [target])
+    assert found.flatten().tolist() == [1.0, 2.0, 3.0]
+
+
+def test_an_absent_target_is_absent_with_a_reason():
+    network = conv_net()
+    network[-1].bias[2] = -1e3
+    explained = explain(network, scan_of(SHAPE), Method("gradient"))
+    assert explained.absent == {"heart": "not predicted"}
+    assert "heart" not in explained.targets and len(explained.saliency) == len(explained.targets)
+
+
+def test_progress_counts_every_window_of_every_sample():
+    seen: list[tuple[int, int]] = []
+    network, inferer = conv_net(), inferer_of()
+    attribute(
+        explainer_of(network, inferer),
+        scan_of(SHAPE),
+        CLASSES,
+        Method(samples=3),
+        lambda d, t, _: seen.append((d, t)),
+    )
+    windows = len(plan_windows(inferer, SHAPE, torch.zeros(1)).slices)
+    assert seen == [(n, 3 * windows) for n in range(3 * windows + 1)]
+
+
+def test_the_network_is_left_as_it_was():
+    network, scan = normed_net().eval(), scan_of(SHAPE)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    explain(network, scan, Method(samples=2))
+    assert not network.training and all(p.grad is None and not p.requires_grad for p in network.parameters())
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_broken_weights_are_refused():
+    network = conv_net()
+    network[-1].bias[0] = float("nan")
+    with pytest.raises(InputError, match="finite logits"):
+        explain(network, scan_of(SHAPE), Method("gradient"))
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        (Method("gradcam"), "method must be"),
+        (Method(samples=0), "samples must be"),
+        (Method(sigma=-1), "sigma must be"),
+        (Method(sigma=float("nan")), "sigma must be"),
+        (Method("integrated_gradients", baseline="bone"), "baseline must be"),
+    ],
+)
+def test_parameters_out_of_range_are_refused(method, said):
+    with pytest.raises(InputError, match=said):
+        check_method(method)
+
+
+def test_an_unknown_target_is_refused():
+    with pytest.raises(InputError, match="target must be a class of the model"):
+        attribute(explainer_of(conv_net()), scan_of(SHAPE), ("spleen",), Method("gradient"), silent)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="compares CUDA with the CPU")
+def test_cuda_gives_the_numbers_of_the_cpu():
+    network, scan, method = normed_net(), scan_of(SHAPE), Method(samples=2)
+    on_cpu = explain(network, scan, method).saliency
+    explainer = replace(explainer_of(network.cuda()), device=torch.device("cuda"))
+    on_cuda = attribute(explainer, scan, CLASSES, method, silent).saliency
+    assert (on_cpu - on_cuda).abs().max() <= 1e-4 * on_cpu.abs().max()
+
+
+def test_prediction_ties_go_to_the_lower_class():
+    assert predicted_organs(torch.zeros(3, 2, 2, 2)).sum() == 0
