@@ -1,0 +1,292 @@
+"""Files <-> voxels (I, J, K) + affine, and every check of an incoming NIfTI scan.
+
+A scan is judged by its header before a voxel is decompressed, then streamed once to the end of the file,
+so that the gzip checksum is always compared. nibabel reads the header; its loader of voxels is not used,
+because it accepts most damaged `.nii.gz` files without a word.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import logging
+import math
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedIOBase
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.spatialimages import HeaderDataError
+
+from agg2exp_core.records import InputError, Volume
+from agg2exp_core.settings import max_volume_bytes
+
+CHUNK_VOXELS = 2**21
+MAX_LABEL = 2**16 - 1
+MAX_EXTENT_MM = 5000.0
+GRID_TOLERANCE = 0.1
+"""Two grids are the same when no corner of theirs lies further apart than this share of a voxel edge."""
+
+_silent = logging.Logger("nibabel header checks")
+_silent.addHandler(logging.NullHandler())
+
+
+@dataclass(frozen=True, eq=False)
+class ScanHeader:
+    """What a NIfTI header says, checked: shape (I, J, K), affine (4, 4) to RAS mm, spacing in mm.
+
+    dtype is that of the stored voxels, which begin `offset` bytes into the decompressed file;
+    value = stored · slope + intercept.
+    """
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+    spacing: tuple[float, float, float]
+    dtype: np.dtype
+    offset: int
+    slope: float
+    intercept: float
+
+
+def check_scan(path: Path) -> ScanHeader:
+    """The header of a scan that was read to its last byte and found whole; holds no more than a chunk of it.
+
+    Raises InputError for anything but one 3D NIfTI-1 or -2 file of finite real numbers on a proper grid
+    that fits the memory allowed (settings.max_volume_bytes).
+    """
+    with _opened(Path(path)) as (header, stream):
+        for _ in _finite_chunks(header, stream):
+            pass
+    return header
+
+
+def read_volume(path: Path) -> Volume:
+    """A checked scan (see check_scan) in float32 and the file's own orientation, rescaled as its header says."""
+    with _opened(Path(path)) as (header, stream):
+        flat = np.empty(math.prod(header.shape), np.float32)
+        at = 0
+        for chunk in _finite_chunks(header, stream):
+            flat[at : at + chunk.size] = chunk
+            at += chunk.size
+    return Volume(flat.reshape(header.shape, order="F"), header.affine)
+
+
+def read_labels(path: Path, like: ScanHeader | Volume | None = None) -> Volume:
+    """Checked labels, whole numbers 0 to 65535, in uint8 if they fit, else uint16; orientation as stored.
+
+    like: the scan they belong to. InputError if its grid is another one, or a voxel is no label.
+    """
+    with _opened(Path(path)) as (header, stream):
+        if like is not None:
+            _check_same_grid(header, like)
+        pieces = [_as_labels(chunk) for chunk in _chunks(header, stream)]
+    # Each piece already has the smallest type that holds it, so joining them promotes to just what is needed.
+    return Volume(np.concatenate(pieces).reshape(header.shape, order="F"), header.affine)
+
+
+def write_volume(path: Path, volume: Volume) -> None:
+    """Write NIfTI-1 (`.nii` or `.nii.gz` by name); equal volumes give equal bytes.
+
+    sform and qform both carry the affine (a sheared one only the sform: a quaternion cannot shear).
+    """
+    array = volume.array.astype(np.uint8) if volume.array.dtype == bool else volume.array
+    header = nib.Nifti1Header(endianness="<")
+    header.set_data_dtype(array.dtype)
+    header.set_data_shape(array.shape)
+    header.set_sform(volume.affine, code="scanner")
+    header.set_qform(volume.affine, code="scanner", strip_shears=True)
+    header.set_xyzt_units("mm")
+    header.set_slope_inter(1, 0)
+    header["vox_offset"] = header.single_vox_offset
+    header["magic"] = header.single_magic
+    little = array.dtype.newbyteorder("<")
+    with Path(path).open("wb") as file, _compressed(Path(path), file) as stream:
+        stream.write(header.binaryblock + bytes(4))
+        for k in range(array.shape[2]):
+            stream.write(array[:, :, k].astype(little, copy=False).tobytes(order="F"))
+
+
+def to_ras(volume: Volume) -> Volume:
+    """The same voxels with axes flipped and swapped so that I, J, K run closest to right, anterior, superior."""
+    orientation = nib.orientations.io_orientation(volume.affine)
+    array = nib.orientations.apply_orientation(volume.array, orientation)
+    affine = volume.affine @ nib.orientations.inv_ornt_aff(orientation, volume.array.shape)
+    return Volume(np.ascontiguousarray(array), affine)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[ScanHeader, BufferedIOBase]]:
+    """The checked header and the decompressed stream behind it; whatever reading raises becomes InputError."""
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        raise InputError("a scan must be a NIfTI file", path.name, ".nii, .nii.gz")
+    try:
+        with path.open("rb") as file, _decompressed(path, file) as stream:
+            yield _read_header(path.name, stream), stream
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError("a .nii.gz must be a whole, undamaged gzip file", f"{path.name}: {error}") from None
+    except OSError as error:
+        raise InputError("a scan must be a readable file", f"{path}: {error.strerror or error}") from None
+
+
+def _decompressed(path: Path, file: BufferedIOBase) -> BufferedIOBase:
+    return gzip.open(file, "rb") if path.name.lower().endswith(".gz") else file
+
+
+def _compressed(path: Path, file: BufferedIOBase) -> BufferedIOBase:
+    # Neither name nor time in the gzip header: the bytes depend on the volume alone.
+    if path.name.lower().endswith(".gz"):
+        return gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=6, mtime=0)
+    return file
+
+
+def _read_header(name: str, stream: BufferedIOBase) -> ScanHeader:
+    """Parse and check the first bytes of the stream; nothing beyond the header is decompressed for it."""
+    raw = _parse(name, stream)
+    dtype = _real_dtype(raw)
+    offset, slope, intercept = float(raw["vox_offset"]), float(raw["scl_slope"]), float(raw["scl_inter"])
+    shape = _checked_shape(raw.get_data_shape())
+    _check_memory(shape, dtype, offset)
+    if not (math.isfinite(slope) and math.isfinite(intercept)) or (slope == 0 and intercept != 0):
+        raise InputError("scl_slope and scl_inter must be finite, or both 0", f"{slope}, {intercept}")
+    # The standard's slope of 0 says that the voxels are not scaled.
+    slope = slope or 1.0
+    try:
+        affine = np.asarray(raw.get_best_affine(), np.float64)
+    except (ValueError, HeaderDataError) as error:
+        raise InputError("the affine must be readable", error) from None
+    spacing = _checked_spacing(affine, shape)
+    return ScanHeader(shape, affine, spacing, dtype, int(offset), slope, intercept)
+
+
+def _parse(name: str, stream: BufferedIOBase) -> nib.Nifti1Header:
+    """The NIfTI-1 or NIfTI-2 header at the start of the stream, with nibabel's own checks passed."""
+    block = stream.read(nib.Nifti1Header.sizeof_hdr)
+    sizes = {int.from_bytes(block[:4], "little"), int.from_bytes(block[:4], "big")}
+    kind = nib.Nifti2Header if nib.Nifti2Header.sizeof_hdr in sizes else nib.Nifti1Header
+    block += stream.read(kind.sizeof_hdr - len(block))
+    try:
+        if kind.sizeof_hdr not in sizes or len(block) < kind.sizeof_hdr:
+            raise HeaderDataError("no NIfTI header at its start")
+        raw = kind(block, check=False)
+        if bytes(raw["magic"]).rstrip(b"\0") != kind.single_magic.rstrip(b"\0"):
+            raise HeaderDataError("its magic bytes are not those of a single-file NIfTI")
+        raw.check_fix(logger=_silent, error_level=40)
+    except (HeaderDataError, ValueError) as error:
+        raise InputError("a scan must be a NIfTI file", f"{name}: {error}") from None
+    return raw
+
+
+def _real_dtype(raw: nib.Nifti1Header) -> np.dtype:
+    dtype = raw.get_data_dtype()
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise InputError("voxels must be real numbers", dtype, "integers and floats of 8 to 64 bits")
+    return dtype
+
+
+def _checked_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    if len(shape) != 3:
+        raise InputError("a scan must have 3 dimensions", f"{len(shape)}: {tuple(map(int, shape))}")
+    i, j, k = (int(n) for n in shape)
+    if min(i, j, k) < 1:
+        raise InputError("a scan must have a voxel along every axis", (i, j, k))
+    return i, j, k
+
+
+def _check_memory(shape: tuple[int, int, int], dtype: np.dtype, offset: float) -> None:
+    """Both what the file holds and the float32 copy made of it must fit; the offset too is bytes to read."""
+    needed = math.prod(shape) * max(dtype.itemsize, 4) + offset
+    allowed = max_volume_bytes()
+    if not needed <= allowed:
+        size = f"{shape} of {dtype}, {needed / 2**30:.3g} GiB"
+        raise InputError("a scan must fit the memory allowed", size, f"{allowed / 2**30:g} GiB (AGG2EXP_MAX_GIB)")
+
+
+def _checked_spacing(affine: np.ndarray, shape: tuple[int, int, int]) -> tuple[float, float, float]:
+    """Voxel edges in mm of an affine that is finite, invertible and spans no more than MAX_EXTENT_MM."""
+    if not np.isfinite(affine).all():
+        raise InputError("the affine must be finite", affine.tolist())
+    edges = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    # On unit columns, so that the rule is about directions and holds at any spacing.
+    if not edges.all() or abs(np.linalg.det(affine[:3, :3] / edges)) < 1e-6:
+        raise InputError("the affine must be invertible", affine.tolist())
+    if (edges * shape).max() > MAX_EXTENT_MM:
+        raise InputError("a scan's extent must be plausible", f"{edges * shape} mm", f"to {MAX_EXTENT_MM:g} mm")
+    i, j, k = edges
+    return float(i), float(j), float(k)
+
+
+def _chunks(header: ScanHeader, stream: BufferedIOBase) -> Iterator[np.ndarray]:
+    """Voxel values in file order, a chunk at a time, and then the proof that the file ends there.
+
+    A byte after the last voxel is refused: the header does not describe such a file, and a stream that
+    goes on and on is stopped at its first surplus byte. At the true end gzip compares its checksum.
+    """
+    _skip(stream, header.offset - stream.tell())
+    left = math.prod(header.shape)
+    while left:
+        count = min(left, CHUNK_VOXELS)
+        data = stream.read(count * header.dtype.itemsize)
+        if len(data) < count * header.dtype.itemsize:
+            raise InputError("a scan must hold every voxel that its header declares", "a file cut short")
+        yield _rescaled(np.frombuffer(data, header.dtype), header)
+        left -= count
+    if stream.read(1):
+        raise InputError("a scan must end with its last voxel", "more bytes than its header declares")
+
+
+def _skip(stream: BufferedIOBase, count: int) -> None:
+    """Pass over header extensions without keeping them."""
+    while count > 0:
+        passed = len(stream.read(min(count, 2**20)))
+        if not passed:
+            raise InputError("a scan must hold every voxel that its header declares", "a file cut short")
+        count -= passed
+
+
+def _rescaled(stored: np.ndarray, header: ScanHeader) -> np.ndarray:
+    if header.slope == 1 and header.intercept == 0:
+        return stored
+    return stored.astype(np.float64) * header.slope + header.intercept
+
+
+def _finite_chunks(header: ScanHeader, stream: BufferedIOBase) -> Iterator[np.ndarray]:
+    """The chunks in float32, in which a number too large for it counts as infinite."""
+    for chunk in _chunks(header, stream):
+        with np.errstate(over="ignore"):
+            values = chunk.astype(np.float32)
+        bad = values.size - int(np.isfinite(values).sum())
+        if bad:
+            raise InputError("voxels must be finite numbers in float32", f"{bad} NaN or infinite")
+        yield values
+
+
+def _as_labels(values: np.ndarray) -> np.ndarray:
+    """The chunk in the smallest unsigned type that holds it."""
+    low, high = float(values.min()), float(values.max())
+    # Compared so that NaN, which is neither below nor above anything, is refused as well.
+    in_range = low >= 0 and high <= MAX_LABEL
+    if not in_range or (values.dtype.kind == "f" and (values != np.floor(values)).any()):
+        got = f"values from {low:g} to {high:g}" if not in_range else "fractions"
+        raise InputError("labels must be whole numbers", got, f"0 to {MAX_LABEL}")
+    return values.astype(np.min_scalar_type(int(high)))
+
+
+def _check_same_grid(labels: ScanHeader, scan: ScanHeader | Volume) -> None:
+    shape = scan.array.shape if isinstance(scan, Volume) else scan.shape
+    if labels.shape != shape:
+        raise InputError("labels must lie on the scan's grid", f"shape {labels.shape}", f"shape {shape}")
+    corners = np.array([[i, j, k, 1] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])])
+    apart = np.abs(corners @ (labels.affine - scan.affine).T).max()
+    allowed = GRID_TOLERANCE * min(scan.spacing)
+    if not apart <= allowed:
+        raise InputError("labels must lie on the scan's grid", f"{apart:.3g} mm apart", f"to {allowed:.3g} mm")
