@@ -39,6 +39,7 @@ _silent.addHandler(logging.NullHandler())
 class ScanHeader:
     """What a NIfTI header says, checked: shape (I, J, K), affine (4, 4) to RAS mm, spacing in mm.
 
+    The affine is the sform, else the qform, else (neither has a code) what nibabel and so MONAI assume.
     dtype is that of the stored voxels, which begin `offset` bytes into the decompressed file;
     value = stored · slope + intercept.
     """
