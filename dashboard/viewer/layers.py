@@ -1,0 +1,112 @@
+"""What is painted on a slice: HU as grey, attribution as colour, and the packing for the browser."""
+
+from __future__ import annotations
+
+import base64
+import io
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+LARGEST = 127
+"""Attribution is sent in 8 bits: −127 … 127 of the colour scale's end."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A HU window as radiologists give it: width/level."""
+
+    title: str
+    width: float
+    level: float
+
+
+WINDOWS = {
+    "lung": Window("Lung", 1500, -600),
+    "soft": Window("Soft tissue", 400, 40),
+    "bone": Window("Bone", 2500, 480),
+}
+
+# From transparent to strong; lightness grows with strength in both directions, so that the two
+# signs and their strength are also told apart without colour vision (blue against orange).
+_POSITIVE = ("#7a2e00", "#c65102", "#f28211", "#ffa733", "#ffd166")
+_NEGATIVE = ("#0a2f6b", "#0d5fb3", "#1f86e0", "#4faaf7", "#8fd0ff")
+_ABSOLUTE = ("#3b0f70", "#8c2981", "#de4968", "#fe8f5c", "#ffd98a")
+
+
+def grey(hu: np.ndarray, window: Window) -> np.ndarray:
+    """uint8: black at level − width/2 and below, white at level + width/2 and above."""
+    low = window.level - window.width / 2
+    scaled = (hu.astype(np.float32) - low) * np.float32(255 / window.width)
+    return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
+
+
+def scale_end(saliency: np.ndarray) -> float:
+    """Where the colour scale ends: the 99.9th percentile of |attribution|, or the peak of a sparse map.
+
+    A few voxels of SmoothGrad are far stronger than all others and would leave the rest invisible.
+    """
+    strength = np.abs(saliency)
+    end = float(np.percentile(strength, 99.9))
+    return end if end > 0 else float(strength.max())
+
+
+def quantised(attribution: np.ndarray, end: float) -> np.ndarray:
+    """int8: −127 … 127 of the scale's end, what is stronger clipped."""
+    if end <= 0:
+        return np.zeros(attribution.shape, np.int8)
+    return np.rint(np.clip(attribution / end, -1, 1) * LARGEST).astype(np.int8)
+
+
+def palette(signed: bool) -> np.ndarray:
+    """(256, 4) uint8 RGBA for the int8 values −128 … 127, seen as uint8 (value + 128).
+
+    Weak attribution is transparent, so that the anatomy stays visible under it.
+    """
+    strength = np.abs(np.arange(256) - 128) / LARGEST
+    strength = np.clip(strength, 0, 1)
+    upper = _ramp(_POSITIVE if signed else _ABSOLUTE, strength)
+    lower = _ramp(_NEGATIVE if signed else _ABSOLUTE, strength)
+    colors = np.where((np.arange(256) < 128)[:, None], lower, upper)
+    alpha = np.rint(255 * strength**0.6)
+    return np.column_stack([colors, alpha]).astype(np.uint8)
+
+
+def css_ramp(signed: bool, steps: int = 17) -> str:
+    """The colour bar as a CSS gradient, from the scale's low end to its high one, on black."""
+    values = np.linspace(-LARGEST if signed else 0, LARGEST, steps).round().astype(int)
+    table = palette(signed)[values + 128].astype(float)
+    shades = np.rint(table[:, :3] * table[:, 3:] / 255).astype(int)
+    return f"linear-gradient(to right, {', '.join('rgb({},{},{})'.format(*c) for c in shades)})"
+
+
+def grey_png(picture: np.ndarray) -> str:
+    """A (rows, columns) uint8 picture as a PNG data URI."""
+    return _data_uri(Image.fromarray(np.ascontiguousarray(picture)))
+
+
+def color_png(picture: np.ndarray, signed: bool) -> str:
+    """A (rows, columns) int8 picture, coloured by the palette, as a PNG data URI with transparency."""
+    table = palette(signed)
+    indices = (picture.astype(np.int16) + 128).astype(np.uint8)
+    return _data_uri(Image.fromarray(table[indices]))
+
+
+def packed(picture: np.ndarray) -> str:
+    """An integer picture as base64 of its deflated little-endian bytes, row by row."""
+    raw = np.ascontiguousarray(picture).astype(picture.dtype.newbyteorder("<")).tobytes()
+    return base64.b64encode(zlib.compress(raw, 1)).decode()
+
+
+def _ramp(stops: tuple[str, ...], strength: np.ndarray) -> np.ndarray:
+    rgb = np.array([[int(stop[n : n + 2], 16) for n in (1, 3, 5)] for stop in stops], float)
+    at = np.linspace(0, 1, len(stops))
+    return np.rint(np.column_stack([np.interp(strength, at, rgb[:, n]) for n in range(3)]))
+
+
+def _data_uri(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
