@@ -1,0 +1,57 @@
+# `make dashboard` and `make test` set themselves up in .venv; they install only when the requirements changed.
+PYTHON ?= python3
+VENV ?= .venv
+PORT ?= 8501
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest -v
+
+.DEFAULT_GOAL := help
+.PHONY: help dashboard test lint bench clean
+
+help:
+	@echo "make dashboard   install, make the demo ready, open the dashboard at http://127.0.0.1:$(PORT)"
+	@echo "make test        install the tools too and run every test"
+	@echo "make lint        style, types and the import contracts"
+	@echo "make bench       the figures that the README quotes"
+	@echo "make clean       remove .venv and the caches; data stays"
+
+dashboard: $(VENV)/.package
+	$(BIN)/agg2exp demo
+	$(BIN)/agg2exp dashboard --port $(PORT)
+
+# The browser tests measure waits, so they have both cores to themselves.
+test: $(VENV)/.tools
+	$(PYTEST) -n 2 --dist loadfile -m "not browser"
+	$(PYTEST) -m browser
+
+lint: $(VENV)/.tools
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+bench: $(VENV)/.package
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or later is needed; $(PYTHON) was not found"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed, not $$($(PYTHON) -V); name one: make PYTHON=python3.12 …"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(VENV)/.requirements: requirements.txt | $(VENV)/bin/python
+	$(PIP) -r requirements.txt
+	@touch $@
+
+$(VENV)/.package: pyproject.toml $(VENV)/.requirements
+	$(PIP) --no-deps -e .
+	@touch $@
+
+$(VENV)/.tools: requirements-dev.txt $(VENV)/.package
+	$(PIP) -r requirements-dev.txt
+	@touch $@
