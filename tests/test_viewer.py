@@ -172,11 +172,11 @@ def test_what_is_sent_is_what_was_cut() -> None:
         "test",
         scan,
         load_label_set("thorax17"),
+        8,
         Volume(np.full(SHAPE, 8, np.uint8), affine),
-        Volume(np.full(SHAPE, -1.0, np.float32), affine),
-        end=2.0,
+        stage.Attribution(Volume(np.full(SHAPE, -1.0, np.float32), affine), 2.0, slices.world(affine, (3, 2, 1))),
     )
-    data = stage.stage_data(scene, stage.Look("soft", outlined=("heart",)), (1, 2, 3), None)
+    data = stage.stage_data(scene, stage.Look("soft"), (1, 2, 3), None)
     sagittal = data["planes"]["sagittal"]
     assert sagittal["index"] == 1 and data["spacing"] == [2.0, 3.0, 5.0]
     expected = slices.cut(scan.array, SAGITTAL, 1)
@@ -185,7 +185,7 @@ def test_what_is_sent_is_what_was_cut() -> None:
     assert set(_unpacked(sagittal["attribution"], "i1")) == {-64}
     picture = Image.open(io.BytesIO(base64.b64decode(sagittal["grey"].partition(",")[2])))
     assert np.array_equal(np.asarray(picture), layers.grey(expected, layers.WINDOWS["soft"]))
-    assert [organ["title"] for organ in data["organs"].values() if organ["outlined"]] == ["Heart"]
+    assert data["peak"] == (3, 2, 1) and data["organs"][str(data["target"])]["title"] == "Heart"
 
 
 @pytest.mark.parametrize("sent", [None, [1, 2], ["a", 0, 0], [0, 0, 9], [-1, 0, 0], 5])

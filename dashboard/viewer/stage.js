@@ -3,7 +3,7 @@
 
 const stages = new WeakMap();
 const SLIDER = 22; // height in px of the range input under each picture
-const TALLEST = 860; // px, so that the stage of a long scan still fits a screen
+const TALLEST = 720; // px, so that the stage of a long scan still fits a screen
 
 export default function ({ data, parentElement, setTriggerValue }) {
   let stage = stages.get(parentElement);
@@ -26,6 +26,11 @@ class Stage {
     this.panes = [...root.querySelectorAll(".pane")].map((section) => new Pane(section, this));
     this.watcher = new ResizeObserver(() => this.layout());
     this.watcher.observe(root.parentElement);
+    this.opacity = root.querySelector(".opacity input");
+    this.outlining = root.querySelector(".outlining select");
+    this.opacity.addEventListener("input", () => this.draw());
+    this.outlining.addEventListener("input", () => this.draw());
+    root.querySelector(".peak").addEventListener("click", () => this.move(this.data.peak));
   }
 
   close() {
@@ -34,16 +39,18 @@ class Stage {
   }
 
   update(data) {
-    const another = !this.data || this.data.scene !== data.scene;
+    if (this.data?.scene !== data.scene) this.pending = null;
     this.data = data;
     clearTimeout(this.patience);
     this.waiting = false;
-    if (another || data.jump !== this.jump) this.pending = null;
-    this.jump = data.jump;
     if (!this.pending) this.cursor = data.cursor;
     for (const pane of this.panes) pane.load(data.planes[pane.name]);
     this.root.querySelector(".convention").textContent = data.convention;
     this.legend(data.legend);
+    this.root.querySelector(".opacity").hidden = !data.legend;
+    this.root.querySelector(".peak").hidden = !data.peak;
+    this.root.querySelector(".outlining").hidden = !data.planes.axial.labels;
+    this.root.querySelector(".tools").hidden = !data.legend && !data.planes.axial.labels;
     this.layout();
     this.remember();
     if (this.pending) this.deliver();
@@ -87,6 +94,7 @@ class Stage {
     this.scale = wide ? Math.min(width / (x + y), height / (y + z)) : width / Math.max(x, y);
     const px = (mm) => Math.max(1, Math.round(mm * this.scale));
     this.root.style.gridTemplateColumns = wide ? `${px(x)}px ${Math.max(px(y), 200)}px` : "100%";
+    this.root.style.gridTemplateRows = wide ? `auto ${Math.max(px(y) + SLIDER, 200)}px ${px(z) + SLIDER}px` : "";
     for (const pane of this.panes) pane.resize(this.scale);
     this.draw();
   }
@@ -96,7 +104,7 @@ class Stage {
     const values = this.panes[0].values(this.cursor) ?? {};
     const list = this.root.querySelector(".values");
     list.replaceChildren();
-    const rows = [["Crosshair", this.millimetres(this.cursor)], ["Organ", values.organ],
+    const rows = [["Position", this.millimetres(this.cursor)], ["Organ", values.organ],
       ["CT value", values.hu], ["Attribution", values.attribution]];
     for (const [name, text] of rows) {
       if (text === undefined) continue;
@@ -265,12 +273,12 @@ class Pane {
     context.clearRect(0, 0, width, height);
     context.imageSmoothingQuality = "high";
     context.drawImage(this.grey, 0, 0, width, height);
-    if (this.color) {
-      context.globalAlpha = data.opacity;
+    if (this.color && data.legend) {
+      context.globalAlpha = this.stage.opacity.value / 100;
       context.drawImage(this.color, 0, 0, width, height);
       context.globalAlpha = 1;
     }
-    if (this.paths && data.outlines) this.outline(context);
+    if (this.paths) this.outline(context);
     this.crosshair(context);
     this.ruler(context);
     this.hover();
@@ -280,14 +288,15 @@ class Pane {
     const dense = window.devicePixelRatio || 1;
     const grid = new DOMMatrix([this.canvas.width / this.columns, 0, 0, this.canvas.height / this.rows, 0, 0]);
     context.lineJoin = context.lineCap = "round";
-    const drawn = [...this.paths].filter(([label]) => this.stage.data.organs[label]?.outlined);
-    for (const [label, path] of drawn) {
+    const { data, outlining } = this.stage;
+    const wanted = { all: (label) => label in data.organs, target: (label) => label === data.target, none: () => false };
+    for (const [label, path] of [...this.paths].filter(([label]) => wanted[outlining.value](label))) {
       const placed = new Path2D();
       placed.addPath(path, grid);
       context.strokeStyle = "rgba(0, 0, 0, 0.55)";
       context.lineWidth = 2.8 * dense;
       context.stroke(placed);
-      context.strokeStyle = this.stage.data.organs[label].color;
+      context.strokeStyle = data.organs[label].color;
       context.lineWidth = 1.4 * dense;
       context.stroke(placed);
     }
@@ -345,7 +354,7 @@ class Pane {
       organ: this.labels ? this.stage.organ(this.labels[at]) : undefined,
       hu: `${signed(this.hu[at], false)} HU`,
       attribution: share === undefined || share === null ? undefined
-        : `${signed(share, true)} % of the scale`,
+        : `${signed(share, true)} %`,
     };
   }
 

@@ -18,30 +18,56 @@ from dashboard.viewer.slices import Plane, Voxel
 _HERE = Path(__file__).parent
 
 
+KEYS = "Click or drag to move the other slices; scroll, or ↑ and ↓, steps through one."
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """A map on the model's grid. end: where its colour scale ends. peak: world position of its strongest voxel."""
+
+    volume: Volume
+    end: float
+    peak: np.ndarray
+
+
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """What is to be seen: the scan on its own grid in RAS, the rest on the model's grid.
+    """What is to be seen: the scan on its own grid in RAS, prediction and attribution on the model's grid.
 
-    key names the files behind it, so that pictures can be cached. end: where the colour scale ends.
+    key names the files behind it, so that pictures can be cached. target: label value of the explained organ.
     """
 
     key: str
     scan: Volume
     labels: LabelSet
+    target: int
     prediction: Volume | None = None
-    saliency: Volume | None = None
-    end: float = 0.0
+    attribution: Attribution | None = None
+
+    @property
+    def shape(self) -> Voxel:
+        i, j, k = self.scan.array.shape
+        return i, j, k
+
+    @property
+    def middle(self) -> Voxel:
+        i, j, k = (size // 2 for size in self.shape)
+        return i, j, k
+
+    @property
+    def peak(self) -> Voxel | None:
+        """The scan's voxel nearest to the strongest attribution."""
+        if self.attribution is None or self.attribution.end == 0:
+            return None
+        return slices.nearest_voxel(self.scan.affine, self.attribution.peak, self.shape)
 
 
 @dataclass(frozen=True)
 class Look:
-    """How it is to be seen. outlined: organs drawn, all of them when empty."""
+    """How it is to be seen: the HU window's name, and signed or absolute attribution."""
 
     window: str = "soft"
     signed: bool = True
-    opacity: float = 0.7
-    outlines: bool = True
-    outlined: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,28 +82,21 @@ class Legend:
 
 def stage_data(scene: Scene, look: Look, cursor: Voxel, legend: Legend | None) -> dict[str, Any]:
     """Everything that the browser needs to draw the three slices through `cursor`."""
-    organs = {
-        str(organ.id): {
-            "title": organ.title,
-            "color": organ.color,
-            "outlined": organ.id > 0 and (not look.outlined or organ.name in look.outlined),
-        }
-        for organ in scene.labels.organs
+    planes = {
+        plane.name: _picture(scene, scene.key, plane, cursor[plane.across], look.window, look.signed)
+        for plane in slices.PLANES
     }
     return {
         "scene": scene.key,
-        "shape": list(scene.scan.array.shape),
+        "shape": list(scene.shape),
         "spacing": list(scene.scan.spacing),
         "affine": scene.scan.affine[:3].tolist(),
         "cursor": list(cursor),
-        "planes": {
-            plane.name: _picture(scene, scene.key, plane, cursor[plane.across], look.window, look.signed)
-            for plane in slices.PLANES
-        },
-        "organs": organs,
-        "opacity": look.opacity,
-        "outlines": look.outlines,
-        "convention": slices.CONVENTION,
+        "peak": scene.peak,
+        "target": scene.target,
+        "planes": planes,
+        "organs": {str(organ.id): {"title": organ.title, "color": organ.color} for organ in scene.labels.organs},
+        "convention": f"{slices.CONVENTION} {KEYS}",
         "legend": _legend(legend, look.signed),
     }
 
@@ -87,11 +106,15 @@ def stage(data: dict[str, Any], key: str, on_move: Callable[[], None]) -> None:
     _component()(data=data, key=key, on_move_change=on_move, height="content")
 
 
-def moved_to(key: str, shape: tuple[int, ...]) -> Voxel | None:
+def moved_to(key: str, shape: Voxel) -> Voxel | None:
     """The voxel that the browser chose, if it lies in the scan."""
-    chosen = getattr(st.session_state.get(key), "move", None)
+    return voxel_inside(getattr(st.session_state.get(key), "move", None), shape)
+
+
+def voxel_inside(given: Any, shape: Voxel) -> Voxel | None:
+    """Three indices, as numbers or text, if they name a voxel of the grid."""
     try:
-        i, j, k = (int(index) for index in chosen or ())
+        i, j, k = (int(index) for index in given)
     except (TypeError, ValueError):
         return None
     inside = all(0 <= index < size for index, size in zip((i, j, k), shape, strict=True))
@@ -119,9 +142,9 @@ def _picture(_scene: Scene, key: str, plane: Plane, index: int, window: str, sig
     if _scene.prediction is not None:
         labels = slices.sample(_scene.prediction, _scene.scan, plane, index, order=0)
         picture["labels"] = layers.packed(labels.astype(np.uint16))
-    if _scene.saliency is not None:
-        values = slices.sample(_scene.saliency, _scene.scan, plane, index, order=1)
-        small = layers.quantised(values, _scene.end)
+    if _scene.attribution is not None:
+        values = slices.sample(_scene.attribution.volume, _scene.scan, plane, index, order=1)
+        small = layers.quantised(values, _scene.attribution.end)
         picture["color"] = layers.color_png(small, signed)
         picture["attribution"] = layers.packed(small)
     return picture

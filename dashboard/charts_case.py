@@ -1,0 +1,94 @@
+"""Charts of the Case page: DataFrame → Plotly figure. No streamlit."""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from agg2exp_core.organs import BACKGROUND, LabelSet, plain_name
+
+ROW = 25
+"""Height in px of one region's bar."""
+
+_TINT = "rgba(128, 134, 142, {})"
+
+
+def importance_bars(table: pd.DataFrame, labels: LabelSet, colors: dict[str, str], measure: str) -> go.Figure:
+    """One bar a region, the largest on top, with the cohort's spread behind it.
+
+    table: as `queries.case_importance` gives it (region, value, absent, q05, q25, median, q75, q95,
+    percentile). colors: group → colour. measure: "mass" (a share of 1, shown in %) or "mean".
+    """
+    rows = _described(table, labels, colors, measure)
+    figure = go.Figure()
+    for low, high, width, alpha, name in (
+        ("q05", "q95", 0.86, 0.20, "5–95 % of the cohort"),
+        ("q25", "q75", 0.86, 0.34, "25–75 % of the cohort"),
+    ):
+        figure.add_bar(
+            y=rows["title"], x=rows[high] - rows[low], base=rows[low], width=width, orientation="h",
+            marker={"color": _TINT.format(alpha), "line": {"width": 0}}, name=name, hoverinfo="skip",
+        )  # fmt: skip
+    figure.add_bar(
+        y=rows["title"], x=rows["value"], width=0.42, orientation="h", name="this case", showlegend=False,
+        marker={"color": rows["color"], "line": {"width": 0}}, customdata=rows["told"],
+        hovertemplate="%{customdata}<extra></extra>",
+    )  # fmt: skip
+    figure.add_scatter(
+        y=rows["title"], x=rows["median"], mode="markers", name="cohort median", hoverinfo="skip",
+        marker={"symbol": "line-ns", "size": 17, "line": {"width": 2, "color": "#80868e"}},
+    )  # fmt: skip
+    _name_groups(figure, rows)
+    return _laid_out(figure, rows, measure)
+
+
+def _described(table: pd.DataFrame, labels: LabelSet, colors: dict[str, str], measure: str) -> pd.DataFrame:
+    organs = {organ.name: organ for organ in labels.organs}
+    rows = table.sort_values("value", ascending=True, na_position="first").reset_index(drop=True)
+    scale = 100.0 if measure == "mass" else 1.0
+    numbers = ["value", "q05", "q25", "median", "q75", "q95"]
+    rows[numbers] = rows[numbers].astype(float) * scale
+    known = [organs.get(name) for name in rows["region"]]
+    rows["title"] = [
+        organ.title if organ else plain_name(name) for organ, name in zip(known, rows["region"], strict=True)
+    ]
+    rows["group"] = [organ.group if organ else "other" for organ in known]
+    rows["color"] = [colors.get(group, "#80868e") for group in rows["group"]]
+    rows["told"] = [_told(row, measure) for row in rows.to_dict("records")]
+    return rows
+
+
+def _told(row: dict, measure: str) -> str:
+    def number(value: float) -> str:
+        return f"{value:.2f} %" if measure == "mass" else f"{value:.3g}"
+
+    if pd.isna(row["value"]):
+        return f"<b>{row['title']}</b><br>{row.get('absent') or 'not predicted'}"
+    lines = [f"<b>{row['title']}</b>: {number(row['value'])}"]
+    if pd.notna(row["median"]):
+        lines.append(f"cohort median {number(row['median'])}, 5–95 %: {number(row['q05'])} to {number(row['q95'])}")
+    if pd.notna(row.get("percentile")):
+        lines.append(f"higher than in {row['percentile']:.0f} % of the cohort")
+    return "<br>".join(lines)
+
+
+def _name_groups(figure: go.Figure, rows: pd.DataFrame) -> None:
+    """A bar trace has one legend entry; the groups get theirs from empty traces."""
+    named = rows[rows["region"] != BACKGROUND].drop_duplicates("group").sort_values("group")
+    for group, color in zip(named["group"], named["color"], strict=True):
+        figure.add_bar(y=[None], x=[None], orientation="h", name=group, marker={"color": color}, hoverinfo="skip")
+
+
+def _laid_out(figure: go.Figure, rows: pd.DataFrame, measure: str) -> go.Figure:
+    title = "share, %" if measure == "mass" else "mean per voxel"
+    figure.update_layout(
+        barmode="overlay",
+        bargap=0,
+        height=ROW * len(rows) + 118,
+        margin={"l": 4, "r": 14, "t": 4, "b": 74},
+        legend={"orientation": "h", "xref": "container", "yref": "container", "x": 0, "y": 0, "yanchor": "bottom"},
+        xaxis={"title": {"text": title, "standoff": 4}, "rangemode": "tozero", "zeroline": False},
+        yaxis={"automargin": True, "ticks": "", "tickfont": {"size": 13}},
+        hoverlabel={"align": "left"},
+    )
+    return figure

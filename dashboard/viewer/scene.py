@@ -1,0 +1,77 @@
+"""From a case's files to what the stage shows. Loaded volumes are kept while their files do not change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import streamlit as st
+
+from agg2exp_core import volumes
+from agg2exp_core.organs import LabelSet
+from agg2exp_core.records import InputError, Volume
+from dashboard.viewer import layers, slices
+from dashboard.viewer.stage import Attribution, Scene
+
+Stamp = tuple[str, int, int]
+"""Path, time and size of a file: another content has another stamp."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The files behind a scene. result: the case's folder in a run, None before it was explained."""
+
+    image: Path
+    result: Path | None
+    target: str
+
+
+def load_scene(sources: Sources, labels: LabelSet) -> Scene:
+    """Read what there is. InputError if the scan cannot be read, or results are damaged."""
+    image = _stamp(sources.image)
+    prediction, attribution = _results(sources)
+    return Scene(
+        str([image, prediction, attribution]),
+        _scan(*image),
+        labels,
+        labels[sources.target].id,
+        _labels(*prediction) if prediction else None,
+        _attribution(*attribution) if attribution else None,
+    )
+
+
+def _results(sources: Sources) -> tuple[Stamp | None, Stamp | None]:
+    """Prediction and attribution map of the case, as far as they are stored."""
+    if sources.result is None:
+        return None, None
+    files = (sources.result / "prediction.nii.gz", sources.result / "saliency" / f"{sources.target}.nii.gz")
+    prediction, attribution = (_stamp(file) if file.is_file() else None for file in files)
+    return prediction, attribution
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise InputError("a case's file must be there", f"{path.name}: {error.strerror}") from None
+    return str(path), stat.st_mtime_ns, stat.st_size
+
+
+@st.cache_resource(max_entries=4, show_spinner="Reading the scan …")
+def _scan(path: str, changed: int, size: int) -> Volume:
+    """The scan in RAS order as int16 HU: half the memory, and no scanner resolves less than 1 HU."""
+    volume = volumes.to_ras(volumes.read_volume(Path(path)))
+    limits = np.iinfo(np.int16)
+    return Volume(np.rint(np.clip(volume.array, limits.min, limits.max)).astype(np.int16), volume.affine)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _labels(path: str, changed: int, size: int) -> Volume:
+    return volumes.read_labels(Path(path))
+
+
+@st.cache_resource(max_entries=12, show_spinner=False)
+def _attribution(path: str, changed: int, size: int) -> Attribution:
+    volume = volumes.read_volume(Path(path))
+    return Attribution(volume, layers.scale_end(volume.array), slices.peak(volume))

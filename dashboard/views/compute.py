@@ -1,0 +1,218 @@
+"""The compute panel: explain this case, watch and stop what runs, bring a scan of one's own."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, Any
+
+import streamlit as st
+
+from agg2exp_core import volumes
+from agg2exp_core.jobs import queue
+from agg2exp_core.jobs.queue import JobState, Request
+from agg2exp_core.organs import LabelSet
+from agg2exp_core.records import InputError, Method
+from agg2exp_core.store import cohorts
+
+UPLOADS = "uploads"
+METHODS = {"smoothgrad": "SmoothGrad", "gradient": "Gradient", "integrated_gradients": "Integrated gradients"}
+SAMPLES = {"smoothgrad": "Noisy copies", "integrated_gradients": "Steps"}
+STATUS = {
+    "queued": ("waiting", "gray"),
+    "running": ("running", "blue"),
+    "done": ("done", "green"),
+    "failed": ("failed", "red"),
+    "cancelled": ("stopped", "gray"),
+}
+SHOWN_JOBS = 3
+WATCHED = "compute_watched"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the page shows, and so what a computation would be about. method: that of the run shown."""
+
+    root: Path
+    cohort: str
+    case_id: str
+    target: str
+    labels: LabelSet
+    model: str | None = None
+    method: Method | None = None
+
+
+def list_models(root: Path) -> list[str]:
+    """Names of the bundles of a data root, found without loading any."""
+    return sorted(path.parents[1].name for path in (root / "models").glob("*/configs/inference.json"))
+
+
+def ask(subject: Subject) -> None:
+    """The form: method, samples, one organ or all of them, and the button that starts it."""
+    models = list_models(subject.root)
+    if not models:
+        st.info("No model is here yet, so nothing can be computed. `agg2exp demo` brings one.")
+        return
+    index = models.index(subject.model) if subject.model in models else 0
+    model = st.selectbox("Model", models, index=index, key="compute_model") if len(models) > 1 else models[0]
+    title = subject.labels[subject.target].title
+    method = _ask_method(subject.method or Method(samples=4))
+    scope = st.radio("Organs", [title, "All organs"], horizontal=True, key="compute_scope")
+    targets = (subject.target,) if scope == title else ()
+    if st.button("Explain", type="primary", icon=":material/bolt:", width="stretch", key="compute_start"):
+        request = Request(subject.cohort, subject.case_id, model, method, targets)
+        queue.submit(subject.root, request)
+        st.rerun()
+
+
+def _ask_method(usual: Method) -> Method:
+    names = list(METHODS)
+    name = st.selectbox(
+        "Method", names, index=names.index(usual.name), format_func=METHODS.__getitem__, key="compute_method"
+    )
+    if name not in SAMPLES:
+        return Method(name)
+    samples = st.number_input(
+        SAMPLES[name],
+        min_value=1,
+        max_value=500,
+        value=usual.samples if name == usual.name else 20,
+        key=f"compute_samples_{name}",
+        help="More of them give a steadier map and take proportionally longer.",
+    )
+    if name == usual.name:
+        return Method(name, int(samples), usual.sigma, usual.baseline, usual.seed)
+    return Method(name, int(samples))
+
+
+def jobs(root: Path, labels: LabelSet, here: tuple[str, str] | None) -> None:
+    """What runs and what ended lately; looks again every second while something runs.
+
+    here: cohort and case on the page. When a job about it ends, the page turns to its result.
+    """
+    running = any(not job.finished for job in queue.list_jobs(root))
+    st.fragment(_jobs, run_every=1.0 if running else None)(root, labels, here)
+
+
+def _jobs(root: Path, labels: LabelSet, here: tuple[str, str] | None) -> None:
+    known = queue.list_jobs(root)
+    unfinished = [job for job in known if not job.finished]
+    ended = [job for job in known if job.finished]
+    watched = st.session_state.get(WATCHED, ())
+    st.session_state[WATCHED] = tuple(job.job_id for job in unfinished)
+    for job in ended:
+        if job.job_id in watched:
+            if job.result and (job.request.cohort, job.request.case_id) == here:
+                open_result(job)
+            st.rerun(scope="app")
+    for job in [*unfinished, *ended[: max(SHOWN_JOBS - len(unfinished), 1)]]:
+        _job(root, labels, job)
+
+
+def open_result(job: JobState) -> None:
+    """Let the page's link name what the job computed."""
+    assert job.result is not None
+    for name, value in (("cohort", "cohort"), ("run", "run"), ("case", "case_id")):
+        st.query_params[name] = job.result[value]
+    if job.request.targets:
+        st.query_params["target"] = job.request.targets[0]
+
+
+def _job(root: Path, labels: LabelSet, job: JobState) -> None:
+    with st.container(border=True, key=f"job_{job.job_id}", gap="small"):
+        st.markdown(_headline(labels, job))
+        if not job.finished:
+            st.progress(min(job.done / job.total, 1.0) if job.total else 0.0, text=_pace(job))
+            _stop_button(root, job)
+        elif job.status == "done" and job.result:
+            if st.button("Open", key=f"open_{job.job_id}", icon=":material/visibility:"):
+                open_result(job)
+                st.rerun(scope="app")
+        elif job.status == "failed":
+            st.error(job.reason, icon=":material/error:")
+            with st.popover("Log"):
+                st.code(queue.log(root, job.job_id) or "Nothing was printed.", language=None, wrap_lines=True)
+
+
+def _stop_button(root: Path, job: JobState) -> None:
+    asked = f"stopping_{job.job_id}"
+    stopping = st.session_state.get(asked, False)
+    label = "Stopping …" if stopping else "Stop"
+    if st.button(label, key=f"stop_{job.job_id}", disabled=stopping, icon=":material/stop_circle:"):
+        st.session_state[asked] = True
+        queue.cancel(root, job.job_id)
+        st.rerun(scope="fragment")
+
+
+def _headline(labels: LabelSet, job: JobState) -> str:
+    titles = {organ.name: organ.title for organ in labels.organs}
+    organs = ", ".join(titles.get(name, name) for name in job.request.targets) or "All organs"
+    method = job.request.method
+    copies = f" × {method.samples}" if method.name in SAMPLES else ""
+    word, color = STATUS[job.status]
+    what = f"{organs}, {METHODS.get(method.name, method.name)}{copies}"
+    return f"**{job.request.case_id}** :{color}-badge[{word}]  \n{what}"
+
+
+def _pace(job: JobState) -> str:
+    words = [job.note] if job.note else []
+    if job.seconds_left is not None:
+        words.append(f"about {duration(job.seconds_left)} left")
+    return " · ".join(words) or "starting"
+
+
+def duration(seconds: float) -> str:
+    """A time left as people say it: 8 s, 3 min, 2 h 5 min."""
+    if seconds < 90:
+        return f"{max(round(seconds), 1)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def upload(root: Path) -> None:
+    """Take a NIfTI scan into the cohort `uploads` and show it."""
+    file = st.file_uploader("NIfTI scan (.nii, .nii.gz), HU", type=["nii", "gz"], key="upload_file")
+    if file is None or st.session_state.get("upload_seen") == file.file_id:
+        return
+    st.session_state["upload_seen"] = file.file_id
+    try:
+        with st.spinner("Checking the scan …"):
+            case_id = take_in(root, file.name, file)
+    except InputError as error:
+        st.session_state["upload_seen"] = None
+        st.error(str(error), icon=":material/error:")
+        return
+    for name in ("run", "target", "at"):
+        st.query_params.pop(name, None)
+    st.query_params["cohort"], st.query_params["case"] = UPLOADS, case_id
+    st.rerun()
+
+
+def take_in(root: Path, name: str, content: IO[bytes]) -> str:
+    """Check an uploaded scan, store it as a case of the cohort `uploads` and return its id.
+
+    The id ends with the hash of the bytes, so the same file brought twice is the same case.
+    """
+    ending = next((ending for ending in (".nii.gz", ".nii") if name.lower().endswith(ending)), None)
+    if ending is None:
+        raise InputError("a scan must be a NIfTI file", repr(name), ".nii or .nii.gz")
+    images = root / "cohorts" / UPLOADS / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    content.seek(0)
+    digest = hashlib.file_digest(content, "sha256").hexdigest()  # type: ignore[arg-type]
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", name[: -len(ending)]).strip("-")[:50] or "scan"
+    case_id = f"{stem}-{digest[:8]}"
+    with TemporaryDirectory(dir=images.parent, prefix=".incoming-") as folder:
+        arrived = Path(folder) / f"scan{ending}"
+        content.seek(0)
+        with arrived.open("wb") as file:
+            while block := content.read(2**22):
+                file.write(block)
+        volumes.check_scan(arrived)
+        arrived.replace(images / f"{case_id}{ending}")
+    row: dict[str, Any] = {"case_id": case_id, "image": f"images/{case_id}{ending}", "label": ""}
+    cohorts.append_case(root, UPLOADS, row)
+    return case_id

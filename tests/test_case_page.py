@@ -1,0 +1,275 @@
+"""The Case page: its parts on their own, and the page itself in a browser."""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from agg2exp_core.jobs import queue
+from agg2exp_core.jobs.queue import Request
+from agg2exp_core.organs import load_label_set
+from agg2exp_core.records import InputError, Method, SumTable, Volume
+from agg2exp_core.store import cohorts, results
+from agg2exp_core.volumes import read_volume, write_volume
+from dashboard.charts_case import importance_bars
+from dashboard.views import case, compute
+
+LABELS = load_label_set("thorax17")
+RUN = "thorax17_swinunetr-smoothgrad-4"
+SHAPE = (40, 32, 24)
+AFFINE = np.array([[-4.0, 0, 0, 80], [0, -4, 0, 70], [0, 0, 6, -50], [0, 0, 0, 1]])  # stored LPS
+
+
+def _nifti(shape: tuple[int, ...] = SHAPE) -> bytes:
+    return nib.Nifti1Image(np.zeros(shape, np.int16), np.eye(4)).to_bytes()
+
+
+# ---- bringing a scan --------------------------------------------------------------------------
+
+
+def test_an_uploaded_scan_becomes_a_case(tmp_path: Path) -> None:
+    case_id = compute.take_in(tmp_path, "Müller chest/CT 1.nii", io.BytesIO(_nifti()))
+    stored = cohorts.find_case(tmp_path, compute.UPLOADS, case_id)
+    assert stored.image is not None and read_volume(stored.image).array.shape == SHAPE
+    assert case_id.startswith("M-ller-chest-CT-1-")
+
+
+def test_the_same_scan_twice_is_one_case(tmp_path: Path) -> None:
+    first = compute.take_in(tmp_path, "a.nii", io.BytesIO(_nifti()))
+    assert compute.take_in(tmp_path, "a.nii", io.BytesIO(_nifti())) == first
+    compute.take_in(tmp_path, "b.nii", io.BytesIO(_nifti((3, 4, 5))))
+    assert len(cohorts.read_cases(tmp_path, compute.UPLOADS)) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.nii", b"no scan"), ("a.nii.gz", _nifti()), ("a.png", _nifti()), ("a.nii", _nifti((4, 4, 4, 2)))],
+    ids=["not a NIfTI", "not gzip", "another type", "4D"],
+)
+def test_a_refused_upload_leaves_nothing(tmp_path: Path, name: str, content: bytes) -> None:
+    with pytest.raises(InputError):
+        compute.take_in(tmp_path, name, io.BytesIO(content))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+# ---- words and charts -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(0.2, "1 s"), (42, "42 s"), (200, "3 min"), (7500, "2 h 5 min")])
+def test_time_left_in_words(seconds: float, words: str) -> None:
+    assert compute.duration(seconds) == words
+
+
+def test_bars_are_sorted_and_stand_before_their_cohort() -> None:
+    table = pd.DataFrame(
+        {
+            "region": ["aorta", "heart", "ribs"],
+            "value": [0.2, 0.5, np.nan],
+            "absent": [None, None, "region not predicted"],
+            **{name: [0.1, 0.2, 0.3] for name in ("q05", "q25", "median")},
+            **{name: [0.3, 0.4, 0.5] for name in ("q75", "q95")},
+            "percentile": [40.0, 99.0, np.nan],
+        }
+    )
+    figure = importance_bars(table, LABELS, {"cardiovascular system": "#123456"}, "mass")
+    bars = next(trace for trace in figure.data if trace.name == "this case")
+    assert list(bars.y) == ["Ribs", "Aorta", "Heart"] and list(bars.x[1:]) == [20.0, 50.0]
+    assert bars.marker.color[2] == "#123456"
+    assert "region not predicted" in bars.customdata[0] and "higher than in 99 %" in bars.customdata[2]
+    outer = figure.data[0]
+    assert list(outer.base) == pytest.approx([30, 10, 20]) and list(outer.x) == pytest.approx([20, 20, 20])
+
+
+def test_run_titles_name_the_method() -> None:
+    record = {"run": "r", "method": "smoothgrad", "model": "m", "parameters": {"samples": 4}}
+    assert case.run_title(record) == "SmoothGrad × 4, m"
+    assert case.run_title({"run": "published", "method": None, "parameters": None}) == "published"
+
+
+# ---- the page in a browser --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cohort of one explained scan with a bright mark at the patient's left, and one case without an image."""
+    root = tmp_path_factory.mktemp("data")
+    folder = root / "cohorts" / "tiny"
+    (folder / "images").mkdir(parents=True)
+    hu = np.full(SHAPE, -160, np.int16)
+    hu[30:36, 4:10, 16:20] = 240  # stored LPS: high i is left, low j is anterior
+    write_volume(folder / "images" / "one.nii.gz", Volume(hu, AFFINE))
+    (folder / "cases.csv").write_text("case_id,image,label,age\none,images/one.nii.gz,,63\ntwo,,,70\n")
+    info = {
+        "model": "thorax17_swinunetr", "model_hash": "0", "method": "smoothgrad", "versions": {},
+        "parameters": Method("smoothgrad", 4).parameters(), "label_set": "thorax17", "values": "sums",
+    }  # fmt: skip
+    results.write_run(root, "tiny", RUN, info)
+    for name in ("one", "two"):
+        _explained(root, name)
+    model = root / "models" / "thorax17_swinunetr" / "configs"
+    model.mkdir(parents=True)
+    (model / "inference.json").write_text("{}")
+    return root
+
+
+def _explained(root: Path, case_id: str) -> None:
+    sums = np.random.default_rng(0).random((2, 2, 17))
+    voxels = np.full(17, 50, np.int64)
+    table = SumTable(("aorta", "heart"), LABELS.names, sums[0], sums[1], voxels)
+    prediction = np.zeros(SHAPE, np.uint8)
+    prediction[30:36, 4:10, 16:20] = 8
+    saliency = np.zeros(SHAPE, np.float32)
+    saliency[33, 6, 18] = -2
+    manifest = {"case_id": case_id, "targets": ["aorta", "heart"], "label_set": "thorax17"}
+    with results.case_folder(root / "runs" / "tiny" / RUN / "cases" / case_id, manifest) as folder:
+        results.write_importance(folder, table)
+        results.write_agreement(folder, LABELS.names, np.full(17, 0.9), np.full(17, 0.8))
+        write_volume(folder / "prediction.nii.gz", Volume(prediction, AFFINE))
+        (folder / "saliency").mkdir(exist_ok=True)
+        write_volume(folder / "saliency" / "heart.nii.gz", Volume(saliency, AFFINE))
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator[Browser]:
+    switches = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=switches)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def page(browser: Browser, server: Callable[[Path], str], root: Path) -> Page:
+    page = browser.new_page(viewport={"width": 1440, "height": 900}, base_url=server(root))
+    page.set_default_timeout(20_000)
+    return page
+
+
+def _open(page: Page, **asked: str) -> None:
+    link = {"cohort": "tiny", "run": RUN, "case": "one", "target": "heart"} | asked
+    page.goto("/case?" + "&".join(f"{name}={value}" for name, value in link.items()))
+
+
+def _light(page: Page, plane: str, right: float, down: float) -> int:
+    """Red of the canvas at a share of its width and height; smoothed, so look inside even areas."""
+    return page.locator(f'[data-plane="{plane}"] canvas').evaluate(
+        "(c, [x, y]) => c.getContext('2d').getImageData(c.width * x, c.height * y, 1, 1).data[0]", [right, down]
+    )
+
+
+def _titles(page: Page) -> dict[str, str]:
+    return {
+        name: page.locator(f'[data-plane="{name}"] .title').inner_text() for name in ("axial", "coronal", "sagittal")
+    }
+
+
+def _until(seen: Callable[[], object], expected: object) -> None:
+    for _ in range(100):
+        if seen() == expected:
+            return
+        time.sleep(0.1)
+    assert seen() == expected
+
+
+@pytest.mark.browser
+def test_link_opens_the_case_at_its_peak_left_on_the_right(page: Page) -> None:
+    _open(page)
+    # RAS indices of the peak: i = 39 − 33, j = 31 − 6, k = 18; titles count from 1.
+    expected = {"axial": "Axial 19/24", "coronal": "Coronal 26/32", "sagittal": "Sagittal 7/40"}
+    page.locator("canvas").first.wait_for()
+    _until(lambda: _titles(page), expected)
+    page.locator(".opacity input").fill("0")
+    _until(lambda: _light(page, "axial", 31 / 40, 5 / 32) > 200, True)
+    assert _light(page, "axial", 9 / 40, 5 / 32) < 30
+    assert _light(page, "coronal", 31 / 40, 5 / 24) > 200 and _light(page, "coronal", 31 / 40, 18 / 24) < 30
+    assert _light(page, "sagittal", 5 / 32, 5 / 24) > 200 and _light(page, "sagittal", 27 / 32, 5 / 24) < 30
+    marks = page.locator('[data-plane="sagittal"] .mark').all_inner_texts()
+    assert marks == ["A", "P", "S", "I"]
+    assert "right is on your left" in page.locator(".convention").inner_text()
+
+
+@pytest.mark.browser
+def test_pictures_are_true_to_the_millimetre(page: Page) -> None:
+    _open(page)
+    sizes = {}
+    for plane, (across, down) in {"axial": (160, 128), "coronal": (160, 144), "sagittal": (128, 144)}.items():
+        page.locator(f'[data-plane="{plane}"] canvas').wait_for()
+        _until(lambda plane=plane: page.locator(f'[data-plane="{plane}"] canvas').bounding_box()["width"] > 60, True)
+        box = page.locator(f'[data-plane="{plane}"] canvas').bounding_box()
+        sizes[plane] = (box["width"] / across, box["height"] / down)
+    scales = [scale for pair in sizes.values() for scale in pair]
+    assert max(scales) / min(scales) < 1.01
+
+
+@pytest.mark.browser
+def test_a_click_moves_the_other_slices_and_the_link(page: Page) -> None:
+    _open(page)
+    canvas = page.locator('[data-plane="axial"] canvas')
+    canvas.wait_for()
+    _until(lambda: _titles(page)["axial"], "Axial 19/24")
+    box = canvas.bounding_box()
+    canvas.click(position={"x": box["width"] * 10.5 / 40, "y": box["height"] * 20.5 / 32})
+    _until(lambda: _titles(page), {"axial": "Axial 19/24", "coronal": "Coronal 12/32", "sagittal": "Sagittal 30/40"})
+    page.wait_for_url("**at=29.11.18**")
+    page.reload()
+    canvas.wait_for()
+    _until(lambda: _titles(page)["sagittal"], "Sagittal 30/40")
+    page.get_by_role("button", name="Jump to the peak").click()
+    _until(lambda: _titles(page)["sagittal"], "Sagittal 7/40")
+    page.mouse.move(box["x"] + 60, box["y"] + 60)
+    page.mouse.wheel(0, -120)
+    _until(lambda: _titles(page)["axial"], "Axial 21/24")
+
+
+@pytest.mark.browser
+def test_a_case_without_an_image_says_so_and_keeps_its_bars(page: Page) -> None:
+    _open(page, case="two")
+    page.get_by_text("No image is stored for this case").wait_for()
+    page.locator(".js-plotly-plot").first.wait_for()
+
+
+@pytest.mark.browser
+def test_a_link_to_an_unknown_case_is_told(page: Page) -> None:
+    _open(page, case="nobody")
+    page.get_by_text("Case of the link is not here").wait_for()
+
+
+@pytest.mark.browser
+def test_a_job_is_found_again_after_a_reload_and_stopped(
+    page: Page, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = (
+        "import sys, time, pathlib\nfrom agg2exp_core.jobs.progress import Reporter\n"
+        "with Reporter(pathlib.Path(sys.argv[1]), sys.argv[2]) as report:\n"
+        "    for n in range(1, 600):\n        report.progress(n, 600, 'window')\n        time.sleep(0.1)\n"
+    )
+    monkeypatch.setattr(queue, "command", lambda root, job, request: [sys.executable, "-c", script, str(root), job])
+    job = queue.submit(root, Request("tiny", "one", "thorax17_swinunetr", Method("gradient"), ("heart",)))
+    try:
+        for _ in range(2):
+            _open(page)
+            page.get_by_text("left", exact=False).filter(has_text="window").first.wait_for()
+        page.get_by_role("button", name="Stop").click()
+        page.get_by_text("stopped").wait_for()
+        assert queue.state(root, job).status == "cancelled"
+    finally:
+        queue.cancel(root, job)
+
+
+@pytest.mark.browser
+def test_a_failed_job_gives_its_reason(page: Page, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = "model must exist; got nothing"
+    script = f"import sys; sys.exit({reason!r})"
+    monkeypatch.setattr(queue, "command", lambda root, job, request: [sys.executable, "-c", script])
+    queue.submit(root, Request("tiny", "two", "gone", Method("gradient")))
+    _open(page)
+    page.get_by_text(reason).wait_for()
