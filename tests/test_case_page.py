@@ -185,7 +185,7 @@ def test_link_opens_the_case_at_its_peak_left_on_the_right(page: Page) -> None:
     _open(page)
     # RAS indices of the peak: i = 39 − 33, j = 31 − 6, k = 18; titles count from 1.
     expected = {"axial": "Axial 19/24", "coronal": "Coronal 26/32", "sagittal": "Sagittal 7/40"}
-    page.locator("canvas").first.wait_for()
+    page.locator(".pane canvas").first.wait_for()
     _until(lambda: _titles(page), expected)
     page.locator(".opacity input").fill("0")
     _until(lambda: _light(page, "axial", 31 / 40, 5 / 32) > 200, True)

@@ -183,7 +183,7 @@ def test_what_is_sent_is_what_was_cut() -> None:
     assert np.array_equal(_unpacked(sagittal["hu"], "<i2").reshape(expected.shape), expected)
     assert set(_unpacked(sagittal["labels"], "<u2")) == {8}
     assert set(_unpacked(sagittal["attribution"], "i1")) == {-64}
-    picture = Image.open(io.BytesIO(base64.b64decode(sagittal["grey"].partition(",")[2])))
+    picture = _png(sagittal["grey"])
     assert np.array_equal(np.asarray(picture), layers.grey(expected, layers.WINDOWS["soft"]))
     assert data["peak"] == (3, 2, 1) and data["organs"][str(data["target"])]["title"] == "Heart"
 
@@ -197,6 +197,17 @@ def test_a_voxel_that_is_not_in_the_scan_is_ignored(sent: object, monkeypatch: p
     assert stage.moved_to("viewer", SHAPE) is None
     Result.move = [6, 7, 8]
     assert stage.moved_to("viewer", SHAPE) == (6, 7, 8)
+
+
+def test_attribution_is_painted_in_the_palette() -> None:
+    values = np.array([[-127, -1, 0], [5, 64, 127]], np.int8)
+    for signed in (True, False):
+        painted = np.asarray(_png(layers.color_png(values, signed)).convert("RGBA"))
+        assert np.array_equal(painted, layers.palette(signed)[values.astype(int) + 128])
+
+
+def _png(uri: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
 
 
 def _unpacked(text: str, dtype: str) -> np.ndarray:

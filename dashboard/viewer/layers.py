@@ -90,8 +90,9 @@ def grey_png(picture: np.ndarray) -> str:
 def color_png(picture: np.ndarray, signed: bool) -> str:
     """A (rows, columns) int8 picture, coloured by the palette, as a PNG data URI with transparency."""
     table = palette(signed)
-    indices = (picture.astype(np.int16) + 128).astype(np.uint8)
-    return _data_uri(Image.fromarray(table[indices]))
+    image = Image.fromarray((picture.astype(np.int16) + 128).astype(np.uint8))
+    image.putpalette(table[:, :3].tobytes())
+    return _data_uri(image, transparency=table[:, 3].tobytes())
 
 
 def packed(picture: np.ndarray) -> str:
@@ -106,7 +107,7 @@ def _ramp(stops: tuple[str, ...], strength: np.ndarray) -> np.ndarray:
     return np.rint(np.column_stack([np.interp(strength, at, rgb[:, n]) for n in range(3)]))
 
 
-def _data_uri(image: Image.Image) -> str:
+def _data_uri(image: Image.Image, **options: bytes) -> str:
     file = io.BytesIO()
-    image.save(file, "PNG", compress_level=1)
+    image.save(file, "PNG", compress_level=1, **options)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

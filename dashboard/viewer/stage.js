@@ -3,7 +3,7 @@
 
 const stages = new WeakMap();
 const SLIDER = 22; // height in px of the range input under each picture
-const TALLEST = 720; // px, so that the stage of a long scan still fits a screen
+const TALLEST = 660; // px, so that the stage of a long scan still fits a screen
 
 export default function ({ data, parentElement, setTriggerValue }) {
   let stage = stages.get(parentElement);

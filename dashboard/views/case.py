@@ -23,6 +23,7 @@ from dashboard.views import compute
 DEFAULT_LABELS = "thorax17"
 SIGNS = {"abs": "Absolute", "pos": "Positive", "neg": "Negative"}
 VALUES = {"mass": "Share", "mean": "Mean per voxel"}
+MAPS = {"signed": "Signed", "absolute": "Absolute", "off": "Hidden"}
 STAGE = "case_stage"
 
 # Streamlit greys axis labels out; here they are the organs' names, read first. In the theme's own text colour.
@@ -230,7 +231,7 @@ def _viewer(chosen: Chosen, scene: Scene) -> None:
 
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         window = _segments("HU window", {name: window.title for name, window in layers.WINDOWS.items()}, "soft")
-        shown = _segments("Attribution map", {"signed": "Signed", "absolute": "Absolute", "off": "Hidden"}, "signed")
+        shown = "off" if scene.attribution is None else _segments("Attribution map", MAPS, "signed")
     cursor = st.session_state.get(place) or _linked_voxel(scene.shape) or scene.peak or scene.middle
     st.session_state[place] = cursor
     look = Look(window, signed=shown == "signed")
@@ -290,7 +291,7 @@ def _importance(chosen: Chosen, dice: bool = True) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         sign = _segments("Attribution counted", SIGNS, "abs")
         value = _segments("Measure", VALUES, "mass")
-    background = st.toggle("With background", key="case_background")
+        background = st.toggle("With background", key="case_background")
     table = _table(chosen, Selection(chosen.cohort, chosen.run, sign, value, background))
     figure = charts_case.importance_bars(table, chosen.labels, charts.group_colors(chosen.labels), value)
     with st.container(key="case_bars_box"):
