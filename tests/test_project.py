@@ -1,0 +1,95 @@
+"""The project as a whole: what it ships with, and what its two front doors promise."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer
+
+from agg2exp_core.cli import app
+
+PROJECT = Path(__file__).resolve().parents[1]
+HEAVY = {"torch", "monai", "captum"}
+
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+import dashboard
+names = [module.name for module in pkgutil.walk_packages(dashboard.__path__, "dashboard.")]
+for name in names:
+    importlib.import_module(name)
+print(len(names), *sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+
+RUN_APP = """
+import sys
+from streamlit.testing.v1 import AppTest
+app = AppTest.from_file("dashboard/app.py", default_timeout=60).run()
+assert not app.exception, app.exception
+print(1, *sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+def command_names(group: typer.core.TyperGroup, prefix: str = "agg2exp") -> list[str]:
+    """`agg2exp demo`, `agg2exp cohort add`, … as a user types them."""
+    names = []
+    for name, command in group.commands.items():
+        words = f"{prefix} {name}"
+        names += command_names(command, words) if isinstance(command, typer.core.TyperGroup) else [words]
+    return names
+
+
+def test_dockerfile_passes_its_linter() -> None:
+    linter = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([linter, PROJECT / "Dockerfile"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("script", [IMPORT_ALL, RUN_APP], ids=["imported", "run"])
+def test_the_dashboard_loads_no_network(script: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=PROJECT,
+        env={"AGG2EXP_DATA": str(tmp_path), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    count, *loaded = done.stdout.split()
+    assert int(count) > 0
+    assert "streamlit" in loaded
+    assert HEAVY.isdisjoint(loaded)
+
+
+def test_every_command_is_in_the_readme() -> None:
+    front = typer.main.get_command(app)
+    assert isinstance(front, typer.core.TyperGroup)
+    names = command_names(front)
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    assert {"agg2exp demo", "agg2exp cohort add"} <= set(names)
+    assert [name for name in names if not re.search(rf"{name}\b", readme)] == []
+
+
+def test_every_file_that_the_readme_links_is_there() -> None:
+    for name in ("README.md", "CONTRIBUTING.md"):
+        text = (PROJECT / name).read_text(encoding="utf-8")
+        links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text)
+        assert [link for link in links if not (PROJECT / link).exists()] == []
+
+
+def test_the_dashboard_stays_on_this_machine_and_reports_nothing() -> None:
+    config = tomllib.loads((PROJECT / ".streamlit" / "config.toml").read_text(encoding="utf-8"))
+    assert config["server"]["address"] == "127.0.0.1"
+    assert config["browser"]["gatherUsageStats"] is False
+
+
+def test_requirements_are_pinned() -> None:
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        lines = (PROJECT / name).read_text(encoding="utf-8").splitlines()
+        wanted = [line for line in lines if line and not line.startswith(("#", "-r "))]
+        assert wanted
+        assert [line for line in wanted if not re.fullmatch(r"[A-Za-z0-9-]+==[\w.]+", line)] == []
