@@ -2,6 +2,7 @@
 // shows the values under the pointer, and sends one thing back: the voxel that was chosen.
 
 const stages = new WeakMap();
+const settings = { opacity: 70, outlines: "all" }; // outlive a stage, as from one case to the next
 const SLIDER = 22; // height in px of the range input under each picture
 const TALLEST = 660; // px, so that the stage of a long scan still fits a screen
 
@@ -28,8 +29,13 @@ class Stage {
     this.watcher.observe(root.parentElement);
     this.opacity = root.querySelector(".opacity input");
     this.outlining = root.querySelector(".outlining select");
-    this.opacity.addEventListener("input", () => this.draw());
-    this.outlining.addEventListener("input", () => this.draw());
+    for (const [name, control] of Object.entries({ opacity: this.opacity, outlines: this.outlining })) {
+      control.value = settings[name];
+      control.addEventListener("input", () => {
+        settings[name] = control.value;
+        this.draw();
+      });
+    }
     root.querySelector(".peak").addEventListener("click", () => this.move(this.data.peak));
   }
 
@@ -293,12 +299,7 @@ class Pane {
     for (const [label, path] of [...this.paths].filter(([label]) => wanted[outlining.value](label))) {
       const placed = new Path2D();
       placed.addPath(path, grid);
-      context.strokeStyle = "rgba(0, 0, 0, 0.55)";
-      context.lineWidth = 2.8 * dense;
-      context.stroke(placed);
-      context.strokeStyle = data.organs[label].color;
-      context.lineWidth = 1.4 * dense;
-      context.stroke(placed);
+      cased(context, data.organs[label].color, 1.4 * dense, 0.7 * dense, placed);
     }
   }
 
@@ -315,22 +316,22 @@ class Pane {
       context.moveTo(x0, y0);
       context.lineTo(x1, y1);
     }
-    context.strokeStyle = "rgba(130, 255, 190, 0.75)";
-    context.lineWidth = dense;
-    context.stroke();
+    cased(context, "rgba(130, 255, 190, 0.85)", dense, 0.6 * dense);
   }
 
   ruler(context) {
     const dense = window.devicePixelRatio || 1;
     const length = (50 / this.size[0]) * this.canvas.width;
     const [x, y] = [8 * dense, this.canvas.height - 8 * dense];
-    context.strokeStyle = context.fillStyle = "#cfd3d8";
-    context.lineWidth = 2 * dense;
     context.beginPath();
     context.moveTo(x, y);
     context.lineTo(x + length, y);
-    context.stroke();
+    cased(context, "#e8eaed", 2 * dense, dense);
     context.font = `${11 * dense}px sans-serif`;
+    context.lineWidth = 3 * dense;
+    context.strokeStyle = "rgba(0, 0, 0, 0.6)";
+    context.strokeText("5 cm", x, y - 5 * dense);
+    context.fillStyle = "#e8eaed";
     context.fillText("5 cm", x, y - 5 * dense);
   }
 
@@ -379,6 +380,17 @@ class Pane {
     this.tip.style.left = `${Math.max(left, 2)}px`;
     this.tip.style.top = `${y + 16 + high > box.height ? y - 16 - high : y + 16}px`;
   }
+}
+
+// A line in a darker casing, so that it is seen on white bone as on black air.
+function cased(context, color, width, margin, path) {
+  const line = path ? () => context.stroke(path) : () => context.stroke();
+  context.strokeStyle = "rgba(0, 0, 0, 0.5)";
+  context.lineWidth = width + 2 * margin;
+  line();
+  context.strokeStyle = color;
+  context.lineWidth = width;
+  line();
 }
 
 function signed(number, plus) {

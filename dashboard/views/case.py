@@ -165,12 +165,16 @@ def _neighbours(cases: list[str], case_id: str) -> None:
 
     here = cases.index(case_id)
     with st.container(horizontal=True, vertical_alignment="center"):
-        for icon, by, name in (
-            (":material/chevron_left:", -1, "Previous case"),
-            (":material/chevron_right:", 1, "Next case"),
-        ):
-            at_end = not 0 <= here + by < len(cases)
-            st.button("", icon=icon, key=f"case_step{by}", help=name, disabled=at_end, on_click=step, args=(by,))
+        for side, by, name in (("left", -1, "previous"), ("right", 1, "next")):
+            st.button(
+                "",
+                key=f"case_{name}",
+                icon=f":material/chevron_{side}:",
+                help=f"The {name} case",
+                disabled=not 0 <= here + by < len(cases),
+                on_click=step,
+                args=(by,),
+            )
         st.caption(f"{here + 1} of {len(cases)}")
 
 
@@ -248,7 +252,13 @@ def _viewer(chosen: Chosen, scene: Scene) -> None:
 def _segments(label: str, titles: dict[str, str], usual: str) -> str:
     key = f"case_look_{label}"
     chosen = st.segmented_control(
-        label, list(titles), default=usual, format_func=titles.__getitem__, key=key, required=True
+        label,
+        list(titles),
+        default=usual,
+        format_func=titles.__getitem__,
+        key=key,
+        required=True,
+        persist_state="session",
     )
     return str(chosen or usual)
 
