@@ -6,12 +6,16 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import typer
+from playwright.sync_api import sync_playwright
 
 from agg2exp_core.cli import app
+from agg2exp_core.settings import SHIPPED
 
 PROJECT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "monai", "captum"}
@@ -85,6 +89,19 @@ def test_the_dashboard_stays_on_this_machine_and_reports_nothing() -> None:
     config = tomllib.loads((PROJECT / ".streamlit" / "config.toml").read_text(encoding="utf-8"))
     assert config["server"]["address"] == "127.0.0.1"
     assert config["browser"]["gatherUsageStats"] is False
+
+
+@pytest.mark.browser
+def test_the_browser_asks_no_other_host(chromium: str, server: Callable[[Path], str]) -> None:
+    url, asked = server(SHIPPED), set()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.on("request", lambda request: asked.add(urlsplit(request.url).hostname))
+        page.goto(url)
+        page.locator(".js-plotly-plot").first.wait_for(timeout=60_000)
+        browser.close()
+    assert asked == {"127.0.0.1"}
 
 
 def test_requirements_are_pinned() -> None:

@@ -120,6 +120,7 @@ def test_oblique_affine_keeps_its_world_coordinates(tmp_path: Path) -> None:
         ("scan.nii.gz", b"no gzip at all" * 100),
         ("scan.dcm", b"\0" * 128 + b"DICM"),
     ],
+    ids=["empty", "text", "gzip of zeros", "no gzip", "DICOM"],
 )
 def test_what_is_no_nifti_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
