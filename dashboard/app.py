@@ -1,0 +1,16 @@
+"""The dashboard's entry: page config and navigation."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from dashboard import style
+from dashboard.views import case, cohort
+
+st.set_page_config(page_title="Agg²Exp Explorer", page_icon=style.ICON, layout="wide", initial_sidebar_state=350)
+style.apply()
+pages = [
+    st.Page(cohort.page, title="Cohort", icon=":material/groups:", url_path="cohort", default=True),
+    st.Page(case.page, title="Case", icon=":material/person_search:", url_path="case"),
+]
+st.navigation(pages, position="top").run()

@@ -1,0 +1,77 @@
+"""Cached wrappers of the store: what a page asks twice is read once, until the files change."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import duckdb
+import pandas as pd
+import streamlit as st
+
+from agg2exp_core.records import Selection
+from agg2exp_core.store import catalog, queries
+
+
+@st.cache_data(ttl=2, show_spinner="Reading the results …")
+def _fingerprint(root: str) -> str:
+    """Changes when files change. Looked at no more often than every two seconds."""
+    return catalog.refresh(Path(root))
+
+
+@st.cache_resource(max_entries=2, show_spinner=False)
+def _connection(root: str, fingerprint: str) -> duckdb.DuckDBPyConnection:
+    return catalog.connect(Path(root))
+
+
+@st.cache_data(max_entries=500, show_spinner=False)
+def _answer(root: str, fingerprint: str, query: str, *arguments: object) -> pd.DataFrame:
+    # A cursor of its own: sessions run in threads, and a connection serves one at a time.
+    return getattr(queries, query)(_connection(root, fingerprint).cursor(), *arguments)
+
+
+def _ask(root: Path, query: str, *arguments: object) -> pd.DataFrame:
+    return _answer(str(root), _fingerprint(str(root)), query, *arguments)
+
+
+def cohorts(root: Path) -> pd.DataFrame:
+    return _ask(root, "cohorts")
+
+
+def runs(root: Path, cohort: str) -> pd.DataFrame:
+    """Runs of a cohort; `parameters` as a dict."""
+    found = _ask(root, "runs", cohort)
+    parsed = [json.loads(text) if isinstance(text, str) else text for text in found["parameters"]]
+    return found.assign(parameters=pd.Series(parsed, index=found.index, dtype=object))
+
+
+def targets(root: Path, cohort: str, run: str) -> list[str]:
+    return list(_ask(root, "targets", cohort, run)["target"])
+
+
+def metadata_columns(root: Path, cohort: str) -> pd.DataFrame:
+    return _ask(root, "metadata_columns", cohort)
+
+
+def cases(root: Path, selection: Selection) -> pd.DataFrame:
+    return _ask(root, "cases", selection)
+
+
+def box_stats(root: Path, selection: Selection, target: str) -> pd.DataFrame:
+    return _ask(root, "box_stats", selection, target)
+
+
+def matrix(root: Path, selection: Selection) -> pd.DataFrame:
+    return _ask(root, "matrix", selection)
+
+
+def ranked(root: Path, selection: Selection, target: str, region: str) -> pd.DataFrame:
+    return _ask(root, "ranked", selection, target, region)
+
+
+def case_importance(root: Path, selection: Selection, case_id: str, target: str) -> pd.DataFrame:
+    return _ask(root, "case_importance", selection, case_id, target)
+
+
+def agreement(root: Path, cohort: str, run: str, case_id: str) -> pd.DataFrame:
+    return _ask(root, "agreement", cohort, run, case_id)

@@ -1,0 +1,279 @@
+"""The Cohort page: what a model looks at for one organ over all scans, all organs at once, and the scans behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from agg2exp_core.organs import BACKGROUND, LabelSet, load_label_set
+from agg2exp_core.records import InputError, Selection
+from agg2exp_core.settings import data_root
+from dashboard import charts, data, filters
+from dashboard.charts import Pick
+from dashboard.views import case
+
+PICKED = "cohort_picked"
+TABLE_HEIGHT = 420
+NOT_SHOWN = ("cohort", "case_id", "image", "label", "dice", "explained", "pathology")
+
+BOX_HELP = (
+    "Each box is one region over all scans shown: the line is the median, the box holds the middle half, whiskers "
+    "reach the last scan within 1.5 box lengths, dots lie beyond (at most 40 are drawn). Sorted by median. "
+    "Click a row to list its scans."
+)
+MATRIX_HELP = (
+    "One row a target, one column a region: the median over the scans shown. Colour grows with the square root of the "
+    "value, so that small shares can be told apart. Click a cell to list its scans."
+)
+TABLE_HELP = (
+    "Dice is the overlap of prediction and label, 0 to 1; mean Dice averages the organs. Click a scan to open it."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """What the page is about. record: the run's row, see `queries.runs`."""
+
+    root: Path
+    cohort: str
+    record: dict[str, Any]
+    labels: LabelSet
+    target: str
+
+    @property
+    def run(self) -> str:
+        return str(self.record["run"])
+
+    @property
+    def shares_only(self) -> bool:
+        """An imported table: shares without signs."""
+        return self.record.get("values") == "shares"
+
+    def title(self, organ: str) -> str:
+        return charts.organ_of(self.labels, organ).title
+
+
+def page() -> None:
+    """Draw the page; what the user asked wrongly for is said in one line."""
+    try:
+        filters.follow_link()
+        with st.sidebar:
+            chosen = _choose(data_root())
+        if chosen is not None:
+            # A fragment: a filter or a click draws this again and leaves choosers and navigation alone.
+            st.fragment(_explore)(chosen)
+    except InputError as error:
+        st.error(str(error), icon=":material/error:")
+
+
+def _choose(root: Path) -> Chosen | None:
+    known = list(data.cohorts(root)["cohort"])
+    cohort = filters.pick_one("Cohort", "cohort", known) if known else None
+    if cohort is None:
+        st.info("No cohort is here yet. `agg2exp demo` brings two, `agg2exp cohort add` takes a folder of your scans.")
+        return None
+    records = {record["run"]: record for record in data.runs(root, cohort).to_dict("records")}
+    titles = {run: case.run_title(record) for run, record in records.items()}
+    run = (
+        filters.pick_one("Run", "run", list(records), titles, "A model and an attribution method.") if records else None
+    )
+    if run is None:
+        st.info(
+            f"Nothing in **{cohort}** is explained yet. Open a scan on the Case page and press **Explain**, "
+            "or run `agg2exp explain --cohort`."
+        )
+        return None
+    labels = load_label_set(records[run].get("label_set") or case.DEFAULT_LABELS, root)
+    names = charts.in_group_order(pd.Series(data.targets(root, cohort, run), dtype=object), labels)
+    titles = {name: _grouped_title(labels, name) for name in names}
+    help_text = "The organ whose segmentation is explained."
+    target = filters.pick_one("Target organ", "target", names, titles, help_text)
+    return Chosen(root, cohort, records[run], labels, target) if target else None
+
+
+def _grouped_title(labels: LabelSet, name: str) -> str:
+    organ = charts.organ_of(labels, name)
+    return organ.title if name == BACKGROUND else f"{organ.title} ({organ.group})"
+
+
+# ---- the page's main part --------------------------------------------------------------------------
+
+
+def _explore(chosen: Chosen) -> None:
+    heading, switches = st.container(), st.container(horizontal=True, vertical_alignment="bottom", gap="medium")
+    with switches:
+        sign, value, background = filters.measures(chosen.shares_only)
+        st.html(legend(chosen.labels), width="content")
+    everything = Selection(chosen.cohort, chosen.run, sign, value, background)
+    with st.sidebar, st.expander("Filter scans", icon=":material/filter_alt:", expanded=True):
+        selection = filters.narrow(chosen.root, everything, chosen.labels)
+    cases, total = data.cases(chosen.root, selection), len(data.cases(chosen.root, everything))
+    picked = _picked()
+    with heading:
+        _heading(chosen, selection, len(cases), total)
+    if cases.empty:
+        st.info("No scan passes these filters. Widen one of them, or clear all.", icon=":material/filter_alt_off:")
+    else:
+        _charts(chosen, selection, picked)
+        _table(chosen, selection, cases, picked)
+    filters.write_link(filters.link_of(selection, chosen.target, picked))
+
+
+def _heading(chosen: Chosen, selection: Selection, count: int, total: int) -> None:
+    words = filters.describe(selection, chosen.labels)
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        st.markdown(f"### {chosen.title(chosen.target)}: what the model looks at", width="content")
+        st.markdown(f"**{count} of {total} scans**" if words else f"**{total} scans**", width="content")
+        if words:
+            st.markdown(" ".join(f":primary-badge[{_escaped(word)}]" for word in words), width="content")
+            st.button(
+                "Clear all filters",
+                on_click=filters.clear,
+                icon=":material/close:",
+                key="cohort_clear",
+                type="tertiary",
+            )
+
+
+def _escaped(text: str) -> str:
+    """Metadata is a user's text, not Markdown."""
+    return "".join(f"\\{sign}" if sign in r"\`*_{}[]()#+!|~<>:$" else sign for sign in text)
+
+
+def _charts(chosen: Chosen, selection: Selection, picked: Pick | None) -> None:
+    left, right = st.columns([1, 1], gap="small")
+    region = picked[1] if picked and picked[0] == chosen.target else None
+    boxes = charts.region_boxes(
+        data.box_stats(chosen.root, selection, chosen.target), chosen.labels, selection.value, region
+    )
+    table = data.matrix(chosen.root, selection)
+    if not selection.background:
+        table = table[table["target"] != BACKGROUND]
+    matrix = charts.organ_matrix(table, chosen.labels, selection.value, picked)
+    with left:
+        st.markdown(f"##### Where the attribution of {chosen.title(chosen.target)} lies", help=BOX_HELP)
+        _clickable(boxes, "cohort_boxes", f"Box plots of every region for {chosen.title(chosen.target)}")
+    with right:
+        st.markdown("##### All targets (rows) and regions (columns)", help=MATRIX_HELP)
+        _clickable(matrix, "cohort_matrix", "Matrix of targets and regions")
+
+
+def legend(labels: LabelSet) -> str:
+    """The groups' colours, for both charts, as HTML."""
+    colors = charts.group_colors(labels)
+    squares = [
+        f"<div><span style='color:{colors[group]}'>■</span> {escape(group.capitalize())}</div>"
+        for group in labels.groups
+        if group != BACKGROUND
+    ]
+    return f"<div class='groups'>{''.join(squares)}</div>"
+
+
+def _clickable(figure: Any, key: str, alt: str) -> None:
+    st.plotly_chart(
+        figure,
+        key=key,
+        on_select=lambda: _pick(key),
+        selection_mode="points",
+        config={"displayModeBar": False},
+        alt=alt,
+    )
+
+
+# ---- a click and its list ------------------------------------------------------------------------
+
+
+def _pick(key: str) -> None:
+    """A click on a box names its region, one on a cell also its target; one on the same place again, nothing."""
+    points = st.session_state[key]["selection"]["points"]
+    named = [str(name) for name in points[0]["customdata"]] if points else []
+    target = st.session_state["cohort_target"]
+    st.session_state[PICKED] = (*([target] if len(named) == 1 else []), *named) if named else None
+
+
+def _picked() -> Pick | None:
+    wish = filters.asked("pick")
+    if wish and wish[0].count("~") == 1:
+        st.session_state[PICKED] = tuple(wish[0].split("~"))
+    return st.session_state.get(PICKED)
+
+
+def _table(chosen: Chosen, selection: Selection, cases: pd.DataFrame, picked: Pick | None) -> None:
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.markdown(f"##### {_table_title(chosen, selection, picked)}", help=TABLE_HELP, width="content")
+        if picked:
+            st.button("Show all scans", key="cohort_unpick", on_click=_unpick, icon=":material/close:", type="tertiary")
+    shown = table_of(cases)
+    if picked:
+        ranked = data.ranked(chosen.root, selection, *picked).rename(columns={"dice": "target_dice"})
+        shown = ranked.merge(shown, on="case_id", how="left")
+    key = f"cohort_table_{chosen.cohort}_{chosen.run}"
+    columns = _column_config(chosen, selection, picked)
+    event = st.dataframe(
+        _scaled(shown, selection), hide_index=True, column_config=columns, key=key, on_select="rerun",
+        selection_mode="single-cell", placeholder="–", height=TABLE_HEIGHT,
+    )  # fmt: skip
+    if event["selection"]["cells"]:
+        _open(chosen, str(shown["case_id"].iloc[event["selection"]["cells"][0][0]]), picked)
+
+
+def _unpick() -> None:
+    st.session_state[PICKED] = None
+
+
+def _open(chosen: Chosen, case_id: str, picked: Pick | None) -> None:
+    link = {
+        "cohort": chosen.cohort,
+        "run": chosen.run,
+        "case": case_id,
+        "target": picked[0] if picked else chosen.target,
+    }
+    st.switch_page(st.Page(case.page, url_path="case"), query_params=link)
+
+
+def _table_title(chosen: Chosen, selection: Selection, picked: Pick | None) -> str:
+    if picked is None:
+        return "Scans"
+    amount = "share" if selection.value == "mass" else "mean per voxel"
+    return f"Scans by {amount} of {chosen.title(picked[0])}’s attribution on {chosen.title(picked[1])}, highest first"
+
+
+def table_of(cases: pd.DataFrame) -> pd.DataFrame:
+    """Columns a reader wants, in order: the case, whether it has an image, its metadata, its mean Dice."""
+    metadata = [name for name in cases.columns if name not in NOT_SHOWN]
+    shown = cases[["case_id"]].copy()
+    has_image = cases["image"].fillna("").astype(bool)
+    if not has_image.all():
+        shown["image"] = ["stored" if there else "no image stored" for there in has_image]
+    if not cases["explained"].all():
+        shown["explained"] = ["yes" if there else "not yet" for there in cases["explained"]]
+    shown[metadata] = cases[metadata]
+    if cases["dice"].notna().any():
+        shown["dice"] = cases["dice"]
+    return shown
+
+
+def _scaled(shown: pd.DataFrame, selection: Selection) -> pd.DataFrame:
+    return shown.assign(value=100 * shown["value"]) if "value" in shown and selection.value == "mass" else shown
+
+
+def _column_config(chosen: Chosen, selection: Selection, picked: Pick | None) -> dict[str, Any]:
+    number = st.column_config.NumberColumn
+    config: dict[str, Any] = {
+        "case_id": st.column_config.TextColumn("Scan", pinned=True),
+        "image": "Image",
+        "explained": "Explained",
+        "dice": number("Mean Dice", format="%.3f"),
+    }
+    if picked:
+        share = selection.value == "mass"
+        name = f"{'Share' if share else 'Mean'} on {chosen.title(picked[1])}"
+        config["value"] = number(name, format="%.2f %%" if share else "%.3g", width=9 * len(name))
+        config["target_dice"] = number(f"Dice of {chosen.title(picked[0])}", format="%.3f")
+    metadata = [name for name in data.metadata_columns(chosen.root, chosen.cohort)["column"] if name not in config]
+    return config | {name: str(name).capitalize() for name in metadata}
