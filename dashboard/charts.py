@@ -90,7 +90,7 @@ def _box_rows(stats: pd.DataFrame, labels: LabelSet, measure: str) -> pd.DataFra
     scale = 100.0 if measure == "mass" else 1.0
     numbers = ["low", "q1", "median", "q3", "high"]
     rows[numbers] = rows[numbers].astype(float) * scale
-    rows["outliers"] = [scale * thinned(values) for values in rows["outliers"]]
+    rows["outliers"] = [list(scale * thinned(values)) for values in rows["outliers"]]
     return rows
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from agg2exp_core.organs import LabelSet
@@ -45,6 +44,8 @@ _KEY, _ASKED, _WRITTEN, _NEUTRAL = "cohort_", "cohort_link_asked", "cohort_link_
 def follow_link() -> None:
     """Note what a link asks for when it came from outside, or what was last shown when one comes back to the page."""
     now = {name: st.query_params.get_all(name) for name in st.query_params}
+    if "case" in now:
+        now = {}  # the browser's Back leaves the Case page's parameters in place
     written = st.session_state.get(_WRITTEN)
     if now != written or f"{_KEY}cohort" not in st.session_state:
         st.session_state[_ASKED] = dict(now or written or {})
@@ -200,7 +201,8 @@ def _slider(label: str, name: str, cohort: str, ends: tuple[float, float]) -> tu
         st.session_state[key] = wish
     st.session_state[_NEUTRAL][key] = (low, high)
     st.session_state.setdefault(key, (low, high))
-    first, last = st.slider(label, low, high, step=step, key=key, format="%d" if whole else "%g")
+    chosen: Any = st.slider(label, low, high, step=step, key=key, format="%d" if whole else "%g")
+    first, last = chosen
     return (ends[0] if first <= low else first), (ends[1] if last >= high else last)
 
 
@@ -215,7 +217,7 @@ def clear() -> None:
 
 def in_words(value: object) -> str:
     """A metadata value; an empty one says so."""
-    return "none" if value is None or value == "" or pd.isna(value) else str(value)
+    return "none" if value is None or value == "" or value != value else str(value)
 
 
 def describe(selection: Selection, labels: LabelSet) -> list[str]:

@@ -1,0 +1,137 @@
+"""Filters: a link, the widgets and the Selection say the same; words tell a reader which filters are on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from agg2exp_core.organs import load_label_set
+from agg2exp_core.records import Condition, Selection
+from dashboard import data, filters
+
+LABELS = load_label_set("thorax17")
+BASE = Selection("clinic", "a-run")
+EVERYTHING = Selection(
+    "clinic", "a-run", "neg", "mean", False,
+    (
+        Condition("age", low=40.0, high=80.0), Condition("sex", values=("F",)),
+        Condition("planted", values=("", "metal")),
+    ),
+    ("heart", 0.5, 0.95), ("aorta", "ribs"),
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cohort with two categories and two numbers, one of them the same in every case."""
+    columns = pd.DataFrame(
+        {
+            "column": ["age", "sex", "planted", "dose"],
+            "kind": ["number", "category", "category", "number"],
+            "values": [[], ["F", "M"], ["", "metal", "pleural effusion"], []],
+            "low": [30.0, np.nan, np.nan, 2.0],
+            "high": [87.0, np.nan, np.nan, 2.0],
+        }
+    )
+    monkeypatch.setattr(data, "metadata_columns", lambda root, cohort: columns)
+    monkeypatch.setattr(data, "targets", lambda root, cohort, run: ["background", "aorta", "heart", "ribs"])
+    monkeypatch.setattr(data, "cases", lambda root, selection: pd.DataFrame({"dice": [0.9]}))
+
+
+def _script() -> None:
+    """A page of nothing but the filters; what they say is left in the session."""
+    from pathlib import Path
+
+    import streamlit as st
+
+    from agg2exp_core.organs import load_label_set
+    from agg2exp_core.records import Selection
+    from dashboard import filters
+
+    labels = load_label_set("thorax17")
+    filters.follow_link()
+    st.session_state["cohort_cohort"] = "clinic"
+    sign, value, background = filters.measures(shares_only=False)
+    said = filters.narrow(Path(), Selection("clinic", "a-run", sign, value, background), labels)
+    st.session_state["said"] = said
+    st.button("Clear", on_click=filters.clear)
+    filters.write_link(filters.link_of(said, "heart"))
+
+
+def _opened(link: filters.Link) -> AppTest:
+    app = AppTest.from_function(_script)
+    for name, values in link.items():
+        app.query_params[name] = values
+    app.run()
+    assert not app.exception
+    return app
+
+
+def _address(app: AppTest) -> filters.Link:
+    """The parameters after a run; AppTest unpacks single ones."""
+    return {name: [found] if isinstance(found, str) else found for name, found in app.query_params.items()}
+
+
+@pytest.mark.parametrize("selection", [BASE, EVERYTHING], ids=["nothing chosen", "everything chosen"])
+def test_a_link_opens_the_selection_it_was_made_of(selection: Selection) -> None:
+    link = filters.link_of(selection, "heart")
+    app = _opened(link)
+    assert app.session_state["said"] == selection
+    assert _address(app) == link
+
+
+def test_untouched_widgets_filter_nothing_and_a_constant_column_gets_none() -> None:
+    app = _opened({})
+    said = app.session_state["said"]
+    assert (said.where, said.dice, said.present) == ((), None, ())
+    assert [slider.label for slider in app.slider] == ["Age", "Dice"]
+
+
+def test_widgets_change_the_selection_and_its_link() -> None:
+    app = _opened({})
+    app.slider[0].set_value((50.0, 87.0)).run()
+    app.multiselect[0].select("M").run()
+    assert app.session_state["said"].where == (Condition("age", low=50.0, high=87.0), Condition("sex", values=("M",)))
+    assert _address(app).items() >= {"is.sex": ["M"], "in.age": ["50.0~87.0"]}.items()
+
+
+def test_clear_lets_all_cases_through_and_keeps_the_measures() -> None:
+    app = _opened(filters.link_of(EVERYTHING, "heart"))
+    app.button[0].click().run()
+    assert app.session_state["said"] == Selection("clinic", "a-run", "neg", "mean", False)
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        {"in.age": ["old~older"]}, {"in.age": ["90~99"]}, {"in.age": ["60~50"]}, {"in.age": ["nan~nan"]},
+        {"is.sex": ["X"]}, {"dice": ["0.5"]}, {"dice_of": ["liver"]}, {"present": ["liver"]}, {"sign": ["both"]},
+        {"is.gone": ["1"]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_nonsense_in_a_link_filters_nothing(link: filters.Link) -> None:
+    said = _opened(link).session_state["said"]
+    assert (said.sign, said.where, said.dice, said.present) == ("abs", (), None, ())
+
+
+def test_active_filters_in_words() -> None:
+    assert filters.describe(BASE, LABELS) == []
+    assert filters.describe(EVERYTHING, LABELS) == [
+        "age 40 to 80", "sex is F", "planted is none or metal", "Dice of Heart 0.5 to 0.95", "Aorta present",
+        "Ribs present",
+    ]  # fmt: skip
+
+
+def _imported() -> None:
+    from dashboard import filters
+
+    filters.measures(shares_only=True)
+
+
+def test_an_imported_table_has_no_signs_to_switch() -> None:
+    app = AppTest.from_function(_imported).run()
+    assert not app.exception
+    assert [group.label for group in app.segmented_control] == ["Measure"]
