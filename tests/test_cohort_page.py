@@ -1,0 +1,209 @@
+"""The Cohort page on a small root and on the published table; one journey through it in a browser."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+from streamlit.testing.v1 import AppTest
+
+from agg2exp_core.organs import load_label_set
+from agg2exp_core.records import Method, SumTable
+from agg2exp_core.store import published_csv, results
+
+APP = Path(__file__).resolve().parents[1] / "dashboard" / "app.py"
+LABELS = load_label_set("thorax17")
+RUN = "thorax17_swinunetr-smoothgrad-4"
+CASES = pd.DataFrame(
+    {
+        "case_id": ["c1", "c2", "c3", "c4", "c5", "c6"],
+        "image": [f"images/c{number}.nii.gz" for number in range(1, 7)],
+        "label": "",
+        "age": [30, 40, 50, 60, 70, 80],
+        "sex": list("FMFMFM"),
+        "planted": ["", "", "", "metal", "pleural effusion", ""],
+    }
+)
+ON_AORTA = {"c1": 0.3, "c2": 0.1, "c3": 0.5, "c4": 0.2, "c5": 0.4}
+"""Share of the heart's attribution on the aorta; c6 is not explained."""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Path:
+    """Cohorts: `clinic` of six cases, five of them explained; the published table; one that nothing explained."""
+    root = tmp_path_factory.mktemp("data")
+    for name in ("clinic", "waiting"):
+        (root / "cohorts" / name).mkdir(parents=True)
+        CASES.to_csv(root / "cohorts" / name / "cases.csv", index=False)
+    info = {
+        "model": "thorax17_swinunetr", "model_hash": "0", "method": "smoothgrad", "versions": {},
+        "parameters": Method("smoothgrad", 4).parameters(), "label_set": "thorax17", "values": "sums",
+    }  # fmt: skip
+    results.write_run(root, "clinic", RUN, info)
+    for case_id, share in ON_AORTA.items():
+        _explain(root, case_id, share)
+    table = shared_data / "published" / "tsv2_test_aggregated_sg_explanations_with_dice.csv"
+    published_csv.import_csv(root, table, "published")
+    return root
+
+
+def _explain(root: Path, case_id: str, share: float) -> None:
+    """Of the heart's attribution, `share` lies on the aorta and the rest on the heart; all of it is positive."""
+    sums = np.zeros((2, 17))
+    sums[0, 1] = 1
+    sums[1, [1, 8]] = share, 1 - share
+    table = SumTable(("aorta", "heart"), LABELS.names, sums, np.zeros((2, 17)), np.full(17, 50, np.int64))
+    manifest = {"case_id": case_id, "targets": ["aorta", "heart"], "label_set": "thorax17"}
+    with results.case_folder(root / "runs" / "clinic" / RUN / "cases" / case_id, manifest) as folder:
+        results.write_importance(folder, table)
+        results.write_agreement(folder, LABELS.names, np.full(17, 0.5 + share), np.full(17, 0.5))
+
+
+def _open(monkeypatch: pytest.MonkeyPatch, root: Path, **link: str) -> AppTest:
+    monkeypatch.setenv("AGG2EXP_DATA", str(root))
+    app = AppTest.from_file(str(APP), default_timeout=60)
+    for name, value in link.items():
+        app.query_params[name] = value
+    app.run()
+    assert not app.exception
+    return app
+
+
+def _texts(app: AppTest) -> str:
+    return "\n".join(element.value for element in app.markdown)
+
+
+# ---- the page's logic ------------------------------------------------------------------------------
+
+
+def test_a_filter_narrows_every_part_and_says_so(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    app = _open(monkeypatch, root, cohort="clinic", target="heart")
+    assert "**6 scans**" in _texts(app)
+    next(widget for widget in app.multiselect if widget.label == "Sex").select("F").run()
+    assert "**3 of 6 scans**" in _texts(app) and "sex is F" in _texts(app)
+    assert list(app.dataframe[0].value["case_id"]) == ["c1", "c3", "c5"]
+    next(button for button in app.button if button.label == "Clear all filters").click().run()
+    assert "**6 scans**" in _texts(app)
+
+
+def test_an_empty_metadata_value_can_be_chosen(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    app = _open(monkeypatch, root, cohort="clinic")
+    planted = next(widget for widget in app.multiselect if widget.label == "Planted")
+    planted.set_value([planted.options.index("none")] if "" not in planted.options else [""])
+    assert "none" in planted.options
+
+
+def test_a_picked_cell_lists_its_cases_highest_first(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    app = _open(monkeypatch, root, cohort="clinic", target="heart", pick="heart~aorta")
+    listed = app.dataframe[0].value
+    order = sorted(ON_AORTA, key=lambda name: -ON_AORTA[name])
+    assert list(listed["case_id"]) == order
+    assert list(listed["value"]) == pytest.approx([100 * ON_AORTA[name] for name in order])
+    assert list(listed["target_dice"]) == pytest.approx([0.5 + ON_AORTA[name] for name in order])
+    assert "Heart’s attribution on Aorta, highest first" in _texts(app)
+
+
+def test_filters_hold_for_the_list_too(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    app = _open(monkeypatch, root, **{"cohort": "clinic", "pick": "heart~aorta", "in.age": "45~65", "dice": "0.8~1.0"})
+    assert list(app.dataframe[0].value["case_id"]) == ["c3"]
+    assert "mean Dice 0.8 to 1" in _texts(app)
+
+
+def test_filters_that_no_case_passes_say_what_to_do(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    app = _open(monkeypatch, root, **{"cohort": "clinic", "in.age": "30~35", "is.sex": "M"})
+    assert "clear all" in app.info[0].value and not app.dataframe
+
+
+def test_the_published_table_has_no_images_and_says_so(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    app = _open(monkeypatch, root, cohort="published", target="lung_lower_lobe_left", background="on",
+                pick="lung_lower_lobe_left~lung_lower_lobe_left")  # fmt: skip
+    listed = app.dataframe[0].value
+    assert set(listed["image"]) == {"no image stored"} and len(listed) == 32
+    assert listed["value"].median() == pytest.approx(9.69, abs=0.005)
+    assert "Attribution counted" not in [group.label for group in app.segmented_control]
+
+
+@pytest.mark.parametrize(("cohort", "words"), [("waiting", "is explained yet"), (None, "No cohort is here yet")])
+def test_where_nothing_is_to_be_seen_the_page_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, root: Path, tmp_path: Path, cohort: str | None, words: str
+) -> None:
+    app = _open(monkeypatch, root, cohort=cohort) if cohort else _open(monkeypatch, tmp_path)
+    assert words in app.info[0].value and "agg2exp" in app.info[0].value
+
+
+def test_a_link_to_what_is_not_here_is_told(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    app = _open(monkeypatch, root, cohort="clinic", run="gone")
+    assert "Run of the link is not here" in app.warning[0].value and app.dataframe
+
+
+# ---- the journey -----------------------------------------------------------------------------------
+
+
+@pytest.mark.browser
+def test_from_the_cohort_to_a_case_and_back(chromium: str, server: Callable[[Path], str], root: Path) -> None:
+    switches = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=switches)
+        page = browser.new_page(viewport={"width": 1440, "height": 900}, base_url=server(root))
+        page.set_default_timeout(20_000)
+        started = time.monotonic()
+        page.goto("/?cohort=clinic&target=heart")
+        page.locator(".st-key-cohort_boxes .boxlayer path.box").first.wait_for()
+        assert time.monotonic() - started < 10
+        _lists_a_clicked_cell(page)
+        _lists_a_clicked_box(page)
+        _filters(page)
+        _opens_a_case_and_comes_back(page)
+        browser.close()
+
+
+def _click(page: Page, chart: str, right: float, down: float) -> None:
+    area = page.locator(f".st-key-{chart} .nsewdrag").first
+    area.scroll_into_view_if_needed()
+    box = area.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] * right, box["y"] + box["height"] * down)
+    expect(page.locator(f".st-key-{chart} .hovertext")).to_contain_text("click to list them")
+    page.mouse.click(box["x"] + box["width"] * right, box["y"] + box["height"] * down)
+
+
+def _lists_a_clicked_cell(page: Page) -> None:
+    """Targets are aorta and heart, in rows; the first two columns are aorta and heart."""
+    _click(page, "cohort_matrix", 0.5 / 16, 0.75)
+    expect(page.get_by_text("Scans by share of Heart’s attribution on Aorta, highest first")).to_be_visible()
+    page.wait_for_url("**pick=heart~aorta**")
+
+
+def _lists_a_clicked_box(page: Page) -> None:
+    """The heart's largest median is on the heart itself: 0.7, the top row."""
+    _click(page, "cohort_boxes", 0.4, 0.5 / 16)
+    expect(page.get_by_text("Scans by share of Heart’s attribution on Heart, highest first")).to_be_visible()
+
+
+def _filters(page: Page) -> None:
+    page.get_by_role("combobox", name="Sex").click()
+    page.get_by_role("option", name="F", exact=True).click()
+    expect(page.get_by_text("3 of 6 scans")).to_be_visible()
+    page.wait_for_url("**is.sex=F**")
+    page.keyboard.press("Escape")
+
+
+def _opens_a_case_and_comes_back(page: Page) -> None:
+    """By share of the heart on itself c1 (0.7) comes first."""
+    link = page.url
+    table = page.locator("[data-testid=stDataFrame]").bounding_box()
+    assert table is not None
+    page.mouse.click(table["x"] + 150, table["y"] + 53)
+    page.wait_for_url("**/case?**case=c1**")
+    assert f"run={RUN}" in page.url and "target=heart" in page.url
+    page.go_back()
+    page.wait_for_url("**is.sex=F**")
+    expect(page.get_by_text("3 of 6 scans")).to_be_visible()
+    page.goto(link)
+    expect(page.get_by_text("Scans by share of Heart’s attribution on Heart, highest first")).to_be_visible()
+    expect(page.get_by_text("3 of 6 scans")).to_be_visible()
