@@ -34,6 +34,9 @@ PLANTED = (
 Case = tuple[str, int, str]
 """case_id, seed, what is planted (empty: nothing)."""
 
+Point = Sequence[float] | np.ndarray
+"""x, y, z in mm of the reference body."""
+
 AIR, FAT, MUSCLE, SKIN, CARTILAGE = -1000.0, -100.0, 52.0, 20.0, 115.0
 
 # Profiles of the reference body along z, in mm: the rib cage's inside and the muscles' outside.
@@ -85,7 +88,7 @@ class Person:
 
 @dataclass(frozen=True)
 class Scanner:
-    """How a scan was taken: spacing in mm, noise in HU, the kernel's width in mm, HU of blood on both sides of the lungs."""
+    """How a scan was taken: spacing in mm, noise in HU, the kernel's width in mm, HU of blood before and after the lungs."""
 
     name: str
     spacing: tuple[float, float, float]
@@ -173,7 +176,7 @@ class Canvas:
         self.hu = np.full(shape, AIR, np.float32)
         self.labels = np.zeros(shape, np.uint8)
 
-    def box(self, low: Sequence[float], high: Sequence[float]) -> tuple[slice, ...]:
+    def box(self, low: Point, high: Point) -> tuple[slice, ...]:
         """Voxels that a box of reference coordinates touches."""
         corners = np.array(
             [[x, y, z, 1] for x in (low[0], high[0]) for y in (low[1], high[1]) for z in (low[2], high[2])]
@@ -196,7 +199,7 @@ class Canvas:
         if label is not None:
             self.labels[box][distance < 0] = label
 
-    def ellipsoid(self, centre: Sequence[float], radii: Sequence[float], hu: float, label: int | None = None) -> None:
+    def ellipsoid(self, centre: Point, radii: Point, hu: float, label: int | None = None) -> None:
         """Radii in mm along x, y, z."""
         c, r = np.asarray(centre, np.float32), np.asarray(radii, np.float32)
         box = self.box(c - r - 4, c + r + 4)
@@ -559,7 +562,7 @@ def _paint_airways(canvas: Canvas, anatomy: Anatomy) -> None:
     heights = np.linspace(150, 2, 9).astype(np.float32)
     pipe = np.stack([np.interp(heights, [2, 40, 90], [4, 6, 0]), spine(heights) + 41, heights], axis=1)
     carina = pipe[-1]
-    right, left = np.array([carina, carina + [36, -4, -24]]), np.array([carina, carina + [-46, -5, -27]])
+    right, left = (np.array([carina, carina + np.array(to)]) for to in ([36, -4, -24], [-46, -5, -27]))
     paths = [(pipe, 10.0), (right, 8.5), (left, 8.0)]
     for path, radius in paths:
         canvas.tube(path, radius + 2.5, FAT, 0)
@@ -695,6 +698,89 @@ def _finish(canvas: Canvas, scanner: Scanner, rng: np.random.Generator) -> None:
     canvas.hu += noise * np.float32(scanner.noise / noise.std())
 
 
+def _paint_effusion(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
+    """Fluid along the back of one pleural space, the lung above it pressed together; fluid has no label."""
+    side = int(rng.choice([-1, 1]))
+    x, y, z = canvas.xyz
+    # Higher towards the base and along the chest wall, where a meniscus climbs.
+    level = np.float32(rng.uniform(-46, -34)) - 0.22 * (z + 60) + 0.004 * np.maximum(side * x - 60, 0) ** 2
+    lung = _lungs(canvas) & (side * x > 0)
+    fluid = lung & (y < level)
+    pressed = lung & ~fluid & (y < level + 16)
+    canvas.hu += np.where(pressed, (1 - (y - level) / 16) * (-150 - canvas.hu), 0)
+    canvas.hu[fluid] = 12
+    canvas.labels[fluid] = 0
+    return fluid
+
+
+def _paint_consolidation(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
+    """Airless lung with air bronchograms in a part of one lobe; it keeps the lobe's label."""
+    lobe = _ids()[str(rng.choice([name for name in _ids() if name.startswith("lung_")]))]
+    x, y, z = canvas.xyz
+    within = canvas.labels == lobe
+    centre = [float(np.median(axis[within])) for axis in canvas.xyz] + rng.normal(0, 8, 3)
+    radius = np.float32(rng.uniform(36, 44))
+    ragged = ndimage.gaussian_filter(rng.standard_normal(canvas.hu.shape, np.float32), 2.5)
+    apart = np.sqrt((x - centre[0]) ** 2 + (y - centre[1]) ** 2 + (z - centre[2]) ** 2)
+    distance = apart - radius - ragged / ragged.std() * 6
+    dense = within & (distance < 0)
+    airways = ndimage.gaussian_filter(rng.standard_normal(canvas.hu.shape, np.float32), (0.8, 0.8, 1.5))
+    filling = np.where(airways > 2.2 * airways.std(), -500, 38)
+    canvas.hu += np.where(within, np.clip(0.5 - distance / 10, 0, 1) * (filling - canvas.hu), 0)
+    return dense
+
+
+def _paint_metal(canvas: Canvas, anatomy: Anatomy, rng: np.random.Generator) -> np.ndarray:
+    """A pacemaker under the left collar bone with its lead into the right ventricle, and the streaks around both."""
+    before = canvas.labels.copy()
+    marked = 255
+    height = np.array([rng.uniform(14, 26)], np.float32)
+    pocket = anatomy.wall(np.array([0.78 * np.pi]), height, -1, 21.0)[0]
+    canvas.ellipsoid(pocket, (24, 9, 22), 3071, marked)
+    lead = [pocket, (-60, 30, 78), (0, 30, 74), (25, 18, 50), (27, 10, -20), (20, 20, -60), (-20, 34, -78)]
+    canvas.tube(np.array(lead, float), 2.6, 3071, marked)
+    metal = canvas.labels == marked
+    canvas.labels[:] = before
+    _paint_streaks(canvas, metal, rng)
+    return metal
+
+
+def _paint_streaks(canvas: Canvas, metal: np.ndarray, rng: np.random.Generator) -> None:
+    """Bright and dark rays within each slice, stronger where the slice holds more metal, fading with distance."""
+    i, j = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in metal.shape[:2]), indexing="ij")
+    edge = canvas.affine[0, 0]
+    for k in np.flatnonzero(metal.any(axis=(0, 1))):
+        at = np.argwhere(metal[:, :, k]).mean(axis=0)
+        away = np.hypot(i - at[0], j - at[1]) * edge
+        angle = np.arctan2(j - at[1], i - at[0])
+        rays = sum(np.cos(n * angle + rng.uniform(0, 2 * np.pi)) for n in (3, 7, 11, 16))
+        strength = 55 * np.sqrt(metal[:, :, k].sum() * edge**2 / 30)
+        faded = strength * rays * np.exp(-away / 55)
+        canvas.hu[:, :, k] += np.where(metal[:, :, k] | (canvas.hu[:, :, k] < -990), 0, faded)
+
+
+def _lungs(canvas: Canvas) -> np.ndarray:
+    return np.isin(canvas.labels, [number for name, number in _ids().items() if name.startswith("lung_")])
+
+
+def _crop(canvas: Canvas) -> None:
+    """Cut the field of view: the bases and a strip of the right side were never scanned."""
+    kept, first = round(canvas.hu.shape[0] * 0.82), round(canvas.hu.shape[2] * 0.34)
+    canvas.hu, canvas.labels = canvas.hu[:kept, :, first:], canvas.labels[:kept, :, first:]
+    canvas.affine[2, 3] += first * canvas.affine[2, 2]
+
+
+def _plant(canvas: Canvas, anatomy: Anatomy, planted: str, rng: np.random.Generator) -> np.ndarray | None:
+    """The mask of what was painted into the patient, if anything."""
+    if planted == "pleural effusion":
+        return _paint_effusion(canvas, rng)
+    if planted == "consolidation":
+        return _paint_consolidation(canvas, rng)
+    if planted == "metal":
+        return _paint_metal(canvas, anatomy, rng)
+    return None
+
+
 def generate(seed: int, planted: str = "") -> Phantom:
     """The phantom of a seed: equal arguments, equal bits. planted: nothing, or one of PLANTED.
 
@@ -702,7 +788,7 @@ def generate(seed: int, planted: str = "") -> Phantom:
     """
     if planted not in ("", *PLANTED):
         raise InputError("what is planted must be known", repr(planted), ", ".join(PLANTED))
-    person, scanner = _person(np.random.default_rng([seed, 0])), _scanner(np.random.default_rng([seed, 1]), planted)
+    person, scanner = _drawn(seed, planted)
     canvas, anatomy = Canvas(person, scanner), Anatomy(person)
     _paint_body(canvas, anatomy)
     _paint_cavity(canvas, anatomy, scanner)
@@ -710,22 +796,33 @@ def generate(seed: int, planted: str = "") -> Phantom:
     _paint_mediastinum(canvas, anatomy, scanner)
     _paint_spine(canvas, anatomy)
     _paint_rib_cage(canvas, anatomy)
+    mask = _plant(canvas, anatomy, planted, np.random.default_rng([seed, 4]))
     _finish(canvas, scanner, np.random.default_rng([seed, 3]))
-    image = np.clip(np.rint(canvas.hu), -1024, 3071).astype(np.int16)
-    arrays = _oriented([image, canvas.labels], canvas.affine, scanner.flipped)
-    metadata: dict[str, str | int | float] = {
-        "age": person.age,
-        "sex": person.sex,
-        "scanner": scanner.name,
-        "planted": planted,
-    }
-    return Phantom(arrays[0], arrays[1], None, metadata)
+    if planted == "cropped field of view":
+        _crop(canvas)
+    arrays = [np.clip(np.rint(canvas.hu), -1024, 3071).astype(np.int16), canvas.labels]
+    if mask is not None:
+        arrays.append(mask.astype(np.uint8))
+    if planted == "mirrored":
+        # As if the header named the wrong side: voxels turn over, the affine does not.
+        arrays = [array[::-1] for array in arrays]
+    volumes = _oriented(arrays, canvas.affine, scanner.flipped)
+    lesion = volumes[2] if mask is not None else None
+    return Phantom(volumes[0], volumes[1], lesion, _metadata(person, scanner, planted))
+
+
+def _drawn(seed: int, planted: str) -> tuple[Person, Scanner]:
+    return _person(np.random.default_rng([seed, 0])), _scanner(np.random.default_rng([seed, 1]), planted)
+
+
+def _metadata(person: Person, scanner: Scanner, planted: str) -> dict[str, str | int | float]:
+    return {"age": person.age, "sex": person.sex, "scanner": scanner.name, "planted": planted}
 
 
 def _oriented(arrays: Sequence[np.ndarray], affine: np.ndarray, flipped: bool) -> list[Volume]:
     """RAS arrays as stored: LPS if flipped, as scanners write them, else RAS."""
     if not flipped:
-        return [Volume(array, affine) for array in arrays]
+        return [Volume(np.ascontiguousarray(array), affine) for array in arrays]
     turned = affine.copy()
     turned[:2, 3] += np.diag(affine)[:2] * (np.array(arrays[0].shape[:2]) - 1)
     turned[:2, :2] *= -1
@@ -780,24 +877,35 @@ def write_cohort(
             if progress:
                 progress(done, len(plan))
     with (folder / "cases.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
 
+COLUMNS = ("case_id", "image", "label", "pathology", "age", "sex", "scanner", "planted")
+LESIONS = ("pleural effusion", "consolidation", "metal")
+"""What of PLANTED is a thing in the patient, and so has a mask."""
+
+
 def _write_case(folder: Path, case: Case) -> dict[str, str | int | float]:
+    """The case's row of cases.csv, its files written unless all are there."""
     case_id, seed, planted = case
-    phantom = generate(seed, planted)
     name = f"{case_id}.nii.gz"
-    write_volume(folder / "images" / name, phantom.image)
-    write_volume(folder / "labels" / name, phantom.labels)
-    if phantom.pathology:
-        write_volume(folder / "pathology" / name, phantom.pathology)
-    mask = f"pathology/{name}" if phantom.pathology else ""
-    return {
-        "case_id": case_id,
-        "image": f"images/{name}",
-        "label": f"labels/{name}",
-        "pathology": mask,
-        **phantom.metadata,
-    }
+    files = {"image": f"images/{name}", "label": f"labels/{name}"}
+    if planted in LESIONS:
+        files["pathology"] = f"pathology/{name}"
+    if not all((folder / file).is_file() for file in files.values()):
+        phantom = generate(seed, planted)
+        volumes = {"image": phantom.image, "label": phantom.labels, "pathology": phantom.pathology}
+        for part, file in files.items():
+            _write_whole(folder / file, volumes[part])
+    person, scanner = _drawn(seed, planted)
+    return {"case_id": case_id, "pathology": "", **files, **_metadata(person, scanner, planted)}
+
+
+def _write_whole(path: Path, volume: Volume | None) -> None:
+    """Under another name first: a file that is there is never half a file."""
+    assert volume is not None
+    part = path.with_name(f".writing-{path.name}")
+    write_volume(part, volume)
+    part.replace(path)
