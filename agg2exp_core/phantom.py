@@ -88,7 +88,7 @@ class Person:
 
 @dataclass(frozen=True)
 class Scanner:
-    """How a scan was taken: spacing in mm, noise in HU, the kernel's width in mm, HU of blood before and after the lungs."""
+    """How a scan was taken: spacing and kernel width in mm, noise in HU, HU of blood before and after the lungs."""
 
     name: str
     spacing: tuple[float, float, float]
