@@ -465,49 +465,29 @@ def _paint_vessels_beside_heart(canvas: Canvas, scanner: Scanner) -> None:
 
 
 def _paint_heart(canvas: Canvas, person: Person, scanner: Scanner) -> None:
-    """The heart's outside with its fat; everything inside is `heart`."""
-    for halo in (5, 0):
-        for centre, radii in _heart_parts(person):
-            grown = tuple(r + halo for r in radii)
-            hu, label = (FAT, 0) if halo else (48 + scanner.enhanced, _ids()["heart"])
-            if halo and radii[1] < 24:
-                # Veins leave the left atrium through its fat: painting it would cut them off.
-                continue
-            _oblique_ellipsoid(canvas, (centre, grown), hu, label)
+    """The heart's outside with its fat: ventricles, right atrium, left atrium; everything inside is `heart`."""
+    muscle, heart = 48 + scanner.enhanced, _ids()["heart"]
+    ventricles, right, left = (np.array(r) * person.heart for r in ((60, 42, 42), (28, 30, 36), (32, 19, 25)))
+    # No fat around the left atrium: it would cut off the veins that enter there.
+    _turned_ellipsoid(canvas, HEART, ventricles + 5, (FAT, 0))
+    canvas.ellipsoid((26, 14, -56), right + 5, FAT, 0)
+    _turned_ellipsoid(canvas, HEART, ventricles, (muscle, heart))
+    canvas.ellipsoid((26, 14, -56), right, muscle, heart)
+    canvas.ellipsoid((0, -9, -40), left, muscle, heart)
 
 
 HEART = np.array([-18.0, 22.0, -64.0])
-HEART_AXES = np.linalg.qr(np.array([[-0.72, 0.5, 0.0], [0.48, 0.8, 0.0], [-0.5, 0.2, 1.0]]))[0]
+_AXES = np.linalg.qr(np.array([[-0.72, 0.5, 0.0], [0.48, 0.8, 0.0], [-0.5, 0.2, 1.0]]))[0]
+HEART_AXES = -_AXES * np.sign(_AXES[0, 0])
 """Columns: towards the apex (left, forward, down), across, and up."""
-
-
-def _heart_parts(person: Person) -> list[tuple[tuple[float, ...], tuple[float, ...]]]:
-    """Centres and radii along x, y, z: left atrium, right atrium; the ventricles come first and lie oblique."""
-    s = person.heart
-    return [
-        (tuple(HEART), (60 * s, 42 * s, 42 * s)),
-        ((26.0, 14.0, -56.0), (28 * s, 30 * s, 36 * s)),
-        ((0.0, -9.0, -40.0), (32 * s, 19 * s, 25 * s)),
-    ]
-
-
-def _oblique_ellipsoid(
-    canvas: Canvas, shape: tuple[tuple[float, ...], tuple[float, ...]], hu: float, label: int | None
-) -> None:
-    """An ellipsoid; the one at HEART is turned along the heart's axes."""
-    centre, radii = shape
-    if centre != tuple(HEART):
-        return canvas.ellipsoid(centre, radii, hu, label)
-    _turned_ellipsoid(canvas, np.array(centre), np.array(radii), (hu, label))
 
 
 def _turned_ellipsoid(canvas: Canvas, centre: np.ndarray, radii: np.ndarray, fill: tuple[float, int | None]) -> None:
     reach = radii.max() + 4
     box = canvas.box(centre - reach, centre + reach)
     offset = [axis - np.float32(m) for axis, m in zip(canvas.at(box), centre, strict=True)]
-    axes = HEART_AXES * np.sign(HEART_AXES[0, 0]) * -1
     norm = np.zeros_like(offset[0])
-    for column, r in zip(axes.T.astype(np.float32), radii, strict=True):
+    for column, r in zip(HEART_AXES.T.astype(np.float32), radii, strict=True):
         norm += (sum(o * c for o, c in zip(offset, column, strict=True)) / np.float32(r)) ** 2
     canvas.paint(box, (np.sqrt(norm) - 1) * np.float32(radii.mean()), *fill)
 
