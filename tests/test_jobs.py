@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from agg2exp_core import files
 from agg2exp_core.jobs import progress, queue
 from agg2exp_core.jobs.progress import Reporter
 from agg2exp_core.jobs.queue import Request
@@ -28,9 +29,7 @@ with Reporter(pathlib.Path(sys.argv[1]), sys.argv[2]) as report:
 def _runs(monkeypatch: pytest.MonkeyPatch, body: str, header: str = REPORT) -> None:
     """Let the submitted process run `body` inside a Reporter instead of the real computation."""
     script = header + "".join(f"    {line}\n" if header else f"{line}\n" for line in body.split("\n"))
-    monkeypatch.setattr(
-        queue, "command", lambda root, job, request: [sys.executable, "-c", script, str(root), job]
-    )
+    monkeypatch.setattr(queue, "command", lambda root, job, request: [sys.executable, "-c", script, str(root), job])
 
 
 def _wait(root: Path, job: str, until: Callable[[queue.JobState], bool]) -> queue.JobState:
@@ -96,20 +95,16 @@ def test_refusal_is_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGABRT])
-def test_death_without_a_word_is_failure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sign: signal.Signals
-) -> None:
+def test_death_without_a_word_is_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sign: signal.Signals) -> None:
     _runs(monkeypatch, "report.progress(1, 9)\ntime.sleep(20)")
     job = queue.submit(tmp_path, REQUEST)
     _wait(tmp_path, job, lambda s: s.status == "running")
-    os.kill(progress.read_json(tmp_path / "jobs" / job / "process.json")["pid"], sign)
+    os.kill(files.read_json(tmp_path / "jobs" / job / "process.json")["pid"], sign)
     end = _wait(tmp_path, job, lambda s: s.finished)
     assert end.status == "failed" and end.reason.startswith("stopped unexpectedly")
 
 
-def test_words_before_the_first_report_are_the_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_words_before_the_first_report_are_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _runs(monkeypatch, "import sys\nsys.exit('model must exist; got nothing')", header="")
     job = queue.submit(tmp_path, REQUEST)
     end = _wait(tmp_path, job, lambda s: s.finished)
@@ -129,7 +124,7 @@ def test_cancel_leaves_a_reused_number_alone(tmp_path: Path, monkeypatch: pytest
     job = queue.submit(tmp_path, REQUEST)
     _wait(tmp_path, job, lambda s: s.finished)
     mine = {"pid": os.getpid(), "pid_start": "another process"}
-    progress.write_json(tmp_path / "jobs" / job / "process.json", mine)
+    files.write_json(tmp_path / "jobs" / job / "process.json", mine)
     monkeypatch.setattr(os, "kill", lambda *a: pytest.fail("a stranger was killed"))
     queue.cancel(tmp_path, job)
     assert queue.state(tmp_path, job).status == "done"

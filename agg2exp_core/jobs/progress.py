@@ -7,23 +7,20 @@ browser or a restarted dashboard loses nothing.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from agg2exp_core.files import locked, write_json
 from agg2exp_core.records import InputError
 from agg2exp_core.settings import checked_id
 
 FINISHED = ("done", "failed", "cancelled")
 WRITES_PER_SECOND = 5.0
-LOCK_POLL_SECONDS = 0.5
 
 
 class Cancelled(SystemExit):
@@ -31,25 +28,6 @@ class Cancelled(SystemExit):
 
     def __init__(self) -> None:
         super().__init__(128 + signal.SIGTERM)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replace the file at once: a reader sees the old text or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The file's content; empty when it is not there or does not hold an object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def process_start(pid: int) -> str:
@@ -69,21 +47,6 @@ def process_start(pid: int) -> str:
     if fields[0] in "ZX":
         return ""
     return f"{boot.read_text().strip()}:{fields[19]}"
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Wait for the file's lock and hold it. The kernel frees it when the process dies in any way."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                # Polled, because a blocking call would hold back the signal that cancels the job.
-                time.sleep(LOCK_POLL_SECONDS)
-        yield
 
 
 def one_line(error: BaseException) -> str:

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from agg2exp_core.jobs.progress import FINISHED, locked, process_start, read_json, write_json
+from agg2exp_core.files import locked, read_json, write_json
+from agg2exp_core.jobs.progress import FINISHED, process_start
 from agg2exp_core.records import InputError, Method
 from agg2exp_core.settings import checked_id
 
