@@ -1,0 +1,107 @@
+"""Sums over regions: identities, a case to check by hand, and MONAI as the oracle of agreement."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.metrics import DiceMetric, MeanIoU
+from monai.networks import one_hot
+
+from agg2exp_core.aggregation.agreement import dice_iou
+from agg2exp_core.aggregation.groups import join_regions
+from agg2exp_core.aggregation.regions import BLOCK, count_voxels, mass, mean, region_sums
+from agg2exp_core.records import InputError, SumTable
+
+REGIONS = ("background", "upper", "lower", "heart")
+
+
+def table_of(seed: int, shape: tuple[int, int, int] = (5, 4, 3)) -> SumTable:
+    rng = np.random.default_rng(seed)
+    regions = rng.integers(0, len(REGIONS), shape).astype(np.uint8)
+    sums = [region_sums(rng.standard_normal(shape, np.float32), regions, len(REGIONS)) for _ in range(2)]
+    positive, negative = (np.stack([pair[sign] for pair in sums]) for sign in range(2))
+    return SumTable(("upper", "heart"), REGIONS, positive, negative, count_voxels(regions, len(REGIONS)))
+
+
+def test_three_voxels_by_hand():
+    attribution, regions = np.array([[[2.0, -1.0, 1.0]]]), np.array([[[1, 1, 0]]])
+    positive, negative = region_sums(attribution, regions, 2)
+    assert positive.tolist() == [1, 2] and negative.tolist() == [0, 1]
+    table = SumTable(("a",), ("background", "a"), positive[None], negative[None], count_voxels(regions, 2))
+    assert mass(table, "abs").tolist() == [[0.25, 0.75]]
+    assert mass(table, "pos")[0] == pytest.approx([1 / 3, 2 / 3]) and mass(table, "neg").tolist() == [[0, 1]]
+    assert mean(table, "abs").tolist() == [[1, 1.5]] and mean(table, "neg").tolist() == [[0, 0.5]]
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16])
+def test_sums_equal_the_plain_loop_across_blocks(dtype, order):
+    rng = np.random.default_rng(0)
+    shape = (47, 41, BLOCK // 1000)
+    attribution = np.asarray(rng.standard_normal(shape, np.float32), order=order)
+    regions = rng.integers(0, 7, shape).astype(dtype)
+    assert attribution.size > BLOCK
+    positive, negative = region_sums(attribution, regions, 9)
+    for region in range(9):
+        inside = attribution[regions == region].astype(np.float64)
+        assert positive[region] == pytest.approx(inside[inside > 0].sum(), rel=1e-12)
+        assert negative[region] == pytest.approx(-inside[inside < 0].sum(), rel=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**16), sign=st.sampled_from(["abs", "pos", "neg"]))
+def test_masses_over_the_partition_sum_to_one(seed, sign):
+    assert mass(table_of(seed), sign).sum(axis=1) == pytest.approx(1, abs=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**16), sign=st.sampled_from(["abs", "pos", "neg"]))
+def test_a_group_is_the_sum_of_its_members(seed, sign):
+    table = table_of(seed)
+    joined = join_regions(table, {"lung": ("upper", "lower")})
+    assert joined.regions == ("background", "lung", "heart")
+    assert joined.voxels.sum() == table.voxels.sum()
+    whole, parts = mass(joined, sign)[:, 1], mass(table, sign)[:, 1:3]
+    assert whole == pytest.approx(parts.sum(axis=1), abs=1e-12)
+    weighted = (mean(table, sign)[:, 1:3] * table.voxels[1:3]).sum(axis=1) / table.voxels[1:3].sum()
+    assert mean(joined, sign)[:, 1] == pytest.approx(weighted, rel=1e-12)
+
+
+def test_an_absent_target_stays_absent_in_every_measure():
+    table = table_of(3)
+    positive = table.positive.copy()
+    positive[0] = np.nan
+    absent = SumTable(table.targets, REGIONS, positive, table.negative, table.voxels, {"upper": "not predicted"})
+    joined = join_regions(absent, {"lung": ("upper", "lower")})
+    assert np.isnan(mass(joined, "abs")[0]).all() and np.isfinite(mass(joined, "abs")[1]).all()
+    assert joined.absent == {"upper": "not predicted"}
+
+
+@pytest.mark.parametrize("groups", [{"lung": ("upper", "liver")}, {"lung": ("upper",), "chest": ("upper", "heart")}])
+def test_groups_that_make_no_sense_are_refused(groups):
+    with pytest.raises(InputError):
+        join_regions(table_of(0), groups)
+
+
+def test_an_unknown_sign_is_refused():
+    with pytest.raises(InputError, match="abs, pos, neg"):
+        mass(table_of(0), "both")
+
+
+def test_agreement_equals_monais():
+    rng = np.random.default_rng(0)
+    prediction, label = rng.integers(0, 4, (2, 12, 11, 10)).astype(np.uint8)
+    dice, iou = dice_iou(prediction, label, 4)
+    y_pred, y = (one_hot(torch.as_tensor(a.astype(np.int64))[None, None], 4) for a in (prediction, label))
+    assert dice == pytest.approx(DiceMetric(include_background=True)(y_pred, y)[0].numpy())
+    assert iou == pytest.approx(MeanIoU(include_background=True)(y_pred, y)[0].numpy())
+
+
+def test_agreement_of_what_is_in_one_map_only_or_in_none():
+    prediction, label = np.array([[[0, 1, 2]]]), np.array([[[0, 1, 9]]])
+    dice, iou = dice_iou(prediction, label, 4)
+    assert dice[:3].tolist() == iou[:3].tolist() == [1, 1, 0]
+    assert np.isnan(dice[3]) and np.isnan(iou[3])
