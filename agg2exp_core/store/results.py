@@ -1,0 +1,208 @@
+"""Results of one case on disk: written whole or not at all, and read back.
+
+A case's folder is finished when its `manifest.json`, written last, verifies. Everything is made in a hidden
+folder beside it, flushed to the disk, and renamed into place once.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agg2exp_core.files import locked, read_json, sync_folder, write_json
+from agg2exp_core.records import InputError, SumTable
+from agg2exp_core.settings import checked_id
+from agg2exp_core.volumes import sha256
+
+IMPORTANCE = ("target", "region", "positive", "negative", "voxels", "absent")
+SHARES = ("target", "region", "mass", "mean")
+AGREEMENT = ("target", "dice", "iou")
+COMPLETENESS = ("target", "attribution_sum", "output_difference", "gap")
+SAME_RUN = ("model_hash", "method", "parameters", "values")
+"""What may not differ between the cases of one run."""
+
+
+# ---- a case's folder -------------------------------------------------------------------------------
+
+
+@contextmanager
+def case_folder(folder: Path, manifest: dict[str, Any]) -> Iterator[Path]:
+    """A new folder to write a case into; on leaving, it gets its manifest and takes the place of `folder`.
+
+    manifest: what the numbers depend on; may be filled while writing. Its `files` are added here. When the
+    block fails, nothing is left and what was there stays.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        new.chmod(0o755)
+        yield new
+        files = [path for path in sorted(new.rglob("*")) if path.is_file()]
+        for path in files:
+            _sync(path)
+        manifest["files"] = {path.relative_to(new).as_posix(): _fingerprint(path) for path in files}
+        write_json(new / "manifest.json", manifest)
+        for inner in [*(path for path in new.rglob("*") if path.is_dir()), new]:
+            sync_folder(inner)
+        with locked(folder.parent / ".publish"):
+            _replace(folder, new)
+        sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The case's manifest, or None if it has none that can be read."""
+    return read_json(folder / "manifest.json") or None
+
+
+def verify(folder: Path, only: Iterable[str] | None = None) -> list[str]:
+    """What is wrong with a finished case, file by file; empty if all is as the manifest says.
+
+    only: check just these files of it. Reads every byte that it checks.
+    """
+    files = (read_manifest(folder) or {}).get("files")
+    if not isinstance(files, dict):
+        return ["manifest.json is missing or damaged"]
+    names = sorted(files) if only is None else [name for name in only if name in files]
+    found = {name: (folder / name).is_file() for name in names}
+    return [f"{name} is missing" for name in names if not found[name]] + [
+        f"{name} is damaged" for name in names if found[name] and _fingerprint(folder / name) != files[name]
+    ]
+
+
+def write_run(root: Path, cohort: str, run: str, info: dict[str, Any]) -> None:
+    """Write run.json, or check that the run which is there computes the same.
+
+    InputError: another model of the same name, or other parameters, may not mix into one run.
+    """
+    path = root / "runs" / checked_id("cohort", cohort) / checked_id("run", run) / "run.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.parent / ".publish"):
+        known = read_json(path)
+        different = [key for key in SAME_RUN if known and known.get(key) != info.get(key)]
+        if different:
+            raise InputError(
+                f"cases of one run must be computed alike; run {run} is another one",
+                f"another {' and '.join(different)}",
+                "a new name for the model, or a run of its own",
+            )
+        if not known:
+            write_json(path, info)
+
+
+# ---- what is in it ---------------------------------------------------------------------------------
+
+
+def write_importance(folder: Path, table: SumTable) -> None:
+    """importance.csv: Σ max(a, 0), Σ max(−a, 0) and voxels of each (target, region); empty sums where absent."""
+    rows = []
+    for row, target in enumerate(table.targets):
+        absent = table.absent.get(target, "")
+        for column, region in enumerate(table.regions):
+            sums = ("", "") if absent else (_text(table.positive[row, column]), _text(table.negative[row, column]))
+            rows.append((target, region, *sums, int(table.voxels[column]), absent))
+    _write(folder / "importance.csv", IMPORTANCE, rows)
+
+
+def read_importance(folder: Path) -> SumTable:
+    """The sums of one case, as `write_importance` wrote them."""
+    rows = _read(folder / "importance.csv", IMPORTANCE)
+    targets = tuple(dict.fromkeys(row["target"] for row in rows))
+    regions = tuple(dict.fromkeys(row["region"] for row in rows))
+    positive, negative = np.full((2, len(targets), len(regions)), np.nan)
+    voxels, absent = np.zeros(len(regions), np.int64), {}
+    for row in rows:
+        at = targets.index(row["target"]), regions.index(row["region"])
+        voxels[at[1]] = int(row["voxels"])
+        if row["absent"]:
+            absent[row["target"]] = row["absent"]
+        else:
+            positive[at], negative[at] = float(row["positive"]), float(row["negative"])
+    return SumTable(targets, regions, positive, negative, voxels, absent)
+
+
+def write_shares(folder: Path, rows: Sequence[tuple[str, str, float | None, float | None]]) -> None:
+    """importance.csv of an imported table: mass and mean of each (target, region), no sums; None where absent."""
+    texts = [(target, region, _text(mass), _text(mean)) for target, region, mass, mean in rows]
+    _write(folder / "importance.csv", SHARES, texts)
+
+
+def write_agreement(folder: Path, names: Sequence[str], dice: np.ndarray, iou: np.ndarray) -> None:
+    """agreement.csv: Dice and IoU by organ; NaN, where an organ is in neither label map, becomes empty."""
+    rows = [(name, _text(d), _text(i)) for name, d, i in zip(names, dice, iou, strict=True)]
+    _write(folder / "agreement.csv", AGREEMENT, rows)
+
+
+def write_completeness(folder: Path, gaps: dict[str, tuple[float, float, float]]) -> None:
+    """completeness.csv: Σ a, S(x) − S(x₀) and the relative gap of each target of integrated gradients."""
+    rows = [(name, *(_text(number) for number in gap)) for name, gap in gaps.items()]
+    _write(folder / "completeness.csv", COMPLETENESS, rows)
+
+
+def read_completeness(folder: Path) -> dict[str, tuple[float, float, float]]:
+    """target → (Σ a, S(x) − S(x₀), gap); empty if the method stores none."""
+    path = folder / "completeness.csv"
+    if not path.is_file():
+        return {}
+    rows = _read(path, COMPLETENESS)
+    return {row["target"]: tuple(float(row[name]) for name in COMPLETENESS[1:]) for row in rows}  # type: ignore[misc]
+
+
+# ---- shared ----------------------------------------------------------------------------------------
+
+
+def _text(number: float | None) -> str:
+    """The shortest text that reads back as the same float64; empty where there is no number."""
+    return "" if number is None or np.isnan(number) else repr(float(number))
+
+
+def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def _read(path: Path, header: Sequence[str]) -> list[dict[str, str]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, strict=True)
+            if tuple(reader.fieldnames or ()) != tuple(header):
+                raise InputError(f"{path.name} needs the columns {','.join(header)}", reader.fieldnames)
+            return list(reader)
+    except (OSError, csv.Error) as error:
+        raise InputError("a case's file must be readable", f"{path.name}: {error}") from None
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    return {"sha256": sha256(path), "size": path.stat().st_size}
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _replace(folder: Path, new: Path) -> None:
+    """Put `new` at the place of `folder`. An old one is moved aside first, and back if the second rename fails."""
+    if not folder.exists():
+        new.rename(folder)
+        return
+    old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-old-"))
+    folder.rename(old / "case")
+    try:
+        new.rename(folder)
+    except OSError:
+        (old / "case").rename(folder)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

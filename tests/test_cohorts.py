@@ -1,0 +1,123 @@
+"""Lists of cases: what is read, what is refused, and how a folder of scans becomes one."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from agg2exp_core.records import InputError
+from agg2exp_core.store import cohorts
+
+
+def cases_csv(root: Path, text: str) -> Path:
+    path = root / "cohorts" / "c" / "cases.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode())
+    return root
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for name in ("b.nii", "a.v2.nii.gz", ".hidden.nii", "notes.txt"):
+        (folder / name).touch()
+    return folder
+
+
+def test_values_are_text_as_written(tmp_path):
+    root = cases_csv(tmp_path, '\ufeffcase_id,image,label,age,note\r\n007,i/7.nii,,63,NA\r\n2020-01-02,,,,"a,\nb"\r\n')
+    table = cohorts.read_cases(root, "c")
+    assert list(table["case_id"]) == ["007", "2020-01-02"] and list(table["note"]) == ["NA", "a,\nb"]
+    case = cohorts.find_case(root, "c", "007")
+    assert case.image == root / "cohorts" / "c" / "i" / "7.nii" and case.label is None
+    assert case.metadata == {"age": "63", "note": "NA"}
+    assert cohorts.find_case(root, "c", "2020-01-02").image is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "needs the columns"),
+        ("case_id,image\na,b\n", "without label"),
+        ("case_id,image,label,age,age\na,b,c,1,2\n", "a column twice"),
+        ("case_id,image,label\na,b,c\nd,e\n", "line 3"),
+        ("case_id,image,label\na,,\nb,,\na,,\n", "'a' twice"),
+        ("case_id,image,label\n../a,,\n", "case must be"),
+        ('case_id,image,label\n"a,,\n', "well formed"),
+    ],
+)
+def test_a_bad_list_is_refused_in_one_line(tmp_path, text, said):
+    with pytest.raises(InputError, match=said) as refused:
+        cohorts.read_cases(cases_csv(tmp_path, text), "c")
+    assert "\n" not in str(refused.value)
+
+
+def test_an_unknown_cohort_or_case_is_told_what_there_is(tmp_path):
+    root = cases_csv(tmp_path, "case_id,image,label\na,,\n")
+    with pytest.raises(InputError, match="allowed: c"):
+        cohorts.read_cases(root, "d")
+    with pytest.raises(InputError, match="allowed: a"):
+        cohorts.find_case(root, "c", "b")
+    for climbing in ("..", "../c", "c/../c", ""):
+        with pytest.raises(InputError):
+            cohorts.read_cases(root, climbing)
+
+
+def test_a_folder_becomes_a_cohort(tmp_path, scans):
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    (labels / "b.nii.gz").touch()
+    metadata = tmp_path / "about.csv"
+    metadata.write_text("case_id,age\nb,50\n")
+    root = tmp_path / "root"
+    assert cohorts.add_cohort(root, "mine", scans, labels, metadata) == 2
+    assert cohorts.list_cohorts(root) == ["mine"]
+    one, other = (cohorts.find_case(root, "mine", name) for name in ("a.v2", "b"))
+    assert (one.image, one.label, one.metadata) == (scans / "a.v2.nii.gz", None, {"age": ""})
+    assert (other.image, other.label, other.metadata) == (scans / "b.nii", labels / "b.nii.gz", {"age": "50"})
+
+
+def test_scans_inside_the_root_move_with_it(tmp_path, scans):
+    (tmp_path / "old").mkdir()
+    scans.rename(tmp_path / "old" / "scans")
+    cohorts.add_cohort(tmp_path / "old", "mine", tmp_path / "old" / "scans")
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert cohorts.find_case(tmp_path / "new", "mine", "b").image.resolve().is_file()
+
+
+def test_what_cannot_be_a_cohort_is_refused_and_nothing_written(tmp_path, scans):
+    root, stray = tmp_path / "root", tmp_path / "stray.csv"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    stray.write_text("case_id,age\nz,5\n")
+    attempts = [
+        lambda: cohorts.add_cohort(root, "m", empty),
+        lambda: cohorts.add_cohort(root, "m", tmp_path / "nowhere"),
+        lambda: cohorts.add_cohort(root, "../m", scans),
+        lambda: cohorts.add_cohort(root, "m", scans, None, stray),
+        lambda: cohorts.add_cohort(root, "m", empty / "..", scans),
+    ]
+    for attempt in attempts:
+        with pytest.raises(InputError):
+            attempt()
+    (scans / "b.nii.gz").touch()
+    with pytest.raises(InputError, match=r"b\.nii"):
+        cohorts.add_cohort(root, "m", scans)
+    assert not root.exists()
+
+
+def test_a_cohort_is_not_overwritten(tmp_path, scans):
+    cohorts.add_cohort(tmp_path, "m", scans)
+    with pytest.raises(InputError, match="free"):
+        cohorts.add_cohort(tmp_path, "m", scans)
+
+
+def test_cases_brought_at_once_are_all_kept(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(24):
+            row = {"case_id": f"c{number // 2}", "image": f"{number // 2}.nii", "label": ""}
+            pool.submit(cohorts.append_case, tmp_path, "uploads", row)
+    assert sorted(cohorts.read_cases(tmp_path, "uploads")["case_id"]) == sorted(f"c{n}" for n in range(12))

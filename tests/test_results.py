@@ -1,0 +1,125 @@
+"""Cases on disk: whole or not at all, read back bit for bit, and told apart when damaged."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agg2exp_core.records import InputError, SumTable
+from agg2exp_core.store import results
+
+REGIONS = ("background", "aorta", "heart")
+
+
+def table_of(absent: bool = False) -> SumTable:
+    sums = np.random.default_rng(0).random((2, 2, 3)) * 1e-9
+    if absent:
+        sums[:, 1] = np.nan
+    reasons = {"heart": "not predicted"} if absent else {}
+    return SumTable(("aorta", "heart"), REGIONS, sums[0], sums[1], np.array([9, 5, 0]), reasons)
+
+
+def write_case(folder: Path, table: SumTable | None = None) -> Path:
+    with results.case_folder(folder, {"case_id": folder.name}) as new:
+        results.write_importance(new, table or table_of())
+        results.write_agreement(new, REGIONS, np.array([1, 0.5, np.nan]), np.array([1, 1 / 3, np.nan]))
+    return folder
+
+
+@pytest.mark.parametrize("absent", [False, True])
+def test_sums_read_back_bit_for_bit(tmp_path, absent):
+    table = table_of(absent)
+    read = results.read_importance(write_case(tmp_path / "c1", table))
+    assert (read.targets, read.regions, read.absent) == (table.targets, table.regions, table.absent)
+    assert read.positive.tobytes() == table.positive.tobytes() and read.negative.tobytes() == table.negative.tobytes()
+    assert read.voxels.tolist() == table.voxels.tolist()
+
+
+def test_what_is_absent_is_empty_with_a_reason_and_never_zero(tmp_path):
+    folder = write_case(tmp_path / "c1", table_of(absent=True))
+    assert "heart,aorta,,,5,not predicted" in (folder / "importance.csv").read_text().splitlines()
+    assert (folder / "agreement.csv").read_text().splitlines()[-1] == "heart,,"
+
+
+def test_a_failure_while_writing_leaves_what_was_there(tmp_path):
+    folder = write_case(tmp_path / "c1")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(RuntimeError), results.case_folder(folder, {}) as new:
+        (new / "importance.csv").write_text("half")
+        raise RuntimeError
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["c1"]
+    with pytest.raises(RuntimeError), results.case_folder(tmp_path / "c2", {}):
+        raise RuntimeError
+    assert not (tmp_path / "c2").exists()
+
+
+def test_a_case_is_replaced_as_a_whole(tmp_path):
+    folder = write_case(tmp_path / "c1")
+    (folder / "stray").touch()
+    write_case(folder)
+    assert results.verify(folder) == [] and not (folder / "stray").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["c1"]
+
+
+@pytest.mark.parametrize("name", ["importance.csv", "agreement.csv"])
+def test_every_flipped_bit_is_found(tmp_path, name):
+    folder = write_case(tmp_path / "c1")
+    whole = (folder / name).read_bytes()
+    for place in np.random.default_rng(0).integers(0, len(whole) * 8, 40):
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << (place % 8)
+        (folder / name).write_bytes(damaged)
+        assert results.verify(folder) == [f"{name} is damaged"]
+    (folder / name).unlink()
+    assert results.verify(folder) == [f"{name} is missing"]
+    assert results.verify(folder, only=["prediction.nii.gz"]) == []
+
+
+def test_without_a_sound_manifest_nothing_is_finished(tmp_path):
+    folder = write_case(tmp_path / "c1")
+    (folder / "manifest.json").write_text("{")
+    assert results.read_manifest(folder) is None and results.verify(folder) != []
+
+
+def _race(folder: Path, number: int) -> None:
+    table = table_of()
+    same = SumTable(table.targets, REGIONS, table.positive + number, table.negative, table.voxels)
+    write_case(folder, same)
+
+
+def test_workers_on_one_case_leave_one_whole_result(tmp_path):
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_race, args=(tmp_path / "c1", number)) for number in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(30)
+    assert [worker.exitcode for worker in workers] == [0] * 8
+    assert results.verify(tmp_path / "c1") == []
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["c1"]
+
+
+def test_a_run_takes_no_cases_that_are_computed_otherwise(tmp_path):
+    info = {"model": "m", "model_hash": "1", "method": "gradient", "parameters": {}, "values": "sums"}
+    results.write_run(tmp_path, "c", "r", info)
+    results.write_run(tmp_path, "c", "r", info)
+    with pytest.raises(InputError, match="model_hash"):
+        results.write_run(tmp_path, "c", "r", info | {"model_hash": "2"})
+
+
+def test_completeness_reads_back(tmp_path):
+    gaps = {"heart": (1.5, 2.0, 0.25)}
+    results.write_completeness(tmp_path, gaps)
+    assert results.read_completeness(tmp_path) == gaps
+    assert results.read_completeness(tmp_path / "none") == {}
+
+
+@pytest.mark.parametrize("text", ["", "target,region\n", "target,region,positive,negative,voxels,absent,more\n"])
+def test_a_table_with_other_columns_is_refused(tmp_path, text):
+    (tmp_path / "importance.csv").write_text(text)
+    with pytest.raises(InputError, match="needs the columns"):
+        results.read_importance(tmp_path)
