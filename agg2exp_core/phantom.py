@@ -878,14 +878,8 @@ def _write_case(folder: Path, case: Case) -> dict[str, str | int | float]:
         phantom = generate(seed, planted)
         volumes = {"image": phantom.image, "label": phantom.labels, "pathology": phantom.pathology}
         for part, file in files.items():
-            _write_whole(folder / file, volumes[part])
+            volume = volumes[part]
+            assert volume is not None
+            write_volume(folder / file, volume)
     person, scanner = _drawn(seed, planted)
     return {"case_id": case_id, "pathology": "", **files, **_metadata(person, scanner, planted)}
-
-
-def _write_whole(path: Path, volume: Volume | None) -> None:
-    """Under another name first: a file that is there is never half a file."""
-    assert volume is not None
-    part = path.with_name(f".writing-{path.name}")
-    write_volume(part, volume)
-    part.replace(path)

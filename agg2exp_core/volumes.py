@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import logging
 import math
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,7 +91,7 @@ def read_labels(path: Path, like: ScanHeader | Volume | None = None) -> Volume:
 
 
 def write_volume(path: Path, volume: Volume) -> None:
-    """Write NIfTI-1 (`.nii` or `.nii.gz` by name); equal volumes give equal bytes.
+    """Write NIfTI-1 (`.nii` or `.nii.gz` by name), whole or not at all; equal volumes give equal bytes.
 
     sform and qform both carry the affine (a sheared one only the sform: a quaternion cannot shear).
     """
@@ -105,10 +106,16 @@ def write_volume(path: Path, volume: Volume) -> None:
     header["vox_offset"] = header.single_vox_offset
     header["magic"] = header.single_magic
     little = array.dtype.newbyteorder("<")
-    with Path(path).open("wb") as file, _compressed(Path(path), file) as stream:
-        stream.write(header.binaryblock + bytes(4))
-        for k in range(array.shape[2]):
-            stream.write(array[:, :, k].astype(little, copy=False).tobytes(order="F"))
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with part.open("wb") as file, _compressed(path, file) as stream:
+            stream.write(header.binaryblock + bytes(4))
+            for k in range(array.shape[2]):
+                stream.write(array[:, :, k].astype(little, copy=False).tobytes(order="F"))
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def to_ras(volume: Volume) -> Volume:

@@ -117,14 +117,13 @@ def test_integrated_gradients_equal_captums_on_one_window():
     network, scan, inferer = conv_net(), scan_of((8, 8, 8)), inferer_of()
     explained = explain(network, scan, Method("integrated_gradients", samples=16), inferer)
     for name, attributed in zip(explained.targets, explained.saliency, strict=True):
-        mask = explained.prediction == CLASSES.index(name)
+        channel = CLASSES.index(name)
+        mask = explained.prediction == channel
 
-        def value(batch: torch.Tensor, mask=mask, channel=CLASSES.index(name)) -> torch.Tensor:
+        def value(batch: torch.Tensor, mask=mask, channel=channel) -> torch.Tensor:
             return (network(batch)[:, channel] * mask).sum(dim=(1, 2, 3))
 
-        captum = IntegratedGradients(value).attribute(
-            scan[None], baselines=0.0, n_steps=16, method="gausslegendre"
-        )
+        captum = IntegratedGradients(value).attribute(scan[None], baselines=0.0, n_steps=16, method="gausslegendre")
         assert (attributed - captum[0, 0]).abs().max() <= 1e-5 * captum.abs().max()
 
 

@@ -44,9 +44,7 @@ def add_gradients(
     windows = model.plan.slices
     for start in range(0, len(windows), model.batch):
         some = windows[start : start + model.batch]
-        seeds = {
-            index: _seed(model.plan, mask, some) for index, mask in enumerate(masks) if _touches(mask, some)
-        }
+        seeds = {index: _seed(model.plan, mask, some) for index, mask in enumerate(masks) if _touches(mask, some)}
         if seeds:
             image = torch.stack([padded[window] for window in some])[:, None].requires_grad_()
             logits = model.network(image)

@@ -11,9 +11,7 @@ from agg2exp_core.attribution.target import Target
 from agg2exp_core.records import Method
 
 
-def smoothgrad(
-    model: StitchedModel, scan: torch.Tensor, targets: Sequence[Target], method: Method
-) -> torch.Tensor:
+def smoothgrad(model: StitchedModel, scan: torch.Tensor, targets: Sequence[Target], method: Method) -> torch.Tensor:
     """Mean of ∂S_t/∂x over `samples` copies with noise σ = sigma · (max − min), (targets, I, J, K).
 
     The noise covers the whole scan, so that overlapping windows see the same voxel.
@@ -21,9 +19,7 @@ def smoothgrad(
     sums = empty_sums(model, scan, targets)
     sigma = method.sigma * float(scan.max() - scan.min())
     for sample in range(method.samples):
-        add_gradients(
-            model, scan + sigma * _noise(scan, method.seed, sample), targets, sums, 1 / method.samples
-        )
+        add_gradients(model, scan + sigma * _noise(scan, method.seed, sample), targets, sums, 1 / method.samples)
     return model.plan.crop(sums)
 
 

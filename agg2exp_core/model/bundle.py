@@ -94,9 +94,7 @@ class Bundle:
         # A fresh parser each time: ConfigParser would hand out the same, already changed object again.
         config = _read_json(self.folder / "configs" / "inference.json")
         if key not in config:
-            raise InputError(
-                "configs/inference.json needs network_def, preprocessing and inferer", f"no {key}"
-            )
+            raise InputError("configs/inference.json needs network_def, preprocessing and inferer", f"no {key}")
         parser = ConfigParser(config)
         parser["bundle_root"] = str(self.folder)
         return parser.get_parsed_content(key)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose, EnsureChannelFirst, LoadImage, ResampleToMatch, SpatialResample
+from monai.transforms import Compose, ResampleToMatch, SpatialResample
 
 from agg2exp_core import volumes
 from agg2exp_core.model.bundle import Bundle
@@ -46,20 +46,16 @@ def load_scan(bundle: Bundle, path: Path) -> Scan:
     return Scan(image.float())
 
 
-def load_labels(scan: Scan, path: Path) -> np.ndarray:
-    """A label map (I, J, K) on the scan's model grid, nearest neighbour. The file must lie on the scan's grid."""
-    loaded = EnsureChannelFirst()(LoadImage(image_only=True)(str(path)))
-    labels = ResampleToMatch(mode="nearest", padding_mode="zeros")(loaded, img_dst=scan.image)
-    return labels[0].numpy().round().astype(np.int16)
+def on_model_grid(labels: Volume, scan: Scan) -> np.ndarray:
+    """A label map of the original scan on the model's grid, (I, J, K) int16, nearest neighbour."""
+    resample = ResampleToMatch(mode="nearest", padding_mode="zeros")
+    return resample(_meta(labels), img_dst=scan.image)[0].numpy().astype(np.int16)
 
 
 def on_grid_of(labels: Volume, original: Volume) -> Volume:
     """Labels of the model's grid resampled onto another grid, nearest neighbour (labels outside are 0)."""
-    source = MetaTensor(
-        torch.as_tensor(labels.array[None].astype(np.float32)), affine=torch.as_tensor(labels.affine)
-    )
     resample = SpatialResample(mode="nearest", padding_mode="zeros")
-    moved = resample(source, dst_affine=torch.as_tensor(original.affine), spatial_size=original.array.shape)
+    moved = resample(_meta(labels), dst_affine=torch.as_tensor(original.affine), spatial_size=original.array.shape)
     return Volume(moved[0].numpy().astype(labels.array.dtype), original.affine)
 
 
@@ -69,3 +65,8 @@ def scaled(bundle: Bundle, hounsfield: float) -> float:
     intensity = [t for t in chain if type(t).__module__.startswith("monai.transforms.intensity")]
     constant = MetaTensor(torch.full((1, 2, 2, 2), hounsfield))
     return float(Compose(intensity)({"image": constant})["image"].mean())
+
+
+def _meta(labels: Volume) -> MetaTensor:
+    # float32 holds every label value exactly, and is what MONAI resamples.
+    return MetaTensor(torch.as_tensor(labels.array[None].astype(np.float32)), affine=torch.as_tensor(labels.affine))

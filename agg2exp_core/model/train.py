@@ -23,9 +23,10 @@ from monai.transforms import (
     RandSpatialCropd,
 )
 
+from agg2exp_core import volumes
 from agg2exp_core.model.bundle import Bundle, save_weights
 from agg2exp_core.model.predict import predicted_organs, stitched_logits
-from agg2exp_core.model.preprocess import load_labels, load_scan
+from agg2exp_core.model.preprocess import load_scan, on_model_grid
 from agg2exp_core.model.windows import plan_windows
 from agg2exp_core.organs import LabelSet
 
@@ -59,9 +60,7 @@ def write_bundle(folder: Path, labels: LabelSet, plan: TrainPlan) -> Bundle:
     return Bundle(folder)
 
 
-def train(
-    bundle: Bundle, pairs: Sequence[tuple[Path, Path]], plan: TrainPlan, report: Report
-) -> dict[str, Any]:
+def train(bundle: Bundle, pairs: Sequence[tuple[Path, Path]], plan: TrainPlan, report: Report) -> dict[str, Any]:
     """Fit the bundle's network on (scan, label map) pairs; saves the weights and docs/training.json.
 
     Dice and cross-entropy, AdamW, one-cycle cosine; the last `held_out` share of the pairs is never trained on
@@ -96,7 +95,7 @@ def held_out_dice(bundle: Bundle, pairs: Sequence[tuple[Path, Path]], report: Re
     for done, (image, label) in enumerate(pairs):
         scan = load_scan(bundle, image)
         prediction = predicted_organs(stitched_logits(network, bundle.inferer(), scan.voxels))
-        truth = torch.as_tensor(load_labels(scan, label)).long()
+        truth = torch.as_tensor(on_model_grid(volumes.read_labels(label), scan)).long()
         metric(one_hot(prediction[None, None].long(), count), one_hot(truth[None, None], count))
         report(done + 1, len(pairs), "held-out Dice")
     scores = metric.aggregate()
@@ -107,7 +106,7 @@ def _load_pair(
     bundle: Bundle, pair: tuple[Path, Path], report: Report, done: int, total: int
 ) -> dict[str, torch.Tensor]:
     scan = load_scan(bundle, pair[0])
-    labels = torch.as_tensor(load_labels(scan, pair[1]))[None]
+    labels = torch.as_tensor(on_model_grid(volumes.read_labels(pair[1]), scan))[None]
     plan = plan_windows(bundle.inferer(), tuple(scan.voxels.shape[1:]), scan.voxels)
     report(done + 1, total, "loading scans")
     # Padded as inference pads, so that the network meets the same borders in training.
@@ -128,9 +127,7 @@ def _fit(
             RandSpatialCropd(keys=("image", "label"), roi_size=window, random_size=False),
             RandGaussianNoised(keys="image", prob=0.5, std=0.03),
             RandAdjustContrastd(keys="image", prob=0.3, gamma=(0.8, 1.25)),
-            RandGaussianSmoothd(
-                keys="image", prob=0.2, sigma_x=(0.3, 0.7), sigma_y=(0.3, 0.7), sigma_z=(0.3, 0.7)
-            ),
+            RandGaussianSmoothd(keys="image", prob=0.2, sigma_x=(0.3, 0.7), sigma_y=(0.3, 0.7), sigma_z=(0.3, 0.7)),
         ]
     ).set_random_state(plan.seed)
     loss_of = DiceCELoss(to_onehot_y=True, softmax=True, squared_pred=False, batch=True)
@@ -176,7 +173,7 @@ def _inference_config(classes: int, plan: TrainPlan) -> dict[str, Any]:
             "transforms": [
                 {"_target_": "LoadImaged", "keys": "image"},
                 {"_target_": "EnsureChannelFirstd", "keys": "image"},
-                {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"},
+                {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS", "labels": None},
                 {"_target_": "Spacingd", "keys": "image", "pixdim": [plan.spacing] * 3, "mode": "bilinear"},
                 {
                     "_target_": "ScaleIntensityRanged",
@@ -208,7 +205,7 @@ def _metadata(labels: LabelSet, plan: TrainPlan) -> dict[str, Any]:
         "pytorch_version": torch.__version__.split("+")[0],
         "numpy_version": np.__version__,
         "task": "Segmentation of thorax organs in CT",
-        "description": "A small Swin UNETR trained on synthetic thorax phantoms only. For demonstration, not for patients.",
+        "description": "A small Swin UNETR. For demonstration, not for patients.",
         "authors": "Agg²Exp Explorer",
         "intended_use": "Demonstration of attributions; never for diagnosis.",
         "label_set": labels.name,

@@ -42,8 +42,8 @@ class WindowPlan:
 
     def crop(self, padded: torch.Tensor) -> torch.Tensor:
         """The scan's part (…, I, J, K) of something padded."""
-        inside = tuple(slice(b, b + s) for b, s in zip(self.before, self.shape, strict=True))
-        return padded[(..., *inside)]
+        i, j, k = (slice(b, b + s) for b, s in zip(self.before, self.shape, strict=True))
+        return padded[..., i, j, k]
 
     def share(self, window: tuple[slice, ...]) -> torch.Tensor:
         """B_w / Σ_w' B_w' over one window: what its logits count in the stitched ones."""
