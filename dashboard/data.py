@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pandas as pd
@@ -38,11 +39,15 @@ def cohorts(root: Path) -> pd.DataFrame:
     return _ask(root, "cohorts")
 
 
-def runs(root: Path, cohort: str) -> pd.DataFrame:
-    """Runs of a cohort; `parameters` as a dict."""
-    found = _ask(root, "runs", cohort)
-    parsed = [json.loads(text) if isinstance(text, str) else text for text in found["parameters"]]
-    return found.assign(parameters=pd.Series(parsed, index=found.index, dtype=object))
+def run_records(root: Path, cohort: str) -> dict[str, dict[str, Any]]:
+    """Run → its record, see `queries.runs`; `parameters` as a dict."""
+    records = {}
+    for row in _ask(root, "runs", cohort).to_dict("records"):
+        record = {str(name): value for name, value in row.items()}
+        parameters = record["parameters"]
+        record["parameters"] = json.loads(parameters) if isinstance(parameters, str) else parameters
+        records[str(record["run"])] = record
+    return records
 
 
 def targets(root: Path, cohort: str, run: str) -> list[str]:

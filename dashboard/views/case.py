@@ -122,7 +122,7 @@ def _choose(root: Path) -> Chosen | None:
             st.info("This cohort has no case.")
             return None
         _neighbours(cases, case_id)
-        records = {record["run"]: record for record in data.runs(root, cohort).to_dict("records")}
+        records = data.run_records(root, cohort)
         titles = {run: run_title(record) for run, record in records.items()}
         run = _pick("Run", list(records), "run", titles) if records else None
         record = records.get(run or "", {})
@@ -149,7 +149,7 @@ def _pick(label: str, options: list[str], name: str, titles: dict[str, str] | No
         kept = st.session_state.get(written)
         st.session_state[key] = kept if kept in options else (options[0] if options else None)
     if from_outside and asked not in options:
-        st.warning(f"{label} of the link is not here: {asked[:64]!r}", icon=":material/link_off:")
+        st.warning(f"{label} of the link is not here: {str(asked)[:64]!r}", icon=":material/link_off:")
     value = st.selectbox(label, options, key=key, format_func=lambda option: (titles or {}).get(option, option))
     st.session_state[written] = value
     if value is not None and asked != value:
@@ -317,9 +317,14 @@ def _table(chosen: Chosen, selection: Selection) -> pd.DataFrame:
     return data.case_importance(chosen.root, selection, chosen.case.case_id, chosen.target)
 
 
+def _scores(chosen: Chosen) -> pd.DataFrame:
+    assert chosen.run is not None
+    return data.agreement(chosen.root, chosen.cohort, chosen.run, chosen.case.case_id)
+
+
 def _key_figures(chosen: Chosen, whole: pd.DataFrame) -> None:
     shares = whole.set_index("region")["value"].astype(float)
-    scores = data.agreement(chosen.root, chosen.cohort, chosen.run, chosen.case.case_id).set_index("target")
+    scores = _scores(chosen).set_index("target")
     dice = scores["dice"].get(chosen.target)
     own, outside = shares.get(chosen.target), shares.get(BACKGROUND)
     figures = {
@@ -354,7 +359,7 @@ def _completeness(chosen: Chosen) -> None:
 
 
 def _agreement(chosen: Chosen, expanded: bool = False) -> None:
-    scores = data.agreement(chosen.root, chosen.cohort, chosen.run, chosen.case.case_id)
+    scores = _scores(chosen)
     if scores.empty:
         return
     titles = {organ.name: organ.title for organ in chosen.labels.organs}

@@ -77,8 +77,7 @@ def _choose(root: Path) -> Chosen | None:
     if cohort is None:
         st.info("No cohort is here yet. `agg2exp demo` brings two, `agg2exp cohort add` takes a folder of your scans.")
         return None
-    rows = data.runs(root, cohort).to_dict("records")
-    records = {str(row["run"]): {str(name): value for name, value in row.items()} for row in rows}
+    records = data.run_records(root, cohort)
     titles = {run: case.run_title(record) for run, record in records.items()}
     run = (
         filters.pick_one("Run", "run", list(records), titles, "A model and an attribution method.") if records else None

@@ -1,0 +1,389 @@
+"""The command line: subcommands only; heavy imports inside the function that needs them.
+
+Exit 0: done. 2: the user's input was refused, one line, nothing written. 1: a fault of ours.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from agg2exp_core.records import InputError, Method
+from agg2exp_core.settings import checked_id, data_root
+
+if TYPE_CHECKING:
+    from agg2exp_core.store.cohorts import Case
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Why did a 3D segmentation model draw what it drew?")
+cohort_app = typer.Typer(no_args_is_help=True, help="Cohorts of scans.")
+model_app = typer.Typer(no_args_is_help=True, help="Models.")
+app.add_typer(cohort_app, name="cohort")
+app.add_typer(model_app, name="model")
+
+Root = Annotated[Path | None, typer.Option("--data", help="Data root (default: AGG2EXP_DATA or the project's data).")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+Model = Annotated[str, typer.Option("--model", help="A model of the data root.")]
+Image = Annotated[Path | None, typer.Option("--image", help="A scan (NIfTI) to work on.")]
+Cohort = Annotated[str | None, typer.Option("--cohort", help="A cohort to work on.")]
+
+Report = Callable[[int, int, str], None]
+
+
+def main() -> None:
+    """Entry point: an InputError is the user's one line, everything else is our fault."""
+    # MONAI and torch announce changes of theirs to developers; a user of the command line can do nothing about them.
+    warnings.simplefilter("ignore", FutureWarning)
+    try:
+        app()
+    except InputError as refused:
+        print(f"agg2exp: {refused}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+@app.command()
+def demo(data: Root = None) -> None:
+    """Make the demo ready: copy what is shipped into the data root and generate the scans. Twice is harmless."""
+    from agg2exp_core import demo as shipped
+
+    with progress("Demo scans") as report:
+        shipped.make_ready(data_root(data), report)
+
+
+@app.command()
+def dashboard(
+    data: Root = None,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8501,
+    address: Annotated[str, typer.Option(help="127.0.0.1 keeps it on this machine.")] = "127.0.0.1",
+) -> None:
+    """Open the dashboard in the browser."""
+    script = Path(__file__).resolve().parents[1] / "dashboard" / "app.py"
+    os.environ["AGG2EXP_DATA"] = str(data_root(data))
+    os.chdir(script.parents[1])  # where Streamlit looks for .streamlit/config.toml
+    command = [sys.executable, "-m", "streamlit", "run", str(script)]
+    command += [f"--server.port={port}", f"--server.address={address}"]
+    os.execv(sys.executable, command)
+
+
+@app.command()
+def explain(
+    model: Model,
+    image: Image = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for --image's results.")] = None,
+    label: Annotated[Path | None, typer.Option("--label", help="Label map of --image, for Dice.")] = None,
+    cohort: Cohort = None,
+    case: Annotated[list[str] | None, typer.Option("--case", help="Only these cases of the cohort.")] = None,
+    method: Annotated[str, typer.Option(help="gradient, smoothgrad or integrated_gradients.")] = "smoothgrad",
+    targets: Annotated[str, typer.Option(help="all, or organs separated by commas.")] = "all",
+    samples: Annotated[int, typer.Option(help="Noisy copies, or steps of integrated gradients.")] = 20,
+    sigma: Annotated[float, typer.Option(help="SmoothGrad's noise as a share of the scan's range.")] = 0.1,
+    baseline: Annotated[str, typer.Option(help="Integrated gradients start from: air, ones, mean.")] = "air",
+    seed: Seed = 0,
+    device: Device = "auto",
+    saliency_dtype: Annotated[str, typer.Option(help="float16, float32 or none: what is kept to look at.")] = "float16",
+    data: Root = None,
+    job: Annotated[str | None, typer.Option(hidden=True, help="Report to this job of the dashboard.")] = None,
+) -> None:
+    """Attribute a scan's or a cohort's predicted organs and sum the attributions over all organs."""
+    root = data_root(data)
+    with reporting(root, job, "Explaining") as report:
+        from agg2exp_core import pipeline
+
+        plan = pipeline.Plan(
+            model,
+            Method(method, samples, sigma, baseline, seed),
+            () if targets == "all" else tuple(name.strip() for name in targets.split(",")),
+            device,
+            saliency_dtype,
+        )
+        if image is not None:
+            one, folder = _scan_alone(image, label, cohort, out)
+            _check_free(folder)
+            pipeline.Explaining(root, plan).case(one, folder, report)
+            return
+        cases = _chosen_cases(root, cohort, case)
+        explaining = pipeline.Explaining(root, plan)
+        assert cohort is not None
+        refused = _each(cases, report, lambda item, inner: explaining.cohort_case(cohort, item, inner))
+        if hasattr(report, "finished"):
+            report.finished(cohort, explaining.run, cases[-1].case_id)
+    _say_refused(refused, len(cases))
+
+
+@app.command()
+def predict(
+    model: Model,
+    image: Image = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the label map.")] = None,
+    cohort: Cohort = None,
+    device: Device = "auto",
+    data: Root = None,
+) -> None:
+    """Segment a scan or a cohort; label maps lie on the scans' own grids."""
+    from agg2exp_core import pipeline
+    from agg2exp_core.model.bundle import find_bundle
+
+    root = data_root(data)
+    with progress("Segmenting") as report:
+        if image is not None:
+            one, folder = _scan_alone(image, None, cohort, out)
+            pipeline.Segmenting(find_bundle(root, model), device).case(one, folder / "prediction.nii.gz")
+            return
+        folder = out or root / "predictions" / checked_id("cohort", cohort or "") / model
+        cases = _chosen_cases(root, cohort, None)
+        segmenting = pipeline.Segmenting(find_bundle(root, model), device)
+        refused = _each(cases, report, lambda item, _: segmenting.case(item, folder / f"{item.case_id}.nii.gz"))
+    _say_refused(refused, len(cases))
+
+
+@app.command()
+def train(
+    cohort: Annotated[str, typer.Option("--cohort", help="A cohort with label maps.")],
+    model: Annotated[str, typer.Option("--model", help="Name of the new model.")],
+    label_set: Annotated[str, typer.Option(help="The label set of the label maps.")] = "thorax17",
+    steps: Annotated[int, typer.Option(min=1)] = 1500,
+    seed: Seed = 0,
+    data: Root = None,
+) -> None:
+    """Train a small Swin UNETR on a labelled cohort and write it as a MONAI bundle."""
+    from agg2exp_core.model import train as training
+    from agg2exp_core.organs import load_label_set
+
+    root = data_root(data)
+    folder = root / "models" / checked_id("model", model)
+    if folder.exists():
+        raise InputError("a new model needs a name that is free", repr(model))
+    pairs = [(case.image, case.label) for case in _chosen_cases(root, cohort, None) if case.image and case.label]
+    if len(pairs) < 2:
+        raise InputError("training needs at least 2 cases with an image and a label map", f"{len(pairs)} in {cohort}")
+    plan = training.TrainPlan(steps=steps, seed=seed)
+    bundle = training.write_bundle(folder, load_label_set(label_set, root), plan)
+    with progress("Training") as report:
+        record = training.train(bundle, pairs, plan, report)
+    dice = record["held_out_dice"]
+    worst = min(dice, key=dice.get)
+    print(f"held-out Dice: mean {sum(dice.values()) / len(dice):.3f}, worst {worst} {dice[worst]:.3f}")
+
+
+@app.command()
+def phantom(
+    cohort: Annotated[str, typer.Option("--cohort", help="Name of the new cohort.")],
+    cases: Annotated[int, typer.Option(min=1)] = 100,
+    seed: Annotated[int, typer.Option(min=0)] = 10_000,
+    data: Root = None,
+) -> None:
+    """Write a cohort of synthetic thorax CTs with exact labels, to train on or to try things."""
+    from agg2exp_core.phantom import training_plan, write_cohort
+
+    folder = data_root(data) / "cohorts" / checked_id("cohort", cohort)
+    with progress("Phantoms") as report:
+        write_cohort(folder, training_plan(cases, seed), progress=lambda done, total: report(done, total, "scans"))
+
+
+@app.command("import-csv")
+def import_csv(
+    file: Annotated[Path, typer.Argument(help="A wide CSV as published with Agg²Exp.")],
+    cohort: Annotated[str, typer.Option("--cohort")],
+    run: Annotated[str, typer.Option("--run")] = "published",
+    data: Root = None,
+) -> None:
+    """Import a published wide table of importances as a run."""
+    from agg2exp_core.store.published_csv import import_csv as read
+
+    count = read(data_root(data), file, cohort, run)
+    print(f"{count} cases imported as cohort {cohort}, run {run}")
+
+
+@app.command("export-csv")
+def export_csv(
+    file: Annotated[Path, typer.Argument(help="The file to write.")],
+    cohort: Annotated[str, typer.Option("--cohort")],
+    run: Annotated[str, typer.Option("--run")] = "published",
+    data: Root = None,
+) -> None:
+    """Write a run as the published wide CSV; an imported one comes out bit for bit."""
+    from agg2exp_core.store.published_csv import export_csv as write
+
+    write(data_root(data), cohort, run, file)
+
+
+@app.command()
+def query(
+    sql: Annotated[str, typer.Argument(help="One SELECT on the views cases, importance, agreement, runs.")],
+    format: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
+    data: Root = None,
+) -> None:
+    """Ask the SQL views."""
+    from agg2exp_core.store import catalog, queries
+
+    if format not in ("table", "csv", "json"):
+        raise InputError("format must be one of table, csv, json", repr(format))
+    answer = queries.run_user_query(catalog.connect(data_root(data)), sql)
+    if format == "csv":
+        print(answer.to_csv(index=False), end="")
+    elif format == "json":
+        print(answer.to_json(orient="records", indent=1))
+    else:
+        _print_table(answer)
+
+
+@cohort_app.command("add")
+def cohort_add(
+    folder: Annotated[Path, typer.Argument(help="A folder of NIfTI scans.")],
+    name: Annotated[str, typer.Option("--name", help="Name of the new cohort.")],
+    labels: Annotated[Path | None, typer.Option(help="Folder of label maps named as the scans.")] = None,
+    metadata: Annotated[Path | None, typer.Option(help="CSV with a column case_id and any others.")] = None,
+    data: Root = None,
+) -> None:
+    """Add a folder of scans as a cohort. The scans stay where they are."""
+    from agg2exp_core.store.cohorts import add_cohort
+
+    count = add_cohort(data_root(data), name, folder, labels, metadata)
+    print(f"{count} cases added as cohort {name}")
+
+
+@cohort_app.command("list")
+def cohort_list(data: Root = None) -> None:
+    """List the cohorts."""
+    from agg2exp_core.store.cohorts import list_cohorts, read_cases
+
+    root = data_root(data)
+    for name in list_cohorts(root):
+        print(f"{name}\t{len(read_cases(root, name))} cases")
+
+
+@model_app.command("list")
+def model_list(data: Root = None) -> None:
+    """List the models."""
+    from agg2exp_core.model.bundle import find_bundle, list_models
+
+    root = data_root(data)
+    for name in list_models(root):
+        bundle = find_bundle(root, name)
+        print(f"{name}\t{len(bundle.classes)} classes\t{bundle.weights.stat().st_size / 2**20:.1f} MiB")
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Report]:
+    """A bar with the time left on standard error; in a log file instead a line every half minute."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _LogLines(title)
+        return
+    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")]
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task(title, total=None)
+
+        def report(done: int, total: int, note: str) -> None:
+            bar.update(task, completed=done, total=total, description=f"{title}: {note}")
+
+        yield report
+
+
+class _LogLines:
+    """Progress for where no bar can be drawn."""
+
+    EVERY_SECONDS = 30.0
+
+    def __init__(self, title: str):
+        self._title, self._said = title, time.monotonic()
+
+    def __call__(self, done: int, total: int, note: str) -> None:
+        if time.monotonic() - self._said >= self.EVERY_SECONDS:
+            self._said = time.monotonic()
+            print(f"{self._title}: {note}, {done} of {total}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def reporting(root: Path, job: str | None, title: str) -> Iterator[Any]:
+    """Progress in the terminal or, for work started from the dashboard, in the job's folder."""
+    if job is None:
+        with progress(title) as report:
+            yield report
+        return
+    from agg2exp_core.jobs.progress import Reporter
+
+    with Reporter(root, job) as reporter:
+        yield JobReport(reporter)
+
+
+class JobReport:
+    """A Reporter that is called as the terminal's bar is."""
+
+    def __init__(self, reporter: Any):
+        self.finished = reporter.finished
+        self._reporter = reporter
+
+    def __call__(self, done: int, total: int, note: str) -> None:
+        self._reporter.progress(done, total, note)
+
+
+def _each(cases: list[Case], report: Report, work: Callable[[Case, Report], Any]) -> list[str]:
+    """Work on every case; one that is refused does not keep the others from theirs."""
+    refused = []
+    for index, case in enumerate(cases):
+
+        def inner(done: int, total: int, note: str, index: int = index, case: Case = case) -> None:
+            report(index * total + done, len(cases) * total, f"{case.case_id}, {note}")
+
+        inner(0, 1, "starting")
+        try:
+            work(case, inner)
+        except InputError as error:
+            if len(cases) == 1:
+                raise
+            refused.append(f"{case.case_id}: {error}")
+    return refused
+
+
+def _say_refused(refused: list[str], count: int) -> None:
+    for line in refused:
+        print(f"agg2exp: {line}", file=sys.stderr)
+    if refused:
+        raise InputError("every case must be sound", f"{len(refused)} of {count} refused, the others are done")
+
+
+def _chosen_cases(root: Path, cohort: str | None, wanted: list[str] | None) -> list[Case]:
+    from agg2exp_core.store.cohorts import find_case, read_cases
+
+    if cohort is None:
+        raise InputError("say what to work on", "neither --image nor --cohort", "--image FILE --out DIR, or --cohort C")
+    names = wanted or list(read_cases(root, cohort)["case_id"])
+    return [find_case(root, cohort, name) for name in names]
+
+
+def _scan_alone(image: Path, label: Path | None, cohort: str | None, out: Path | None) -> tuple[Case, Path]:
+    """--image as a case of its own, and the folder for its results."""
+    from agg2exp_core.store.cohorts import Case
+
+    if cohort is not None or out is None:
+        raise InputError("--image goes with --out and without --cohort", f"{image.name}")
+    stem = image.name.removesuffix(".gz").removesuffix(".nii")
+    case_id = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip(".-")[:64] or "scan"
+    return Case(case_id, image, label, {}), out.resolve()
+
+
+def _check_free(folder: Path) -> None:
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "manifest.json").is_file():
+        raise InputError("--out must be new, empty or hold this case", folder.name)
+
+
+def _print_table(answer: Any) -> None:
+    from rich.table import Table
+
+    table = Table(*[str(column) for column in answer.columns])
+    for row in answer.itertuples(index=False):
+        table.add_row(*["" if value is None or value != value else str(value) for value in row])
+    Console().print(table)

@@ -1,0 +1,40 @@
+"""Make a data root ready for the demo: the shipped model, label set and precomputed runs, and the scans."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from agg2exp_core.phantom import DEMO, write_cohort
+from agg2exp_core.settings import SHIPPED
+
+SHIPPED_PARTS = ("label_sets", "models", "cohorts", "runs")
+
+Report = Callable[[int, int, str], None]
+
+
+def make_ready(root: Path, report: Report) -> None:
+    """Copy what is shipped into `root`, unless root is it, and generate the scans that are missing.
+
+    Only files that are not there yet are written: work done in the root is never touched.
+    """
+    if root != SHIPPED:
+        for part in SHIPPED_PARTS:
+            if (SHIPPED / part).is_dir():
+                shutil.copytree(SHIPPED / part, root / part, dirs_exist_ok=True, copy_function=_copy_new)
+    total, done = sum(len(plan) for plan in DEMO.values()), 0
+    for cohort, plan in DEMO.items():
+        before = done
+
+        def told(some: int, _: int, before: int = before, cohort: str = cohort) -> None:
+            report(before + some, total, f"cohort {cohort}")
+
+        write_cohort(root / "cohorts" / cohort, plan, progress=told)
+        done += len(plan)
+
+
+def _copy_new(source: str, target: str) -> str:
+    if not Path(target).exists():
+        shutil.copy2(source, target)
+    return target

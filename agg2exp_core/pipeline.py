@@ -1,0 +1,232 @@
+"""One case end to end: the verbs, in order. Scan → logits → attribution → sums → files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agg2exp_core import volumes
+from agg2exp_core.aggregation.agreement import dice_iou
+from agg2exp_core.aggregation.regions import count_voxels, region_sums
+from agg2exp_core.attribution.attribute import Completeness, Explainer, Explanation, attribute, check_method
+from agg2exp_core.model.bundle import Bundle, find_bundle
+from agg2exp_core.model.predict import pick_device, predicted_organs, stitched_logits
+from agg2exp_core.model.preprocess import AIR_HU, Scan, load_scan, on_grid_of, on_model_grid, scaled
+from agg2exp_core.records import InputError, Method, SumTable, Volume
+from agg2exp_core.store import results
+from agg2exp_core.store.cohorts import Case
+
+SALIENCY_DTYPES = ("float16", "float32", "none")
+VERSIONED = ("torch", "monai", "numpy", "nibabel")
+
+Report = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How cases are explained. targets empty: every class of the model. saliency: one of SALIENCY_DTYPES."""
+
+    model: str
+    method: Method = field(default_factory=Method)
+    targets: tuple[str, ...] = ()
+    device: str = "auto"
+    saliency: str = "float16"
+
+
+class Explaining:
+    """A bundle ready on its device, to explain any number of cases by one plan."""
+
+    def __init__(self, root: Path, plan: Plan):
+        check_method(plan.method)
+        if plan.saliency not in SALIENCY_DTYPES:
+            raise InputError("saliency dtype must be known", repr(plan.saliency), ", ".join(SALIENCY_DTYPES))
+        self.root, self.plan = root, plan
+        self.bundle = find_bundle(root, plan.model)
+        self.targets = _known_targets(self.bundle, plan.targets)
+        device = pick_device(plan.device)
+        self.explainer = Explainer(
+            self.bundle.network(device),
+            self.bundle.inferer(),
+            self.bundle.classes,
+            device,
+            scaled(self.bundle, AIR_HU),
+        )
+
+    @property
+    def run(self) -> str:
+        """The run's id: model, method and every parameter that is not the usual one."""
+        return run_id(self.plan.model, self.plan.method)
+
+    def cohort_case(self, cohort: str, case: Case, report: Report) -> Path:
+        """Explain a cohort's case into its run's folder; what is there and verifies is not computed again."""
+        folder = self.root / "runs" / cohort / self.run / "cases" / case.case_id
+        results.write_run(self.root, cohort, self.run, self._run_info())
+        return self.case(case, folder, report)
+
+    def case(self, case: Case, folder: Path, report: Report) -> Path:
+        """Explain one case into `folder`, adding to the targets that are there."""
+        identity = self._identity(case)
+        known = _finished(folder, identity)
+        missing = tuple(t for t in self.targets if not known or not self._has(folder, known, t))
+        if not missing:
+            return folder
+        started = time.monotonic()
+        # Before the long work: a label map on another grid is refused at once.
+        image = _image_of(case)
+        label = volumes.read_labels(case.label, like=volumes.check_scan(image)) if case.label else None
+        scan = load_scan(self.bundle, image)
+        explained = attribute(self.explainer, scan.voxels, missing, self.plan.method, report)
+        with results.case_folder(folder, identity) as new:
+            self._write(new, folder if known else None, scan, explained)
+            self._write_agreement(new, scan, explained, label)
+            identity["targets"] = list(results.read_importance(new).targets)
+            identity["device"] = str(self.explainer.device)
+            identity["seconds"] = round(time.monotonic() - started + float((known or {}).get("seconds", 0)), 1)
+        return folder
+
+    def _write(self, new: Path, old: Path | None, scan: Scan, explained: Explanation) -> None:
+        prediction = explained.prediction.numpy()
+        table = sum_table(self.bundle.classes, explained)
+        saliency = new / "saliency"
+        if old is not None:
+            table = _merged(results.read_importance(old), table, self.bundle.classes)
+            if (old / "saliency").is_dir():
+                shutil.copytree(old / "saliency", saliency)
+        results.write_importance(new, table)
+        if explained.completeness:
+            gaps = results.read_completeness(old) if old is not None else {}
+            results.write_completeness(new, {**gaps, **_gaps(explained.completeness)})
+        volumes.write_volume(new / "prediction.nii.gz", scan.volume(prediction))
+        if self.plan.saliency != "none":
+            saliency.mkdir(exist_ok=True)
+            for name, voxels in zip(explained.targets, explained.saliency.numpy(), strict=True):
+                kept = half_precision(voxels) if self.plan.saliency == "float16" else voxels
+                volumes.write_volume(saliency / f"{name}.nii.gz", scan.volume(kept))
+
+    def _write_agreement(self, new: Path, scan: Scan, explained: Explanation, label: Volume | None) -> None:
+        if label is None:
+            results.write_agreement(new, (), np.empty(0), np.empty(0))
+            return
+        classes = self.bundle.classes
+        scores = dice_iou(explained.prediction.numpy(), on_model_grid(label, scan), len(classes))
+        results.write_agreement(new, classes, *scores)
+
+    def _has(self, folder: Path, manifest: dict[str, Any], target: str) -> bool:
+        if target not in manifest["targets"]:
+            return False
+        drawn = f"saliency/{target}.nii.gz" in manifest["files"]
+        return drawn or self.plan.saliency == "none" or target in results.read_importance(folder).absent
+
+    def _run_info(self) -> dict[str, Any]:
+        return {
+            "model": self.plan.model,
+            "model_hash": self.bundle.hash,
+            "method": self.plan.method.name,
+            "parameters": self.plan.method.parameters(),
+            "label_set": self.bundle.label_set,
+            "values": "sums",
+        }
+
+    def _identity(self, case: Case) -> dict[str, Any]:
+        parameters = self.plan.method.parameters()
+        return {
+            "case_id": case.case_id,
+            **self._run_info(),
+            "input_sha256": volumes.sha256(_image_of(case)),
+            "label_sha256": volumes.sha256(case.label) if case.label else "",
+            "parameters_hash": hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest(),
+            "versions": {name: version(name) for name in VERSIONED},
+        }
+
+
+def run_id(model: str, method: Method) -> str:
+    """`<model>-<method>-<samples>`, then the parameters that differ from the usual ones."""
+    parameters, usual = method.parameters(), Method(method.name).parameters()
+    words = [model, method.name] + ([str(parameters["samples"])] if "samples" in parameters else [])
+    words += [f"{key}{value}" for key, value in parameters.items() if key != "samples" and value != usual[key]]
+    return "-".join(words)
+
+
+def sum_table(classes: tuple[str, ...], explained: Explanation) -> SumTable:
+    """Sums over the predicted organs for each explained target; absent targets keep a row of NaN."""
+    regions = explained.prediction.numpy()
+    count = len(classes)
+    targets = tuple(name for name in classes if name in explained.targets or name in explained.absent)
+    positive, negative = np.full((2, len(targets), count), np.nan)
+    for name, voxels in zip(explained.targets, explained.saliency.numpy(), strict=True):
+        row = targets.index(name)
+        positive[row], negative[row] = region_sums(voxels, regions, count)
+    return SumTable(targets, classes, positive, negative, count_voxels(regions, count), dict(explained.absent))
+
+
+class Segmenting:
+    """A bundle ready on its device, to segment any number of scans."""
+
+    def __init__(self, bundle: Bundle, device: str):
+        self.bundle = bundle
+        self.device = pick_device(device)
+        self.network = bundle.network(self.device)
+
+    def case(self, case: Case, file: Path) -> None:
+        """Write the case's label map, on the scan's own grid and orientation."""
+        scan = load_scan(self.bundle, _image_of(case))
+        logits = stitched_logits(self.network, self.bundle.inferer(), scan.voxels.to(self.device))
+        prediction = scan.volume(predicted_organs(logits).cpu())
+        file.parent.mkdir(parents=True, exist_ok=True)
+        volumes.write_volume(file, on_grid_of(prediction, volumes.read_volume(_image_of(case))))
+
+
+def half_precision(voxels: np.ndarray) -> np.ndarray:
+    """float32 with the 11 significant bits of float16: NIfTI has no half type, but the zeros compress away.
+
+    Unlike a cast to float16, small gradients keep their exponent.
+    """
+    bits = np.ascontiguousarray(voxels, dtype=np.float32).view(np.uint32)
+    # Round half up at bit 13; an overflow into the exponent is the next power of two, as it should be.
+    rounded = (bits + np.uint32(1 << 12)) & np.uint32(0xFFFFE000)
+    return rounded.view(np.float32)
+
+
+def _image_of(case: Case) -> Path:
+    if case.image is None:
+        raise InputError("a case needs an image", f"{case.case_id} without one")
+    if not case.image.is_file():
+        raise InputError("a case's image must be there", str(case.image))
+    return case.image
+
+
+def _known_targets(bundle: Bundle, wanted: tuple[str, ...]) -> tuple[str, ...]:
+    for name in wanted:
+        if name not in bundle.classes:
+            raise InputError("target must be a class of the model", repr(name), f"all, {', '.join(bundle.classes)}")
+    return tuple(name for name in bundle.classes if not wanted or name in wanted)
+
+
+def _finished(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest, if the folder holds sound results of this very input, model and method."""
+    manifest = results.read_manifest(folder)
+    if manifest is None or results.verify(folder):
+        return None
+    same = ("model_hash", "input_sha256", "label_sha256", "parameters_hash", "method")
+    return manifest if all(manifest.get(key) == identity[key] for key in same) else None
+
+
+def _merged(old: SumTable, new: SumTable, classes: tuple[str, ...]) -> SumTable:
+    rows = {name: (table, i) for table in (old, new) for i, name in enumerate(table.targets)}
+    targets = tuple(name for name in classes if name in rows)
+    positive = np.stack([rows[name][0].positive[rows[name][1]] for name in targets])
+    negative = np.stack([rows[name][0].negative[rows[name][1]] for name in targets])
+    return SumTable(targets, classes, positive, negative, new.voxels, {**old.absent, **new.absent})
+
+
+def _gaps(completeness: dict[str, Completeness]) -> dict[str, tuple[float, float, float]]:
+    return {name: (c.attribution_sum, c.output_difference, c.gap) for name, c in completeness.items()}

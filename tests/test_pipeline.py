@@ -1,0 +1,255 @@
+"""A case end to end: geometry, files, what is computed again and what is not, and the command line's refusals."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from nibabel.processing import resample_from_to
+from tiny import CLASSES, threshold_net, write_bundle
+
+from agg2exp_core import cli, pipeline, volumes
+from agg2exp_core.aggregation.regions import mass
+from agg2exp_core.records import Method, Volume
+from agg2exp_core.store import results
+from agg2exp_core.store.cohorts import Case
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "real"
+GRADIENT = Method("gradient")
+
+
+def silent(done: int, total: int, note: str) -> None: ...
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    write_bundle(tmp_path / "root")
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    """18 × 14 × 12 voxels, anisotropic and oblique, with a bright blob in one corner."""
+    rng = np.random.default_rng(0)
+    array = rng.normal(-300, 200, (18, 14, 12)).astype(np.int16)
+    array[10:16, 3:8, 2:7] += 600
+    affine = np.diag([4.0, 4.0, 5.0, 1.0])
+    turn = np.deg2rad(8)
+    affine[:2, :2] = 4 * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    affine[:3, 3] = (-40, 25, 300)
+    volumes.write_volume(tmp_path / "scan.nii.gz", Volume(array, affine))
+    return tmp_path / "scan.nii.gz"
+
+
+def explain(root: Path, image: Path, out: Path, plan: pipeline.Plan, label: Path | None = None) -> Path:
+    return pipeline.Explaining(root, plan).case(Case("case", image, label, {}), out, silent)
+
+
+def run(*words: object) -> int:
+    """The exit code of `agg2exp …`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["agg2exp", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+    return int(stopped.value.code or 0)
+
+
+def test_masses_sum_to_one_and_all_files_are_there(root, scan, tmp_path):
+    out = explain(root, scan, tmp_path / "out", pipeline.Plan("tiny", Method(samples=2)))
+    table = results.read_importance(out)
+    assert table.targets == CLASSES and not table.absent
+    assert mass(table, "abs").sum(axis=1) == pytest.approx(1, abs=1e-6)
+    files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert files == {"importance.csv", "agreement.csv", "prediction.nii.gz", "manifest.json"} | {
+        f"saliency/{name}.nii.gz" for name in CLASSES
+    }
+    assert results.verify(out) == []
+
+
+def test_sums_are_those_of_the_saliency_on_disk(root, scan, tmp_path):
+    out = explain(root, scan, tmp_path / "out", pipeline.Plan("tiny", GRADIENT, saliency="float32"))
+    table = results.read_importance(out)
+    prediction = np.asarray(nib.load(out / "prediction.nii.gz").dataobj)
+    for row, name in enumerate(table.targets):
+        saliency = np.asarray(nib.load(out / "saliency" / f"{name}.nii.gz").dataobj, dtype=np.float64)
+        for column in range(len(CLASSES)):
+            inside = saliency[prediction == column]
+            assert table.positive[row, column] == pytest.approx(inside[inside > 0].sum(), rel=1e-6)
+            assert table.negative[row, column] == pytest.approx(-inside[inside < 0].sum(), rel=1e-6)
+
+
+def test_48_orientations_give_the_same_table(root, scan, tmp_path):
+    original = nib.load(scan)
+    tables = []
+    explaining = pipeline.Explaining(root, pipeline.Plan("tiny", GRADIENT, saliency="none"))
+    for index, (axes, flips) in enumerate(
+        itertools.product(itertools.permutations(range(3)), itertools.product((1, -1), repeat=3))
+    ):
+        turned = original.as_reoriented(np.stack([axes, flips], axis=1))
+        image = tmp_path / f"{index}.nii.gz"
+        nib.save(turned, image)
+        folder = explaining.case(Case("case", image, None, {}), tmp_path / f"out{index}", silent)
+        tables.append(mass(results.read_importance(folder), "abs"))
+    assert len(tables) == 48
+    for table in tables[1:]:
+        assert table == pytest.approx(tables[0], abs=1e-4)
+
+
+@pytest.mark.parametrize("case", ["thorax_cta", "chest_lowres"])
+def test_results_lie_on_the_real_scan_in_world_space(tmp_path, case):
+    """A model that looks at grey values only: its prediction and saliency must lie where the scan is bright."""
+    root, image = tmp_path / "root", REAL / case / "ct.nii.gz"
+    write_bundle(root, network=threshold_net(), spacing=6.0)
+    out = explain(root, image, tmp_path / "out", pipeline.Plan("tiny", GRADIENT, ("heart",)))
+    prediction, saliency = nib.load(out / "prediction.nii.gz"), nib.load(out / "saliency" / "heart.nii.gz")
+    assert np.allclose(prediction.affine, saliency.affine)
+    on_model_grid = resample_from_to(nib.load(image), prediction, order=1, cval=-1024).get_fdata()
+    expected = on_model_grid.clip(-1024, 1024) > -24
+    found = prediction.get_fdata() == CLASSES.index("heart")
+    assert (found == expected).mean() > 0.995
+    assert np.array_equal(saliency.get_fdata() > 0, found)
+    table = results.read_importance(out)
+    assert mass(table, "abs")[0, CLASSES.index("heart")] == pytest.approx(1)
+
+
+def test_what_is_finished_is_not_computed_again(root, scan, tmp_path):
+    plan, out = pipeline.Plan("tiny", Method(samples=2)), tmp_path / "out"
+    explain(root, scan, out, plan)
+    before = (out / "manifest.json").stat().st_mtime_ns
+    explain(root, scan, out, plan)
+    assert (out / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_a_second_target_is_added_and_the_first_kept(root, scan, tmp_path):
+    out, method = tmp_path / "out", Method(samples=2)
+    explain(root, scan, out, pipeline.Plan("tiny", method, ("heart",)))
+    explain(root, scan, out, pipeline.Plan("tiny", method, ("aorta",)))
+    together = explain(root, scan, tmp_path / "all", pipeline.Plan("tiny", method, ("aorta", "heart")))
+    assert results.read_manifest(out)["targets"] == ["aorta", "heart"]
+    assert results.verify(out) == []
+    one, other = results.read_importance(out), results.read_importance(together)
+    assert one.positive == pytest.approx(other.positive, rel=1e-5)
+
+
+def test_saliency_is_added_to_a_case_that_has_only_its_table(root, scan, tmp_path):
+    out, method = tmp_path / "out", Method(samples=2)
+    explain(root, scan, out, pipeline.Plan("tiny", method, saliency="none"))
+    table = (out / "importance.csv").read_bytes()
+    explain(root, scan, out, pipeline.Plan("tiny", method, ("heart",)))
+    assert [path.name for path in (out / "saliency").iterdir()] == ["heart.nii.gz"]
+    assert (out / "importance.csv").read_bytes() == table
+
+
+def test_a_changed_scan_is_computed_anew(root, scan, tmp_path):
+    plan, out = pipeline.Plan("tiny", GRADIENT), tmp_path / "out"
+    explain(root, scan, out, plan)
+    hash_before = results.read_manifest(out)["input_sha256"]
+    changed = volumes.read_volume(scan)
+    volumes.write_volume(scan, Volume((changed.array + 100).astype(np.int16), changed.affine))
+    explain(root, scan, out, plan)
+    assert results.read_manifest(out)["input_sha256"] != hash_before
+
+
+def test_half_precision_keeps_small_gradients():
+    values = np.array([1e-12, -3.3e-7, 0.1, 65536.5, 1e30, 0.0, 2047.9999], dtype=np.float32)
+    kept = pipeline.half_precision(values)
+    assert np.abs(kept - values).max(initial=0, where=values != 0) <= np.abs(values).max() * 2**-11
+    assert kept == pytest.approx(values, rel=2**-11)
+    assert pipeline.half_precision(kept).tolist() == kept.tolist()
+
+
+def test_prediction_on_the_scans_own_grid(root, scan, tmp_path):
+    assert run("predict", "--model", "tiny", "--image", scan, "--out", tmp_path / "out", "--data", root) == 0
+    written, original = nib.load(tmp_path / "out" / "prediction.nii.gz"), nib.load(scan)
+    assert written.shape == original.shape and np.allclose(written.affine, original.affine)
+    assert len(np.unique(np.asarray(written.dataobj))) > 1
+
+
+def test_dice_of_a_label_that_equals_the_prediction_is_one(root, tmp_path):
+    """On a scan that already is the model's grid, the prediction is a label map of the scan."""
+    image, plan = tmp_path / "iso.nii.gz", pipeline.Plan("tiny", GRADIENT)
+    array = np.random.default_rng(1).normal(-300, 300, (18, 16, 14)).astype(np.int16)
+    volumes.write_volume(image, Volume(array, np.diag([4.0, 4, 4, 1])))
+    out = explain(root, image, tmp_path / "out", plan)
+    scored = explain(root, image, tmp_path / "scored", plan, out / "prediction.nii.gz")
+    rows = (scored / "agreement.csv").read_text().splitlines()[1:]
+    assert len(rows) == len(CLASSES)
+    assert all(row.split(",")[1:] == ["1.0", "1.0"] for row in rows)
+
+
+def test_a_label_map_on_another_grid_is_refused_before_the_work(root, scan, tmp_path, capsys):
+    label = tmp_path / "label.nii.gz"
+    volumes.write_volume(label, Volume(np.zeros((5, 5, 5), np.uint8), np.eye(4)))
+    words = ["explain", "--model", "tiny", "--image", scan, "--label", label, "--out", tmp_path / "o", "--data", root]
+    assert run(*words) == 2
+    assert "grid" in capsys.readouterr().err and not (tmp_path / "o").exists()
+
+
+def test_run_ids_name_what_differs():
+    assert pipeline.run_id("net", Method(samples=4)) == "net-smoothgrad-4"
+    assert pipeline.run_id("net", Method(samples=4, seed=7)) == "net-smoothgrad-4-seed7"
+    assert pipeline.run_id("net", GRADIENT) == "net-gradient"
+    assert pipeline.run_id("net", Method("integrated_gradients", 8, baseline="ones")).endswith("-8-baselineones")
+
+
+def test_the_integrated_gap_is_stored(root, scan, tmp_path):
+    out = explain(root, scan, tmp_path / "out", pipeline.Plan("tiny", Method("integrated_gradients", samples=4)))
+    header, *rows = (out / "completeness.csv").read_text().splitlines()
+    assert header == "target,attribution_sum,output_difference,gap"
+    assert len(rows) == len(CLASSES) and all(float(row.split(",")[-1]) < 1e-3 for row in rows)
+
+
+def test_same_seed_same_bytes(root, scan, tmp_path):
+    plan = pipeline.Plan("tiny", Method(samples=2))
+    one, two = (explain(root, scan, tmp_path / name, plan) for name in ("one", "two"))
+    for name in ("importance.csv", "prediction.nii.gz", "saliency/heart.nii.gz"):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--targets", "spleen"), "target must be a class of the model"),
+        (("--model", "none"), "model must exist"),
+        (("--method", "gradcam"), "method must be a known one"),
+        (("--samples", "0"), "samples must be"),
+        (("--device", "tpu"), "device must be one of"),
+        (("--saliency-dtype", "int4"), "saliency dtype must be known"),
+    ],
+)
+def test_refusals_are_one_line_and_write_nothing(root, scan, tmp_path, capsys, words, said):
+    out = tmp_path / "out"
+    options = {"--model": "tiny", "--image": scan, "--out": out, "--data": root, words[0]: words[1]}
+    assert run("explain", *itertools.chain.from_iterable(options.items())) == 2
+    printed = capsys.readouterr().err.strip()
+    assert said in printed and "\n" not in printed and "Traceback" not in printed
+    assert not out.exists()
+
+
+def test_a_case_that_climbs_out_is_refused(root, scan, capsys):
+    assert run("explain", "--model", "tiny", "--cohort", "../..", "--data", root) == 2
+    assert run("explain", "--model", "tiny", "--cohort", "c", "--case", "../../etc", "--data", root) == 2
+    assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_a_file_that_is_no_scan_is_refused(root, tmp_path, capsys):
+    (tmp_path / "scan.nii.gz").write_text("not a scan")
+    assert (
+        run("explain", "--model", "tiny", "--image", tmp_path / "scan.nii.gz", "--out", tmp_path / "o", "--data", root)
+        == 2
+    )
+    assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "o").exists()
+
+
+def test_manifest_says_what_the_numbers_depend_on(root, scan, tmp_path):
+    out = explain(root, scan, tmp_path / "out", pipeline.Plan("tiny", Method(samples=2, seed=9)))
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["parameters"] == {"samples": 2, "sigma": 0.1, "seed": 9}
+    assert manifest["input_sha256"] == volumes.sha256(scan)
+    assert set(manifest["versions"]) == {"torch", "monai", "numpy", "nibabel"}
