@@ -11,7 +11,7 @@ import numpy as np
 from agg2exp_core.records import InputError, SumTable
 
 SIGNS = ("abs", "pos", "neg")
-BLOCK = 2**16
+BLOCK = 2**14
 """Voxels summed at a time: their temporaries stay in the processor's cache."""
 
 
@@ -22,13 +22,15 @@ def region_sums(attribution: np.ndarray, regions: np.ndarray, count: int) -> tup
     """
     values, ids = attribution.reshape(-1), regions.reshape(-1)
     sums = np.zeros(2 * count)
+    bins, sizes = np.empty(BLOCK, np.intp), np.empty(BLOCK)
     for start in range(0, values.size, BLOCK):
         part = values[start : start + BLOCK]
+        here, size = bins[: part.size], sizes[: part.size]
         # Two bins a region, the second one for negative values: one count gives both sums.
-        bins = ids[start : start + BLOCK].astype(np.intp)
-        bins *= 2
-        bins += part < 0
-        sums += np.bincount(bins, np.abs(part), minlength=2 * count)
+        np.multiply(ids[start : start + BLOCK], 2, out=here, casting="unsafe", dtype=np.intp)
+        here += np.signbit(part)
+        np.abs(part, out=size)
+        sums += np.bincount(here, size, minlength=2 * count)
     return sums[0::2], sums[1::2]
 
 

@@ -1,0 +1,15 @@
+"""`python -m bench`: every figure that the README reports, measured here and now."""
+
+from __future__ import annotations
+
+from bench import aggregation, attribution, dashboard
+
+
+def main() -> None:
+    for part in (aggregation, attribution, dashboard):
+        for name, value in part.main():
+            print(f"{name:<75} {value}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
