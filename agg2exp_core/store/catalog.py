@@ -1,0 +1,359 @@
+"""DuckDB in memory over the files of a data root: views to read, nothing to write.
+
+The views are `cases`, `importance`, `agreement`, `runs` and `outliers`. The schema `store` holds what they are made
+of: a table of typed metadata for each cohort, a view of one run's numbers for each run, and the order of organs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+import pyarrow as pa
+from pyarrow import csv
+
+from agg2exp_core.files import read_json
+from agg2exp_core.organs import load_label_set
+from agg2exp_core.records import InputError
+from agg2exp_core.settings import ID
+from agg2exp_core.store import parquet_cache
+from agg2exp_core.store.cohorts import COLUMNS, list_cohorts, read_cases
+from agg2exp_core.store.parquet_cache import Cache, Numbers
+
+MOST_THREADS = 8
+TAKEN = ("cohort", *COLUMNS, "dice", "explained")
+"""Columns of `queries.cases`; metadata of such a name gets a number behind it."""
+
+PHI = {"abs": "({p} + {n})", "pos": "({p})", "neg": "({n})"}
+"""φ of a sign in the positive sum {p} and the negative one {n}."""
+
+SIGNED = """
+    SELECT case_id, target, region, '{sign}' AS sign,
+        CASE WHEN voxels > 0 THEN {phi} / nullif({total}, 0) END AS mass,
+        {phi} / nullif(voxels, 0) AS mean, voxels, absent,
+        CASE WHEN voxels > 0 AND region <> 'background' THEN {phi} / nullif({organs}, 0) END AS organ_mass
+    FROM {source}"""
+SHARED = """
+    SELECT case_id, target, region, 'abs' AS sign, mass, mean, NULL::BIGINT AS voxels, absent,
+        CASE WHEN region <> 'background' THEN mass / nullif(organs, 0) END AS organ_mass
+    FROM {source}"""
+NOTHING = """
+    SELECT ''::VARCHAR AS case_id, '' AS target, '' AS region, 'abs' AS sign, 0.0::DOUBLE AS mass, 0.0::DOUBLE AS mean,
+        0::BIGINT AS voxels, '' AS absent, 0.0::DOUBLE AS organ_mass WHERE false"""
+NO_AGREEMENT = "SELECT '' AS case_id, '' AS target, 0.0::DOUBLE AS dice, 0.0::DOUBLE AS iou WHERE false"
+
+RUN_COLUMNS = {
+    **dict.fromkeys(("cohort", "run", "model", "method", "parameters", "label_set", "values"), pa.string()),
+    "model_hash": pa.string(), "cases": pa.int64(), "damaged": pa.int64(),
+}  # fmt: skip
+ORGAN_COLUMNS = {
+    "cohort": pa.string(), "run": pa.string(), "name": pa.string(), "target": pa.bool_(), "position": pa.int64(),
+}  # fmt: skip
+OUTLIER_COLUMNS = {
+    "case_id": pa.string(), "target": pa.string(), "detector": pa.string(), "score": pa.float64(),
+    "flagged": pa.bool_(),
+}  # fmt: skip
+
+
+def refresh(root: Path) -> str:
+    """A fingerprint that changes when cohorts, cases, runs or outliers change. Stale Parquet caches are built first."""
+    root = root.resolve()
+    seen: list[Any] = [_status(path) for path in sorted((root / "label_sets").glob("*.csv"))]
+    seen += [(cohort, _status(root / "cohorts" / cohort / "cases.csv")) for cohort in list_cohorts(root)]
+    for folder in _run_folders(root):
+        cache = parquet_cache.current(folder)
+        files = [_status(folder / name) for name in ("run.json", "outliers.csv")]
+        seen.append((folder.parent.name, folder.name, files, cache.content.fingerprint if cache else ""))
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+
+
+def connect(root: Path) -> duckdb.DuckDBPyConnection:
+    """A connection with the views, which reads caches of this root and no other file, and cannot be reconfigured."""
+    root = root.resolve()
+    con = duckdb.connect()
+    _set_limits(con)
+    con.execute("CREATE SCHEMA store")
+    _add_cohorts(con, root)
+    _add_runs(con, root)
+    _add_outliers(con, root)
+    _lock(con, root)
+    return con
+
+
+def finite_number(text: str) -> float | None:
+    """The number that a text is, or None if it is none or not finite. Python's `1_000` is a text."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and "_" not in text else None
+
+
+def quoted(name: str) -> str:
+    """A name as an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def cohort_table(cohort: str) -> str:
+    """The table of one cohort's cases, in the order of its list: case_id, image, label and typed metadata."""
+    return f"store.{quoted(f'cases/{cohort}')}"
+
+
+def run_view(cohort: str, run: str) -> str:
+    """The view of one run's importance; `agreement_view` is that of its agreement."""
+    return f"store.{quoted(f'importance/{cohort}/{run}')}"
+
+
+def agreement_view(cohort: str, run: str) -> str:
+    """The view of one run's agreement: case_id, target, dice, iou."""
+    return f"store.{quoted(f'agreement/{cohort}/{run}')}"
+
+
+# ---- settings --------------------------------------------------------------------------------------
+
+
+def _set_limits(con: duckdb.DuckDBPyConnection) -> None:
+    threads = min(MOST_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
+    con.execute(f"SET threads = {threads}")
+    con.execute("SET memory_limit = '50%'")
+    con.execute("SET temp_directory = ''")  # nothing is written, not even what does not fit the memory
+
+
+def _lock(con: duckdb.DuckDBPyConnection, root: Path) -> None:
+    """Leave nothing but the views: no other file, no extension, no Python variable, no setting."""
+    runs = str(root / "runs")
+    allowed = ", ".join(_literal(path) for path in dict.fromkeys((runs, _unglobbed(runs))))
+    con.execute(f"SET allowed_directories = [{allowed}]")
+    con.execute("SET python_enable_replacements = false")
+    con.execute("SET autoinstall_known_extensions = false")
+    con.execute("SET autoload_known_extensions = false")
+    con.execute("SET enable_external_access = false")
+    con.execute("SET lock_configuration = true")
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _unglobbed(path: str) -> str:
+    """The path with what DuckDB takes for wildcards in brackets, so that it names itself alone."""
+    return "".join(f"[{sign}]" if sign in "[*?" else sign for sign in path)
+
+
+def _insert(con: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -> None:
+    con.register("incoming", table)
+    con.execute(f"CREATE TABLE {name} AS SELECT * FROM incoming")
+    con.unregister("incoming")
+
+
+def _status(path: Path) -> list[Any]:
+    try:
+        status = path.stat()
+    except OSError:
+        return [path.name]
+    return [path.name, status.st_mtime_ns, status.st_size]
+
+
+# ---- cohorts ---------------------------------------------------------------------------------------
+
+
+def _add_cohorts(con: duckdb.DuckDBPyConnection, root: Path) -> None:
+    texts = {}
+    for cohort in list_cohorts(root):
+        try:
+            texts[cohort] = _named(read_cases(root, cohort))
+        except InputError as error:
+            logging.warning("cohort %s left out: %s", cohort, error)
+    for cohort, table in texts.items():
+        _insert(con, cohort_table(cohort), _typed(table, [name for name in table if _is_numeric(table[name])]))
+    counts = {"cohort": list(texts), "cases": [len(table) for table in texts.values()]}
+    _insert(con, "store.cohorts", pa.table(counts, pa.schema({"cohort": pa.string(), "cases": pa.int64()})))
+    _insert(con, "store.cases", _union(texts))
+    con.execute("CREATE VIEW cases AS FROM store.cases")
+
+
+def _named(table: pd.DataFrame) -> pd.DataFrame:
+    """Metadata columns with names that SQL, which knows no case, can tell apart from each other and from TAKEN."""
+    taken = set(TAKEN)
+    names = {}
+    for name in table.columns.drop(list(COLUMNS)):
+        new, number = name or "column", 1
+        while new.casefold() in taken:
+            number += 1
+            new = f"{name}_{number}"
+        taken.add(new.casefold())
+        names[name] = new
+    return table[[*COLUMNS, *names]].rename(columns=names)
+
+
+def _is_numeric(texts: pd.Series) -> bool:
+    """Whether every text that is not empty is a finite number, and there is one."""
+    given = [text for text in texts if text]
+    return texts.name not in COLUMNS and bool(given) and all(finite_number(text) is not None for text in given)
+
+
+def _typed(table: pd.DataFrame, numeric: list[Any]) -> pa.Table:
+    """Text columns and numeric ones; empty is null."""
+    columns = {}
+    for name in table:
+        values = [text if isinstance(text, str) and text else None for text in table[name]]
+        numbers = [None if text is None else finite_number(text) for text in values] if name in numeric else None
+        columns[str(name)] = pa.array(values, pa.string()) if numbers is None else pa.array(numbers, pa.float64())
+    return pa.table(columns)
+
+
+def _union(texts: dict[str, pd.DataFrame]) -> pa.Table:
+    """All cohorts by column name. A column is numeric if it is so in every cohort that fills it."""
+    first: dict[str, str] = {}
+    spelled = []
+    for cohort, table in texts.items():
+        names = {name: first.setdefault(str(name).casefold(), str(name)) for name in table}
+        spelled.append(table.rename(columns=names).assign(cohort=cohort))
+    columns = ["cohort", *COLUMNS, *(name for name in first.values() if name not in COLUMNS)]
+    joined = pd.concat([pd.DataFrame(columns=columns, dtype=object), *spelled]).reindex(columns=columns)
+    numeric = [name for name in columns[4:] if _is_numeric(joined[name].dropna())]
+    return _typed(joined, numeric)
+
+
+# ---- runs ------------------------------------------------------------------------------------------
+
+
+def _run_folders(root: Path) -> Iterator[Path]:
+    """Folders of runs with a readable run.json, in order."""
+    for path in sorted((root / "runs").glob("*/*/run.json")):
+        folder = path.parent
+        if any(not ID.fullmatch(name) or name.startswith(".") for name in folder.parts[-2:]):
+            continue
+        if read_json(path):
+            yield folder
+        else:
+            logging.warning("run %s of cohort %s left out: its run.json is damaged", folder.name, folder.parent.name)
+
+
+def _add_runs(con: duckdb.DuckDBPyConnection, root: Path) -> None:
+    rows, organs, places = [], [], []
+    for folder in _run_folders(root):
+        place, info, cache = (folder.parent.name, folder.name), read_json(folder / "run.json"), None
+        cache = parquet_cache.current(folder)
+        _add_run(con, place, cache, info.get("values") == "shares")
+        rows.append(_run_row(place, info, cache))
+        organs += _organ_rows(place, info, cache, root)
+        places.append(place)
+    _insert(con, "store.runs", pa.Table.from_pylist(rows, pa.schema(RUN_COLUMNS)))
+    _insert(con, "store.organs", pa.Table.from_pylist(organs, pa.schema(ORGAN_COLUMNS)))
+    con.execute("CREATE VIEW runs AS FROM store.runs")
+    local = "case_id, 'organs' AS region_set, target, region, sign, mass, mean, voxels, absent, organ_mass"
+    _add_view(con, "importance", local, [(place, run_view(*place)) for place in places], NOTHING)
+    scores = [(place, agreement_view(*place)) for place in places]
+    _add_view(con, "agreement", "case_id, target, dice, iou", scores, NO_AGREEMENT)
+
+
+def _add_view(
+    con: duckdb.DuckDBPyConnection, name: str, columns: str, runs: list[tuple[tuple[str, str], str]], empty: str
+) -> None:
+    """A public view: the runs one after the other, each row with its cohort and run."""
+    parts = [
+        f"SELECT {_literal(cohort)} AS cohort, {_literal(run)} AS run, {columns} FROM {view}"
+        for (cohort, run), view in runs
+    ]
+    nothing = f"SELECT '' AS cohort, '' AS run, {columns} FROM ({empty})"
+    con.execute(f"CREATE VIEW {name} AS {' UNION ALL '.join(parts or [nothing])}")
+
+
+def _add_run(con: duckdb.DuckDBPyConnection, place: tuple[str, str], cache: Cache | None, shares: bool) -> None:
+    if cache is None:
+        con.execute(f"CREATE VIEW {run_view(*place)} AS {NOTHING}")
+        con.execute(f"CREATE VIEW {agreement_view(*place)} AS {NO_AGREEMENT}")
+        return
+    source = _source(con, "/".join(("importance", *place)), cache.importance)
+    con.execute(f"CREATE VIEW {run_view(*place)} AS {SHARED.format(source=source) if shares else _signed(source)}")
+    source = _source(con, "/".join(("agreement", *place)), cache.agreement)
+    con.execute(f"CREATE VIEW {agreement_view(*place)} AS SELECT case_id, target, dice, iou FROM {source}")
+
+
+def _signed(source: str) -> str:
+    """The three signs of a run's sums. Constant signs: a query for one leaves the others out before it reads."""
+    parts = []
+    for sign, phi in PHI.items():
+        total, organs = (phi.format(p=f"positive_{over}", n=f"negative_{over}") for over in ("total", "organs"))
+        own = phi.format(p="positive", n="negative")
+        parts.append(SIGNED.format(sign=sign, phi=own, total=total, organs=organs, source=source))
+    return " UNION ALL ".join(parts)
+
+
+def _source(con: duckdb.DuckDBPyConnection, name: str, numbers: Numbers) -> str:
+    """What to select from: the Parquet file, or a table made of the rows in memory."""
+    if isinstance(numbers, Path):
+        return f"read_parquet({_literal(_unglobbed(str(numbers)))})"
+    plain = [
+        pa.field(column.name, pa.string() if pa.types.is_dictionary(column.type) else column.type)
+        for column in numbers.schema
+    ]
+    table = f"store.{quoted(f'rows/{name}')}"
+    _insert(con, table, numbers.cast(pa.schema(plain)))
+    return table
+
+
+def _run_row(place: tuple[str, str], info: dict[str, Any], cache: Cache | None) -> dict[str, Any]:
+    told = {name: None if info.get(name) is None else str(info[name]) for name in RUN_COLUMNS}
+    return told | {
+        "cohort": place[0],
+        "run": place[1],
+        "parameters": json.dumps(info.get("parameters") or {}),
+        "values": "shares" if info.get("values") == "shares" else "sums",
+        "cases": cache.content.cases if cache else 0,
+        "damaged": len(cache.content.damaged) if cache else 0,
+    }
+
+
+def _organ_rows(place: tuple[str, str], info: dict[str, Any], cache: Cache | None, root: Path) -> list[dict[str, Any]]:
+    """Targets and regions of a run, in the order of its label set; names that it does not know come after."""
+    if cache is None:
+        return []
+    try:
+        ordered = load_label_set(str(info.get("label_set") or ""), root).names
+    except InputError:
+        ordered = ()
+    content = cache.content
+    stored = dict.fromkeys((*content.targets, *content.regions))
+    names = [*(name for name in ordered if name in stored), *(name for name in stored if name not in ordered)]
+    return [
+        {"cohort": place[0], "run": place[1], "name": name, "target": name in content.targets, "position": position}
+        for position, name in enumerate(names)
+    ]
+
+
+# ---- outliers --------------------------------------------------------------------------------------
+
+
+def _add_outliers(con: duckdb.DuckDBPyConnection, root: Path) -> None:
+    schema = pa.schema({"cohort": pa.string(), "run": pa.string(), **OUTLIER_COLUMNS})
+    tables = [schema.empty_table()]
+    for folder in _run_folders(root):
+        path = folder / "outliers.csv"
+        if path.is_file():
+            try:
+                rows = _read_outliers(path)
+            except (OSError, pa.ArrowException, InputError) as error:
+                logging.warning("outliers of run %s left out: %s", folder.name, " ".join(str(error).split()))
+                continue
+            place = [pa.array([name] * len(rows), pa.string()) for name in (folder.parent.name, folder.name)]
+            tables.append(pa.Table.from_arrays([*place, *rows.columns], schema=schema))
+    _insert(con, "store.outliers", pa.concat_tables(tables))
+    con.execute("CREATE VIEW outliers AS FROM store.outliers")
+
+
+def _read_outliers(path: Path) -> pa.Table:
+    convert = csv.ConvertOptions(column_types=OUTLIER_COLUMNS, null_values=[""])
+    table = csv.read_csv(path, csv.ReadOptions(use_threads=False), convert_options=convert)
+    if table.column_names != list(OUTLIER_COLUMNS):
+        raise InputError("outliers.csv needs its columns", ",".join(table.column_names), ",".join(OUTLIER_COLUMNS))
+    return table

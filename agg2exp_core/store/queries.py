@@ -1,0 +1,378 @@
+"""Every SELECT of the dashboard: small functions of a connection of `catalog.connect`.
+
+Values are bound parameters. Names of columns and tables come from what is there: an unknown cohort, run, target,
+organ or column is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import duckdb
+import pandas as pd
+
+from agg2exp_core.organs import BACKGROUND
+from agg2exp_core.records import Condition, InputError, Selection
+from agg2exp_core.store.catalog import agreement_view, cohort_table, finite_number, quoted, run_view
+
+Connection = duckdb.DuckDBPyConnection
+
+SIGNS, VALUES = ("abs", "pos", "neg"), ("mass", "mean")
+NO_METADATA = ("case_id", "image", "label", "pathology")
+MOST_DIFFERENT = 12
+"""A category in which more values than these are there, all different, is free text or an id."""
+
+MEAN_DICE = """
+    SELECT case_id, avg(dice) FILTER (isfinite(dice) AND target <> 'background') AS dice
+    FROM {agreement} GROUP BY case_id"""
+BOXES = """
+    WITH local AS ({local}),
+    quartiles AS (
+        SELECT region, count(value) AS n, quantile_cont(value, [0.25, 0.5, 0.75]) AS q FROM local GROUP BY region
+    ),
+    fenced AS (
+        SELECT region, n, q, value, value BETWEEN 2.5 * q[1] - 1.5 * q[3] AND 2.5 * q[3] - 1.5 * q[1] AS inside
+        FROM local JOIN quartiles USING (region)
+    )
+    SELECT region, any_value(n) AS n, min(value) FILTER (inside) AS low, any_value(q)[1] AS q1,
+        any_value(q)[2] AS median, any_value(q)[3] AS q3, max(value) FILTER (inside) AS high,
+        list(value ORDER BY value) FILTER (NOT inside) AS outliers
+    FROM fenced GROUP BY region ORDER BY median DESC NULLS LAST, region"""
+MATRIX = """
+    WITH local AS ({local}),
+    cells AS (SELECT target, region, median(value) AS value, count(value) AS n FROM local GROUP BY target, region)
+    SELECT target, region, value, n FROM cells
+    JOIN (SELECT name AS target, position AS row FROM store.organs WHERE cohort = $cohort AND run = $run) USING (target)
+    JOIN (SELECT name AS region, position AS col FROM store.organs WHERE cohort = $cohort AND run = $run) USING (region)
+    ORDER BY row, col"""
+RANKED = """
+    WITH local AS ({local})
+    SELECT case_id, value, dice FROM local
+    LEFT JOIN (SELECT case_id, dice FROM {agreement} WHERE target = $target) USING (case_id)
+    WHERE region = $region AND value IS NOT NULL ORDER BY value DESC, case_id"""
+CASE = """
+    WITH local AS ({local}),
+    own AS (SELECT region, value, absent FROM local WHERE case_id = $case),
+    spread AS (
+        SELECT local.region, quantile_cont(local.value, [0.05, 0.25, 0.5, 0.75, 0.95]) AS q,
+            any_value(own.value) AS value,
+            CASE WHEN count(own.region) = 0 THEN 'not explained' ELSE any_value(own.absent) END AS absent,
+            count(local.value) FILTER (case_id <> $case) AS others,
+            count(*) FILTER (case_id <> $case AND local.value < own.value) AS lower
+        FROM local LEFT JOIN own USING (region) GROUP BY local.region
+    )
+    SELECT region, value, CASE WHEN value IS NULL THEN coalesce(absent, 'no attribution to share') END AS absent,
+        q[1] AS q05, q[2] AS q25, q[3] AS median, q[4] AS q75, q[5] AS q95,
+        CASE WHEN value IS NOT NULL THEN 100.0 * lower / nullif(others, 0) END AS percentile
+    FROM spread
+    JOIN (SELECT name AS region, position FROM store.organs WHERE cohort = $cohort AND run = $run) USING (region)
+    ORDER BY position"""
+
+
+# ---- what is there ---------------------------------------------------------------------------------
+
+
+def cohorts(con: Connection) -> pd.DataFrame:
+    """cohort, cases (their number)."""
+    return con.execute("SELECT cohort, cases FROM store.cohorts ORDER BY cohort").df()
+
+
+def runs(con: Connection, cohort: str) -> pd.DataFrame:
+    """The view `runs` of one cohort: model, method, parameters (JSON), label_set, values … None where unknown."""
+    _check("cohort", cohort, _cohorts(con))
+    table = con.execute("SELECT * FROM runs WHERE cohort = $cohort ORDER BY run", {"cohort": cohort}).df()
+    return table.astype(object).where(table.notna(), None).astype({"cases": int, "damaged": int})
+
+
+def targets(con: Connection, cohort: str, run: str) -> pd.DataFrame:
+    """target: those that the run explains, in the order of its label set."""
+    _check_run(con, cohort, run)
+    return pd.DataFrame({"target": _organs(con, cohort, run, only_targets=True)}, dtype=object)
+
+
+def metadata_columns(con: Connection, cohort: str) -> pd.DataFrame:
+    """column, kind (number | category), values (sorted; "" for empty), low, high: what cases can be filtered by.
+
+    Columns in which more than twelve cases are named and no two alike are free text, and left out.
+    """
+    _check("cohort", cohort, _cohorts(con))
+    table = con.execute(f"FROM {cohort_table(cohort)}").df()
+    kinds = _column_kinds(con, cohort)
+    rows = []
+    for name in kinds:
+        if name.casefold() not in NO_METADATA:
+            rows += _described(name, kinds[name], table[name])
+    return pd.DataFrame(rows, columns=["column", "kind", "values", "low", "high"])
+
+
+def cases(con: Connection, selection: Selection) -> pd.DataFrame:
+    """A row for each case that passes: cohort, case_id, image, label, metadata, dice (mean of organs), explained.
+
+    In the order of the cohort's list. Cases that are not explained pass while no filter asks for results.
+    """
+    _check_selection(con, selection)
+    passing, values = _passing(con, selection)
+    place = selection.cohort, selection.run
+    metadata = ", ".join(quoted(name) for name in _column_kinds(con, selection.cohort))
+    sql = f"""
+        SELECT $cohort AS cohort, {metadata}, scores.dice, explained.case_id IS NOT NULL AS explained
+        FROM {cohort_table(selection.cohort)} AS listed
+        LEFT JOIN ({MEAN_DICE.format(agreement=agreement_view(*place))}) AS scores USING (case_id)
+        LEFT JOIN (SELECT DISTINCT case_id FROM {run_view(*place)} WHERE sign = 'abs') AS explained USING (case_id)
+        WHERE case_id IN ({passing}) ORDER BY listed.rowid"""
+    return con.execute(sql, {"cohort": selection.cohort, **values}).df()
+
+
+# ---- charts ----------------------------------------------------------------------------------------
+
+
+def box_stats(con: Connection, selection: Selection, target: str) -> pd.DataFrame:
+    """region, n, low, q1, median, q3, high, outliers: one box a region, largest median first.
+
+    Quartiles by linear interpolation; whiskers at the last values within 1.5 IQR of the box, outliers beyond.
+    Regions without a value have n 0.
+    """
+    _check_target(con, selection, target)
+    local, values = _local(con, selection, target)
+    table = con.execute(BOXES.format(local=local), values).df()
+    beyond = [list(map(float, found)) if hasattr(found, "__len__") else [] for found in table["outliers"]]
+    return table.assign(outliers=pd.Series(beyond, index=table.index, dtype=object))
+
+
+def matrix(con: Connection, selection: Selection) -> pd.DataFrame:
+    """target, region, value (median), n: every cell of the run, in the order of its label set."""
+    _check_selection(con, selection)
+    local, values = _local(con, selection)
+    values |= {"cohort": selection.cohort, "run": selection.run}
+    return con.execute(MATRIX.format(local=local), values).df()
+
+
+def ranked(con: Connection, selection: Selection, target: str, region: str) -> pd.DataFrame:
+    """case_id, value, dice (of the target): highest first, without the cases in which it is absent."""
+    _check_target(con, selection, target)
+    _check("region", region, _organs(con, selection.cohort, selection.run))
+    local, values = _local(con, selection, target)
+    sql = RANKED.format(local=local, agreement=agreement_view(selection.cohort, selection.run))
+    return con.execute(sql, {**values, "target": target, "region": region}).df()
+
+
+def case_importance(con: Connection, selection: Selection, case_id: str, target: str) -> pd.DataFrame:
+    """region, value, absent (why there is none), q05, q25, median, q75, q95 and percentile in the whole cohort's run.
+
+    percentile: share of the other cases with a lower value, in %; null without others. Filters do not count here.
+    """
+    _check_target(con, selection, target)
+    _check_case(con, selection.cohort, case_id)
+    whole = Selection(selection.cohort, selection.run, selection.sign, selection.value, selection.background)
+    local, values = _local(con, whole, target)
+    values |= {"case": case_id, "cohort": selection.cohort, "run": selection.run}
+    return con.execute(CASE.format(local=local), values).df()
+
+
+def agreement(con: Connection, cohort: str, run: str, case_id: str) -> pd.DataFrame:
+    """target, dice, iou of one case, in the order of the label set; no rows without a label map."""
+    _check_run(con, cohort, run)
+    _check_case(con, cohort, case_id)
+    sql = f"""
+        SELECT target, dice, iou FROM {agreement_view(cohort, run)}
+        LEFT JOIN (SELECT name AS target, position FROM store.organs WHERE cohort = $cohort AND run = $run)
+            USING (target)
+        WHERE case_id = $case ORDER BY position NULLS LAST, target"""
+    return con.execute(sql, {"cohort": cohort, "run": run, "case": case_id}).df()
+
+
+# ---- export ----------------------------------------------------------------------------------------
+
+
+def exported_importance(con: Connection, cohort: str, run: str) -> pd.DataFrame:
+    """case_id, target, region, mass, mean of every listed case, φ = abs."""
+    _check_run(con, cohort, run)
+    sql = f"""
+        SELECT case_id, target, region, mass, mean FROM {run_view(cohort, run)}
+        JOIN (SELECT case_id, rowid AS place FROM {cohort_table(cohort)}) USING (case_id)
+        WHERE sign = 'abs' ORDER BY place"""
+    return con.execute(sql).df()
+
+
+def organ_names(con: Connection, cohort: str, run: str) -> list[str]:
+    """Targets and regions of a run, in the order of its label set."""
+    _check_run(con, cohort, run)
+    return _organs(con, cohort, run)
+
+
+def exported_agreement(con: Connection, cohort: str, run: str) -> pd.DataFrame:
+    """case_id, target, dice, iou of every case."""
+    _check_run(con, cohort, run)
+    return con.execute(f"FROM {agreement_view(cohort, run)}").df()
+
+
+# ---- a user's own ----------------------------------------------------------------------------------
+
+
+def run_user_query(con: Connection, sql: str) -> pd.DataFrame:
+    """The answer to one SELECT of a user. InputError, in one line, for anything else and for what DuckDB refuses."""
+    rule = "a query must be one SELECT on the views"
+    try:
+        statements = con.extract_statements(sql)
+    except duckdb.Error as error:
+        raise InputError(rule, _one_line(error)) from None
+    kinds = [str(statement.type).rsplit(".", 1)[-1] for statement in statements]
+    if kinds != ["SELECT"]:
+        raise InputError(rule, ", ".join(kinds) or "nothing", "SELECT … or WITH … SELECT")
+    # A SELECT may hold `WITH x AS (DELETE …)`; a transaction that only reads refuses it.
+    reading = con.cursor()
+    try:
+        reading.execute("BEGIN TRANSACTION READ ONLY")
+        return reading.execute(statements[0]).df()
+    except duckdb.Error as error:
+        raise InputError(rule, _one_line(error)) from None
+    finally:
+        reading.close()
+
+
+def _one_line(error: Exception) -> str:
+    """What was wrong, without the echo of the query."""
+    return " ".join(str(error).split("\n\nLINE")[0].split())[:500]
+
+
+# ---- selections in SQL -----------------------------------------------------------------------------
+
+
+def _local(con: Connection, selection: Selection, target: str | None = None) -> tuple[str, dict[str, Any]]:
+    """A SELECT of case_id, target, region, value, absent of listed cases; null where a filter stops the case.
+
+    Stopped cases keep their rows, so that a region without values is still there.
+    """
+    passing, values = _passing(con, selection)
+    value = selection.value if selection.background or selection.value == "mean" else "organ_mass"
+    conditions = [f"sign = '{selection.sign}'"]
+    if target is not None:
+        conditions.append("target = $target")
+        values["target"] = target
+    if not selection.background:
+        conditions.append(f"region <> '{BACKGROUND}'")
+    sql = f"""
+        SELECT case_id, target, region, absent, CASE WHEN case_id IN ({passing}) THEN {value} END AS value
+        FROM {run_view(selection.cohort, selection.run)} WHERE {" AND ".join(conditions)}"""
+    return sql, values
+
+
+def _passing(con: Connection, selection: Selection) -> tuple[str, dict[str, Any]]:
+    """A SELECT of the case_id of every listed case that passes the filters, and its bound values."""
+    bound: dict[str, Any] = {}
+    place = selection.cohort, selection.run
+    kinds = _column_kinds(con, selection.cohort)
+    wheres = [_where(condition, kinds, bound) for condition in selection.where]
+    if selection.dice:
+        organ, low, high = selection.dice
+        if organ:
+            _check("organ", organ, _scored(con, *place))
+        of = "SELECT case_id, dice FROM {agreement} WHERE target = $dice_of" if organ else MEAN_DICE
+        bound |= {"dice_low": low, "dice_high": high} | ({"dice_of": organ} if organ else {})
+        scores = of.format(agreement=agreement_view(*place))
+        inside = "isfinite(dice) AND dice BETWEEN $dice_low AND $dice_high"
+        wheres.append(f"case_id IN (SELECT case_id FROM ({scores}) WHERE {inside})")
+    if selection.present:
+        organs = dict.fromkeys(selection.present)
+        for organ in organs:
+            _check("organ", organ, _organs(con, *place))
+        bound |= {"present": list(organs), "present_count": len(organs)}
+        wheres.append(f"""case_id IN (
+            SELECT case_id FROM {run_view(*place)}
+            WHERE sign = 'abs' AND list_contains($present, region) AND coalesce(voxels > 0, mass IS NOT NULL)
+            GROUP BY case_id HAVING count(DISTINCT region) = $present_count)""")
+    return f"SELECT case_id FROM {cohort_table(selection.cohort)} WHERE {' AND '.join(wheres) or 'true'}", bound
+
+
+def _where(condition: Condition, kinds: dict[str, str], bound: dict[str, Any]) -> str:
+    """One condition in SQL; its values are added to `bound`."""
+    _check("column", condition.column, kinds)
+    column, key = quoted(condition.column), f"where_{len(bound)}"
+    numeric = kinds[condition.column] == "number"
+    if condition.values is not None:
+        texts = [_text(value) for value in condition.values]
+        bound[key] = [finite_number(text) for text in texts] if numeric else texts
+        chosen = "coalesce(list_contains($" + key + f", {column}), false)"
+        return f"({chosen} OR {column} IS NULL)" if "" in texts else chosen
+    if not numeric:
+        raise InputError("a range needs a column of numbers", repr(condition.column))
+    parts = [f"isfinite({column})"]
+    for name, sign, end in (("low", ">=", condition.low), ("high", "<=", condition.high)):
+        if end is not None:
+            bound[f"{key}_{name}"] = end
+            parts.append(f"{column} {sign} ${key}_{name}")
+    return f"coalesce({' AND '.join(parts)}, false)"
+
+
+def _text(value: Any) -> str:
+    """A chosen value as cases.csv spells it; nothing and NaN are the empty text."""
+    return "" if value is None or value != value else str(value)
+
+
+# ---- what may be named -----------------------------------------------------------------------------
+
+
+def _check(kind: str, name: object, known: Iterable[str]) -> None:
+    known = list(known)
+    if name not in known:
+        some = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
+        raise InputError(f"{kind} must be known", repr(name), some or "none yet")
+
+
+def _check_run(con: Connection, cohort: str, run: str) -> None:
+    _check("cohort", cohort, _cohorts(con))
+    _check("run", run, _column(con, "SELECT run FROM store.runs WHERE cohort = $1 ORDER BY run", [cohort]))
+
+
+def _check_selection(con: Connection, selection: Selection) -> None:
+    _check("sign", selection.sign, SIGNS)
+    _check("value", selection.value, VALUES)
+    _check_run(con, selection.cohort, selection.run)
+
+
+def _check_target(con: Connection, selection: Selection, target: str) -> None:
+    _check_selection(con, selection)
+    _check("target", target, _organs(con, selection.cohort, selection.run, only_targets=True))
+
+
+def _check_case(con: Connection, cohort: str, case_id: str) -> None:
+    _check("case", case_id, _column(con, f"SELECT case_id FROM {cohort_table(cohort)}", []))
+
+
+def _cohorts(con: Connection) -> list[str]:
+    return _column(con, "SELECT cohort FROM store.cohorts ORDER BY cohort", [])
+
+
+def _organs(con: Connection, cohort: str, run: str, only_targets: bool = False) -> list[str]:
+    sql = "SELECT name FROM store.organs WHERE cohort = $1 AND run = $2 AND (target OR NOT $3) ORDER BY position"
+    return _column(con, sql, [cohort, run, only_targets])
+
+
+def _scored(con: Connection, cohort: str, run: str) -> list[str]:
+    """Organs that have Dice, or could have."""
+    scored = _column(con, f"SELECT DISTINCT target FROM {agreement_view(cohort, run)} ORDER BY target", [])
+    return list(dict.fromkeys([*_organs(con, cohort, run), *scored]))
+
+
+def _column(con: Connection, sql: str, values: list[Any]) -> list[Any]:
+    return [row[0] for row in con.execute(sql, values).fetchall()]
+
+
+def _column_kinds(con: Connection, cohort: str) -> dict[str, str]:
+    """Column → number | category, of the cohort's list."""
+    described = con.execute(f"DESCRIBE {cohort_table(cohort)}").fetchall()
+    return {row[0]: "number" if row[1] == "DOUBLE" else "category" for row in described}
+
+
+def _described(name: str, kind: str, values: pd.Series) -> list[dict[str, Any]]:
+    """One row of `metadata_columns`, or none for free text."""
+    given = values.dropna()
+    if kind == "number":
+        return [{"column": name, "kind": kind, "values": [], "low": float(given.min()), "high": float(given.max())}]
+    different = sorted(set(given))
+    if len(different) == len(given) > MOST_DIFFERENT:
+        return []
+    texts = ([""] if len(given) < len(values) else []) + different
+    return [{"column": name, "kind": kind, "values": texts, "low": math.nan, "high": math.nan}] if different else []

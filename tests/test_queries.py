@@ -1,0 +1,576 @@
+"""The store's answers against oracles in NumPy and pandas; caches that come and go; what SQL may not do."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agg2exp_core.organs import load_label_set
+from agg2exp_core.records import Condition, InputError, Selection, SumTable
+from agg2exp_core.store import catalog, cohorts, parquet_cache, queries, results
+
+ORGANS = load_label_set("thorax17").names
+REGIONS = ("background", "aorta", "heart", "ribs")
+TARGETS = ("aorta", "heart", "ribs")
+CASES = tuple(f"s.{number:02}" for number in range(14))
+NO_RIBS, UNEXPLAINED, NO_LABEL = "s.03", "s.13", "s.05"
+BASE = Selection("clinic", "r")
+INFO = {
+    "model": "m", "model_hash": "0", "method": "smoothgrad", "parameters": {"samples": 4}, "label_set": "thorax17",
+    "values": "sums",
+}  # fmt: skip
+
+
+def _sums(number: int) -> SumTable:
+    """Sums of a case; in NO_RIBS the ribs are not predicted. Region voxels grow with the case's number."""
+    rng = np.random.default_rng(number)
+    positive, negative = rng.gamma(2, 1, (2, len(TARGETS), len(REGIONS)))
+    voxels = np.array([5000, 100, 200, 300]) + number
+    if CASES[number] != NO_RIBS:
+        return SumTable(TARGETS, REGIONS, positive, negative, voxels)
+    positive[:, 3] = negative[:, 3] = voxels[3] = 0
+    positive[2] = negative[2] = np.nan
+    return SumTable(TARGETS, REGIONS, positive, negative, voxels, {"ribs": "not predicted"})
+
+
+def _dice(number: int) -> np.ndarray:
+    dice = np.random.default_rng(100 + number).uniform(0.5, 1, len(REGIONS))
+    return np.where([False, False, False, CASES[number] == NO_RIBS], np.nan, dice)
+
+
+def _explain(root: Path, number: int, run: str = "r") -> None:
+    folder = root / "runs" / "clinic" / run / "cases" / CASES[number]
+    with results.case_folder(folder, {"case_id": CASES[number], "targets": list(TARGETS)}) as new:
+        results.write_importance(new, _sums(number))
+        names = () if CASES[number] == NO_LABEL else REGIONS
+        results.write_agreement(new, names, _dice(number)[: len(names)], _dice(number)[: len(names)] / 2)
+
+
+def _metadata() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "case_id": CASES[::-1],
+            "image": "",
+            "label": "",
+            "age": ["", *(str(30 + 3 * number) for number in range(13))],
+            "sex": [("F", "M", "")[number % 3] for number in range(14)],
+            "Case_ID": "1",
+            "dice": "0.1",
+            "note": [f"note {number}" for number in range(14)],
+            "code": ["007", *["7e"] * 13],
+            "pathology": "mask.nii.gz",
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`clinic`: 14 cases, one not explained; `other`: ages and codes of another kind; an empty run."""
+    root = tmp_path_factory.mktemp("it's [a1] root*")
+    cohorts.write_cases(root, "clinic", _metadata())
+    other = pd.DataFrame({"case_id": ["x"], "image": "i.nii", "label": "", "Age": "41.5", "code": "12", "site": "A"})
+    cohorts.write_cases(root, "other", other)
+    for run in ("empty", "r"):
+        results.write_run(root, "clinic", run, INFO)
+    for number in range(13):
+        _explain(root, number)
+    return root
+
+
+@pytest.fixture(scope="module")
+def con(root: Path) -> duckdb.DuckDBPyConnection:
+    return catalog.connect(root)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A root of two explained cases, to break."""
+    cohorts.write_cases(tmp_path, "clinic", _metadata())
+    results.write_run(tmp_path, "clinic", "r", INFO)
+    for number in (0, 1):
+        _explain(tmp_path, number)
+    return tmp_path
+
+
+# ---- oracle ------------------------------------------------------------------------------------------
+
+
+def _oracle(selection: Selection, target: str) -> pd.DataFrame:
+    """case × region of the selection's value, NaN where absent, by the formulas; no filters."""
+    rows = {}
+    for number in range(13):
+        table = _sums(number)
+        phi = {"abs": table.positive + table.negative, "pos": table.positive, "neg": table.negative}[selection.sign]
+        row = np.where(table.voxels > 0, phi[TARGETS.index(target)], np.nan)
+        if not selection.background:
+            row[0] = np.nan
+        rows[CASES[number]] = row / (np.nansum(row) if selection.value == "mass" else np.maximum(table.voxels, 1))
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=list(REGIONS))
+    return table if selection.background else table.drop(columns="background")
+
+
+def _meta() -> pd.DataFrame:
+    table = _metadata().set_index("case_id")
+    table["age"] = pd.to_numeric(table["age"])
+    dice = pd.DataFrame([_dice(number) for number in range(13)], index=list(CASES[:13]), columns=list(REGIONS))
+    dice.loc[NO_LABEL] = np.nan
+    return table.join(dice.add_prefix("dice_")).assign(mean_dice=dice[list(TARGETS)].mean(axis=1))
+
+
+measures = [
+    Selection("clinic", "r", sign, value, background)
+    for sign in ("abs", "pos", "neg") for value in ("mass", "mean") for background in (True, False)
+]  # fmt: skip
+
+
+def _id(selection: Selection) -> str:
+    return f"{selection.sign} {selection.value} {'with' if selection.background else 'without'} background"
+
+
+# ---- identities --------------------------------------------------------------------------------------
+
+
+def test_masses_over_all_regions_sum_to_one(con: duckdb.DuckDBPyConnection) -> None:
+    sums = con.execute("SELECT sum(mass), sum(organ_mass) FROM importance GROUP BY case_id, target, sign").fetchnumpy()
+    for found in sums.values():
+        assert np.ma.count(found) == 3 * (13 * len(TARGETS) - 1)
+        np.testing.assert_allclose(np.ma.compressed(np.ma.masked_invalid(found)), 1, atol=1e-12)
+
+
+def test_absolute_is_positive_and_negative(con: duckdb.DuckDBPyConnection) -> None:
+    wide = con.execute("PIVOT importance ON sign USING any_value(mean) GROUP BY case_id, target, region").df()
+    np.testing.assert_allclose(wide["abs"], wide["pos"] + wide["neg"], rtol=1e-15)
+
+
+def test_absent_is_null_with_a_reason(con: duckdb.DuckDBPyConnection) -> None:
+    sql = "SELECT DISTINCT case_id, target, region, absent FROM importance WHERE mass IS NULL AND mean IS NULL"
+    own = {(NO_RIBS, "ribs", region, "not predicted") for region in REGIONS}
+    others = {(NO_RIBS, target, "ribs", "region not predicted") for target in ("aorta", "heart")}
+    assert set(con.execute(sql).fetchall()) == own | others
+    wrong = con.execute("SELECT count(*) FROM importance WHERE isnan(mass) OR isnan(mean) OR mass = 0")
+    assert wrong.fetchone() == (0,)
+    given = con.execute("SELECT DISTINCT absent FROM importance WHERE mass IS NOT NULL").fetchall()
+    assert given == [(None,)]
+
+
+def test_a_target_without_attribution_has_no_shares(small: Path) -> None:
+    folder = small / "runs" / "clinic" / "r" / "cases" / "s.02"
+    zeros = np.zeros((1, 2))
+    with results.case_folder(folder, {"case_id": "s.02"}) as new:
+        results.write_importance(new, SumTable(("heart",), REGIONS[:2], zeros, zeros, np.array([1, 1])))
+    con = catalog.connect(small)
+    table = queries.case_importance(con, BASE, "s.02", "heart").set_index("region")
+    assert table["value"].isna().all() and table.loc["aorta", "absent"] == "no attribution to share"
+    assert table.loc["ribs", "absent"] == "not explained"
+    means = queries.case_importance(con, Selection("clinic", "r", value="mean"), "s.02", "heart")
+    assert list(means["value"].dropna()) == [0, 0]
+
+
+# ---- charts ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("selection", measures, ids=_id)
+def test_boxes_are_numpys(con: duckdb.DuckDBPyConnection, selection: Selection) -> None:
+    for target in TARGETS:
+        stats = queries.box_stats(con, selection, target)
+        oracle = _oracle(selection, target)
+        assert set(stats["region"]) == set(oracle) and list(stats["median"]) == sorted(stats["median"], reverse=True)
+        for row in stats.itertuples():
+            _check_box(row, oracle[row.region].dropna().to_numpy())
+
+
+def _check_box(row: Any, values: np.ndarray) -> None:
+    q1, median, q3 = np.quantile(values, [0.25, 0.5, 0.75])
+    inside = (values >= q1 - 1.5 * (q3 - q1)) & (values <= q3 + 1.5 * (q3 - q1))
+    expected = [q1, median, q3, values[inside].min(), values[inside].max()]
+    assert row.n == len(values)
+    assert [row.q1, row.median, row.q3, row.low, row.high] == pytest.approx(expected, rel=1e-12)
+    assert row.outliers == pytest.approx(sorted(values[~inside]), rel=1e-12) and isinstance(row.outliers, list)
+
+
+@pytest.mark.parametrize("selection", measures[:3], ids=_id)
+def test_the_matrix_is_the_median_of_each_cell(con: duckdb.DuckDBPyConnection, selection: Selection) -> None:
+    matrix = queries.matrix(con, selection)
+    assert list(dict.fromkeys(matrix["target"])) == list(TARGETS)
+    regions = REGIONS if selection.background else REGIONS[1:]
+    assert list(matrix["region"]) == list(regions) * len(TARGETS)
+    for target, cells in matrix.groupby("target"):
+        oracle = _oracle(selection, str(target))
+        assert list(cells["value"]) == pytest.approx(list(oracle.median()), rel=1e-12)
+        assert list(cells["n"]) == list(oracle.count())
+
+
+def test_cases_are_ranked_without_the_absent(con: duckdb.DuckDBPyConnection) -> None:
+    ranked = queries.ranked(con, BASE, "heart", "ribs")
+    oracle = _oracle(BASE, "heart")["ribs"].dropna().sort_values(ascending=False)
+    assert list(ranked["case_id"]) == list(oracle.index) and NO_RIBS not in set(ranked["case_id"])
+    assert list(ranked["value"]) == pytest.approx(list(oracle))
+    dice = _meta()["dice_heart"]
+    assert list(ranked["dice"]) == pytest.approx([dice[name] for name in oracle.index], nan_ok=True)
+
+
+@pytest.mark.parametrize("selection", measures, ids=_id)
+def test_a_case_stands_in_its_whole_cohort(con: duckdb.DuckDBPyConnection, selection: Selection) -> None:
+    filtered = replace(selection, where=(Condition("sex", ("F",)),))
+    table = queries.case_importance(con, filtered, CASES[4], "heart").set_index("region")
+    oracle = _oracle(selection, "heart")
+    assert list(table.index) == list(oracle)
+    for region, row in table.iterrows():
+        values, own = oracle[region].dropna(), oracle.at[CASES[4], region]
+        others = values.drop(CASES[4])
+        assert row["value"] == pytest.approx(own)
+        spread = list(row[["q05", "q25", "median", "q75", "q95"]])
+        assert spread == pytest.approx(list(values.quantile([0.05, 0.25, 0.5, 0.75, 0.95])))
+        assert row["percentile"] == pytest.approx(100 * (others < own).mean())
+
+
+def test_an_absent_region_keeps_its_row(con: duckdb.DuckDBPyConnection) -> None:
+    table = queries.case_importance(con, BASE, NO_RIBS, "heart").set_index("region")
+    assert math.isnan(table.at["ribs", "value"]) and math.isnan(table.at["ribs", "percentile"])
+    assert table.at["ribs", "absent"] == "region not predicted" and table.at["ribs", "median"] > 0
+    assert table["absent"].isna().sum() == 3
+    unexplained = queries.case_importance(con, BASE, UNEXPLAINED, "heart")
+    assert set(unexplained["absent"]) == {"not explained"} and len(unexplained) == 4
+
+
+def test_without_other_cases_there_is_no_percentile(tmp_path: Path) -> None:
+    cohorts.write_cases(tmp_path, "clinic", _metadata())
+    results.write_run(tmp_path, "clinic", "r", INFO)
+    _explain(tmp_path, 0)
+    table = queries.case_importance(catalog.connect(tmp_path), BASE, CASES[0], "heart")
+    assert table["percentile"].isna().all() and table["value"].notna().all()
+
+
+def test_agreement_in_class_order(con: duckdb.DuckDBPyConnection) -> None:
+    table = queries.agreement(con, "clinic", "r", NO_RIBS)
+    assert list(table["target"]) == list(REGIONS)
+    assert list(table["dice"]) == pytest.approx(list(_dice(3)), nan_ok=True)
+    assert queries.agreement(con, "clinic", "r", NO_LABEL).empty
+
+
+# ---- filters -----------------------------------------------------------------------------------------
+
+ends = st.one_of(st.none(), st.integers(20, 80).map(float))
+conditions = st.one_of(
+    st.builds(Condition, st.just("age"), st.none(), ends, ends),
+    st.builds(Condition, st.just("sex"), st.lists(st.sampled_from(["F", "M", "", "X"]), max_size=3).map(tuple)),
+)
+dices = st.one_of(st.none(), st.tuples(st.sampled_from(["", "heart", "ribs"]), st.floats(0, 0.8), st.floats(0.6, 1)))
+selections = st.builds(
+    Selection, st.just("clinic"), st.just("r"), where=st.lists(conditions, max_size=2).map(tuple), dice=dices,
+    present=st.lists(st.sampled_from(REGIONS[1:]), max_size=2).map(tuple),
+)  # fmt: skip
+
+
+def _passes(selection: Selection) -> pd.Series:
+    table = _meta()
+    keep = pd.Series(True, index=table.index)
+    for condition in selection.where:
+        column = table[condition.column]
+        if condition.values is not None:
+            keep &= column.isin(condition.values)
+        else:
+            low = -math.inf if condition.low is None else condition.low
+            keep &= column.between(low, math.inf if condition.high is None else condition.high)
+    if selection.dice:
+        organ, first, last = selection.dice
+        keep &= table[f"dice_{organ}" if organ else "mean_dice"].between(first, last)
+    for organ in selection.present:
+        keep &= ~table.index.isin([UNEXPLAINED, NO_RIBS] if organ == "ribs" else [UNEXPLAINED])
+    return keep
+
+
+@given(selections)
+@settings(max_examples=60, deadline=None)
+def test_filters_are_those_of_pandas(con: duckdb.DuckDBPyConnection, selection: Selection) -> None:
+    keep = _passes(selection)
+    passing = list(keep.index[keep])
+    found = queries.cases(con, selection)
+    assert list(found["case_id"]) == passing
+    oracle = _oracle(selection, "heart").reindex(passing)
+    stats = queries.box_stats(con, selection, "heart").set_index("region")
+    assert stats["n"].to_dict() == oracle.count().to_dict()
+    cells = queries.matrix(con, selection).set_index(["target", "region"]).loc["heart"]
+    assert list(cells["value"]) == pytest.approx(list(oracle.median()), nan_ok=True)
+    assert set(queries.ranked(con, selection, "heart", "aorta")["case_id"]) == set(oracle["aorta"].dropna().index)
+
+
+def test_cases_carry_their_metadata_and_mean_dice(con: duckdb.DuckDBPyConnection) -> None:
+    found = queries.cases(con, BASE)
+    assert list(found.columns) == [
+        "cohort", "case_id", "image", "label", "age", "sex", "Case_ID_2", "dice_2", "note", "code", "pathology",
+        "dice", "explained",
+    ]  # fmt: skip
+    assert list(found["case_id"]) == list(CASES[::-1])
+    oracle = _meta()["mean_dice"]
+    assert list(found["dice"]) == pytest.approx([oracle[name] for name in found["case_id"]], nan_ok=True)
+    assert list(found["explained"]) == [name != UNEXPLAINED for name in found["case_id"]]
+
+
+def test_numbers_can_be_chosen_by_value(con: duckdb.DuckDBPyConnection) -> None:
+    chosen = Selection("clinic", "r", where=(Condition("age", values=("30", "33.0", "")),))
+    assert list(queries.cases(con, chosen)["case_id"]) == [UNEXPLAINED, "s.12", "s.11"]
+
+
+@pytest.mark.parametrize(
+    "selection",
+    [
+        Selection("gone", "r"), Selection("clinic", "gone"), Selection("clinic", "r", sign="both"),
+        Selection("clinic", "r", value="share"), Selection("clinic", "r", present=("liver",)),
+        Selection("clinic", "r", dice=("liver", 0, 1)), Selection("clinic", "r", where=(Condition("gone", ("1",)),)),
+        Selection("clinic", "r", where=(Condition('sex" OR true --', ("1",)),)),
+        Selection("clinic", "r", where=(Condition("sex", low=1.0),)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_not_there_is_refused(con: duckdb.DuckDBPyConnection, selection: Selection) -> None:
+    for ask in (queries.cases, queries.matrix, lambda con, selection: queries.box_stats(con, selection, "heart")):
+        with pytest.raises(InputError):
+            ask(con, selection)
+
+
+def test_unknown_names_are_refused(con: duckdb.DuckDBPyConnection) -> None:
+    for ask in (
+        lambda: queries.box_stats(con, BASE, "background"), lambda: queries.ranked(con, BASE, "heart", "liver"),
+        lambda: queries.case_importance(con, BASE, "nobody", "heart"), lambda: queries.runs(con, "gone"),
+        lambda: queries.agreement(con, "clinic", "r", "nobody"), lambda: queries.metadata_columns(con, "gone"),
+    ):  # fmt: skip
+        with pytest.raises(InputError):
+            ask()
+
+
+def test_values_are_bound_not_pasted(con: duckdb.DuckDBPyConnection) -> None:
+    nasty = Selection("clinic", "r", where=(Condition("sex", ("F' OR '1'='1",)),))
+    assert queries.cases(con, nasty).empty
+
+
+# ---- lists -------------------------------------------------------------------------------------------
+
+
+def test_cohorts_runs_and_targets(con: duckdb.DuckDBPyConnection) -> None:
+    assert queries.cohorts(con).to_dict("list") == {"cohort": ["clinic", "other"], "cases": [14, 1]}
+    runs = queries.runs(con, "clinic").set_index("run")
+    assert list(runs.index) == ["empty", "r"] and list(runs["cases"]) == [0, 13]
+    assert json.loads(runs.at["r", "parameters"]) == {"samples": 4}
+    assert queries.runs(con, "other").empty
+    assert list(queries.targets(con, "clinic", "r")["target"]) == list(TARGETS)
+    assert queries.targets(con, "clinic", "empty").empty and queries.matrix(con, Selection("clinic", "empty")).empty
+    assert not queries.cases(con, Selection("clinic", "empty"))["explained"].any()
+
+
+def test_targets_come_in_the_order_of_the_label_set(small: Path) -> None:
+    names = ("zebra", *ORGANS[3:0:-1])
+    ones = np.ones((4, 4))
+    with results.case_folder(small / "runs" / "clinic" / "r" / "cases" / "s.00", {"case_id": "s.00"}) as new:
+        results.write_importance(new, SumTable(names, names, ones, ones, np.ones(4, np.int64)))
+    found = list(queries.targets(catalog.connect(small), "clinic", "r")["target"])
+    assert found == [*(name for name in ORGANS if name in {*names, *TARGETS}), "zebra"]
+
+
+def test_metadata_to_filter_by(con: duckdb.DuckDBPyConnection) -> None:
+    found = queries.metadata_columns(con, "clinic").set_index("column")
+    assert list(found.index) == ["age", "sex", "Case_ID_2", "dice_2", "code"]
+    assert list(found["kind"]) == ["number", "category", "number", "number", "category"]
+    assert (found.at["age", "low"], found.at["age", "high"], found.at["age", "values"]) == (30, 66, [])
+    assert found.at["sex", "values"] == ["", "F", "M"] and math.isnan(found.at["sex", "low"])
+    assert found.at["code", "values"] == ["007", "7e"]
+
+
+def test_the_view_of_cases_unites_the_cohorts(con: duckdb.DuckDBPyConnection) -> None:
+    table = con.execute("FROM cases").df()
+    assert list(table["cohort"]) == ["clinic"] * 14 + ["other"] and len(table.columns) == 12
+    assert table["age"].dtype == float and table["age"].iloc[-1] == 41.5
+    assert list(table["code"].iloc[[0, -1]]) == ["007", "12"]
+    assert table["site"].notna().sum() == 1 and table["image"].notna().sum() == 1
+
+
+def test_an_empty_root_has_all_views(tmp_path: Path) -> None:
+    con = catalog.connect(tmp_path)
+    for view in ("cases", "importance", "agreement", "runs", "outliers"):
+        assert con.execute(f"FROM {view}").fetchall() == []
+    assert queries.cohorts(con).empty
+
+
+def test_a_damaged_cohort_or_run_does_not_hide_the_others(small: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (small / "cohorts" / "bad").mkdir()
+    (small / "cohorts" / "bad" / "cases.csv").write_text("case_id,image,label\na,b\n")
+    (small / "runs" / "clinic" / "cut").mkdir()
+    (small / "runs" / "clinic" / "cut" / "run.json").write_text("{")
+    con = catalog.connect(small)
+    assert list(queries.cohorts(con)["cohort"]) == ["clinic"] and list(queries.runs(con, "clinic")["run"]) == ["r"]
+    assert "cohort bad left out" in caplog.text and "run cut of cohort clinic left out" in caplog.text
+
+
+def test_outliers_are_read_as_they_are(small: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = small / "runs" / "clinic" / "r" / "outliers.csv"
+    before = catalog.refresh(small)
+    path.write_text("case_id,target,detector,score,flagged\n007,heart,lof,1.5,true\ns.01,heart,lof,,false\n")
+    assert catalog.refresh(small) != before
+    rows = catalog.connect(small).execute("FROM outliers").fetchall()
+    assert rows == [
+        ("clinic", "r", "007", "heart", "lof", 1.5, True),
+        ("clinic", "r", "s.01", "heart", "lof", None, False),
+    ]
+    path.write_text("case_id,score\n1,2\n")
+    assert catalog.connect(small).execute("FROM outliers").fetchall() == [] and "outliers of run r" in caplog.text
+
+
+# ---- caches ------------------------------------------------------------------------------------------
+
+
+def _explained(root: Path) -> list[str]:
+    con = catalog.connect(root)
+    return [row[0] for row in con.execute("SELECT DISTINCT case_id FROM importance ORDER BY 1").fetchall()]
+
+
+def _cache(root: Path) -> Path:
+    return root / "runs" / "clinic" / "r" / "importance.parquet"
+
+
+def test_a_new_case_changes_the_fingerprint_and_the_cache(small: Path) -> None:
+    first = catalog.refresh(small)
+    assert catalog.refresh(small) == first and _cache(small).is_file()
+    _explain(small, 2)
+    second = catalog.refresh(small)
+    assert second != first and _explained(small) == ["s.00", "s.01", "s.02"]
+    (small / "cohorts" / "clinic" / "cases.csv").write_text("case_id,image,label\ns.00,,\n")
+    assert catalog.refresh(small) != second
+
+
+def test_a_replaced_case_is_read_again(small: Path) -> None:
+    before = catalog.refresh(small)
+    ones = np.ones((1, 2))
+    with results.case_folder(small / "runs" / "clinic" / "r" / "cases" / "s.00", {"case_id": "s.00"}) as new:
+        results.write_importance(new, SumTable(("heart",), REGIONS[:2], ones, ones, np.array([1, 1])))
+    assert catalog.refresh(small) != before
+    value = catalog.connect(small).execute("SELECT DISTINCT mass FROM importance WHERE case_id = 's.00'").fetchall()
+    assert value == [(0.5,)]
+
+
+def test_a_settled_run_is_not_looked_through_again(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = small / "runs" / "clinic" / "r"
+    for path in (run / "cases", run / "run.json"):
+        os.utime(path, (1e9, 1e9))
+    catalog.refresh(small)
+    monkeypatch.setattr(parquet_cache, "_looked_up", lambda run: pytest.fail("looked through an unchanged run"))
+    catalog.refresh(small)
+
+
+@pytest.mark.parametrize("content", [b"", b"no parquet", None], ids=["empty", "garbage", "cut"])
+def test_a_damaged_cache_is_built_again(small: Path, content: bytes | None) -> None:
+    catalog.refresh(small)
+    whole = _cache(small).read_bytes()
+    _cache(small).write_bytes(whole[: len(whole) // 2] if content is None else content)
+    assert _explained(small) == ["s.00", "s.01"]
+    assert pq.read_metadata(_cache(small)).num_rows == 2 * len(TARGETS) * len(REGIONS)
+
+
+def test_a_deleted_or_moved_cache_is_built_again(small: Path) -> None:
+    catalog.refresh(small)
+    _cache(small).unlink()
+    assert _explained(small) == ["s.00", "s.01"] and _cache(small).is_file()
+    for manifest in small.glob("runs/*/*/cases/*/manifest.json"):
+        os.utime(manifest, (1e9, 1e9))
+    stale = _cache(small).read_bytes()
+    parquet_cache._known.clear()
+    catalog.refresh(small)
+    assert _cache(small).read_bytes() != stale
+
+
+def test_a_cache_holds_one_target_a_row_group_and_leaves_no_rubbish(root: Path, con: duckdb.DuckDBPyConnection) -> None:
+    stored = pq.ParquetFile(_cache(root))
+    named = [set(stored.read_row_group(i, ["target"])["target"].to_pylist()) for i in range(stored.num_row_groups)]
+    assert named == [{target} for target in TARGETS]
+    assert not list(_cache(root).parent.glob("*.cache.*"))
+
+
+def test_a_root_that_cannot_be_written_is_read_from_memory(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError("read-only file system")
+
+    monkeypatch.setattr(parquet_cache, "_write", refused)
+    first = catalog.refresh(small)
+    con = catalog.connect(small)
+    assert catalog.refresh(small) == first and not _cache(small).exists()
+    assert len(queries.matrix(con, BASE)) == 12 and len(queries.agreement(con, "clinic", "r", "s.00")) == 4
+    assert con.cursor().execute("SELECT count(*) FROM importance").fetchone() == (2 * 3 * 12,)
+
+
+def test_what_does_not_verify_is_left_out_and_told(small: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = small / "runs" / "clinic" / "r" / "cases" / "s.01" / "importance.csv"
+    path.write_text(path.read_text().replace("1", "2", 1))
+    with caplog.at_level(logging.WARNING):
+        assert _explained(small) == ["s.00"]
+    assert "s.01" in caplog.text and "importance.csv is damaged" in caplog.text
+    con = catalog.connect(small)
+    assert queries.runs(con, "clinic")[["cases", "damaged"]].to_numpy().tolist() == [[1, 1]]
+    assert not queries.cases(con, BASE).set_index("case_id").at["s.01", "explained"]
+
+
+def test_numbers_that_are_not_finite_are_left_out(small: Path) -> None:
+    folder = small / "runs" / "clinic" / "r" / "cases" / "s.01"
+    with results.case_folder(folder, {"case_id": "s.01"}) as new:
+        (new / "importance.csv").write_text("target,region,positive,negative,voxels,absent\nheart,heart,inf,0.0,1,\n")
+    assert _explained(small) == ["s.00"]
+
+
+def test_hidden_and_unfinished_cases_are_ignored(small: Path) -> None:
+    cases = small / "runs" / "clinic" / "r" / "cases"
+    (cases / "s.00").rename(cases / ".s.00-old")
+    (cases / "s.01" / "manifest.json").unlink()
+    assert _explained(small) == [] and queries.runs(catalog.connect(small), "clinic")["cases"].tolist() == [0]
+
+
+# ---- a user's SQL ------------------------------------------------------------------------------------
+
+
+def test_a_user_asks_the_views(con: duckdb.DuckDBPyConnection) -> None:
+    sql = "WITH a AS (FROM importance) SELECT region, median(mass) AS share FROM a WHERE sign = 'abs' GROUP BY ALL;"
+    assert len(queries.run_user_query(con, sql)) == len(REGIONS)
+    assert queries.run_user_query(con, "SELECT parameters->>'samples' AS n FROM runs LIMIT 1")["n"].tolist() == ["4"]
+    assert queries.run_user_query(con, 'SELECT run, "values" FROM runs')["values"].tolist() == ["sums", "sums"]
+
+
+FORBIDDEN = (
+    "", "--", "SELEC 1", "SELECT gone FROM cases", "SELECT 1; SELECT 2", "SELECT 1; DROP TABLE store.cases",
+    "DROP TABLE store.cases", "DELETE FROM store.cases", "CREATE TABLE t AS SELECT 1", "SET threads = 1",
+    "WITH gone AS (DELETE FROM store.cases RETURNING *) SELECT * FROM gone",
+    "WITH new AS (INSERT INTO store.cohorts VALUES ('a', 1) RETURNING *) SELECT * FROM new",
+    "PRAGMA database_list", "CALL pragma_version()", "INSTALL httpfs", "LOAD httpfs", "ATTACH '{file}' AS other",
+    "COPY (SELECT 1) TO '{file}'", "COPY store.cases FROM '{file}'", "EXPORT DATABASE '{file}'", "EXPLAIN SELECT 1",
+    "SELECT * FROM read_csv('/etc/passwd')", "SELECT * FROM read_text('/etc/passwd')", "SELECT * FROM '/etc/passwd'",
+    "SELECT * FROM glob('/etc/*')", "SELECT * FROM read_csv('{runs}/../../../../../../etc/passwd')",
+    "SELECT * FROM read_blob('{runs}/../cohorts/clinic/cases.csv')",
+    "SELECT * FROM enable_logging(storage := 'file', storage_path := '{file}')", "SELECT * FROM local_variable",
+    "SELECT error('a' || chr(10) || 'b')",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("sql", FORBIDDEN)
+def test_a_user_can_do_nothing_else(con: duckdb.DuckDBPyConnection, root: Path, tmp_path: Path, sql: str) -> None:
+    local_variable = pd.DataFrame({"secret": [1]})
+    text = sql.format(file=tmp_path / "written", runs=str(root / "runs").replace("'", "''"))
+    with pytest.raises(InputError) as refused:
+        queries.run_user_query(con, text)
+    assert "\n" not in str(refused.value)
+    assert list(tmp_path.iterdir()) == [] and len(local_variable) == 1
+    assert con.execute("SELECT count(*) FROM cases").fetchone() == (15,)
+
+
+@pytest.mark.parametrize("setting", ["threads = 1", "enable_external_access = true", "lock_configuration = false"])
+def test_the_connection_itself_is_locked(con: duckdb.DuckDBPyConnection, setting: str) -> None:
+    with pytest.raises(duckdb.Error):
+        con.execute(f"SET {setting}")
