@@ -31,7 +31,7 @@ lint: $(VENV)/.tools
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench: $(VENV)/.package
+bench: $(VENV)/.tools
 	$(BIN)/python -m bench
 
 clean:

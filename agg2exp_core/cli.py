@@ -13,13 +13,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from agg2exp_core.records import InputError, Method
-from agg2exp_core.settings import checked_id, data_root
+from agg2exp_core.settings import checked_id, data_root, list_models
 
 if TYPE_CHECKING:
     from agg2exp_core.store.cohorts import Case
@@ -167,9 +168,12 @@ def train(
     if len(pairs) < 2:
         raise InputError("training needs at least 2 cases with an image and a label map", f"{len(pairs)} in {cohort}")
     plan = training.TrainPlan(steps=steps, seed=seed)
-    bundle = training.write_bundle(folder, load_label_set(label_set, root), plan)
-    with progress("Training") as report:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # In a hidden folder until it is trained: an interrupted training leaves no model that cannot be used.
+    with TemporaryDirectory(dir=folder.parent, prefix=f".{model}-") as hidden, progress("Training") as report:
+        bundle = training.write_bundle(Path(hidden) / model, load_label_set(label_set, root), plan)
         record = training.train(bundle, pairs, plan, report)
+        bundle.folder.rename(folder)
     dice = record["held_out_dice"]
     worst = min(dice, key=dice.get)
     print(f"held-out Dice: mean {sum(dice.values()) / len(dice):.3f}, worst {worst} {dice[worst]:.3f}")
@@ -265,7 +269,7 @@ def cohort_list(data: Root = None) -> None:
 @model_app.command("list")
 def model_list(data: Root = None) -> None:
     """List the models."""
-    from agg2exp_core.model.bundle import find_bundle, list_models
+    from agg2exp_core.model.bundle import find_bundle
 
     root = data_root(data)
     for name in list_models(root):

@@ -29,6 +29,11 @@ def max_volume_bytes() -> int:
     return int(gib * 2**30)
 
 
+def list_models(root: Path) -> list[str]:
+    """Names of the bundles under `models/`, found without loading any. Hidden ones are being made."""
+    return sorted(path.parents[1].name for path in (root / "models").glob("[!.]*/configs/inference.json"))
+
+
 def checked_id(kind: str, name: str) -> str:
     """The name itself if it may be used as a folder name, else InputError."""
     if not ID.fullmatch(name):

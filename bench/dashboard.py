@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import socket
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import numpy as np
 
 from agg2exp_core.settings import SHIPPED
 from bench import synthetic
+from bench.browser import browser, served
 
 CASES = 10_000
 CHANGES = 40
-SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
 
 WATCH = """() => {
     window.redrawn = {};
@@ -50,15 +41,11 @@ def main(root_demo: Path = SHIPPED) -> list[tuple[str, str]]:
 
 
 def _measured(name: str, root: Path) -> list[tuple[str, str]]:
-    from playwright.sync_api import sync_playwright
-
-    with _served(root) as url, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=_chromium(), args=SWITCHES)
-        page = browser.new_page(viewport={"width": 1440, "height": 900})
+    with served(root) as url, browser() as chromium:
+        page = chromium.new_page(viewport={"width": 1440, "height": 900})
         page.set_default_timeout(300_000)
         first = [_first_chart(page, url) for _ in range(2)]
         changes = _filter_changes(page)
-        browser.close()
     return [
         (f"dashboard, {name}: first chart, first visit after start", f"{first[0]:.2f} s"),
         (f"dashboard, {name}: first chart, next visit", f"{first[1]:.2f} s"),
@@ -88,35 +75,3 @@ def _filter_changes(page: Any) -> list[float]:
         chooser.press("Backspace")
         times.append(page.wait_for_function(WAIT).json_value())
     return times
-
-
-@contextmanager
-def _served(root: Path) -> Iterator[str]:
-    """The dashboard as its command starts it; its URL once it answers."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "agg2exp_core", "dashboard", "--data", str(root), "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        yield _answering(f"http://127.0.0.1:{port}", process)
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-
-
-def _answering(url: str, process: subprocess.Popen[bytes]) -> str:
-    while process.poll() is None:
-        try:
-            with urlopen(f"{url}/_stcore/health", timeout=2):
-                return url
-        except URLError:
-            time.sleep(0.1)
-    raise RuntimeError("the dashboard ended before it answered")
-
-
-def _chromium() -> str:
-    path = os.environ.get("AGG2EXP_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        raise RuntimeError("install Chromium, or name one in AGG2EXP_CHROMIUM")
-    return path

@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from agg2exp_core.jobs import queue
 from agg2exp_core.jobs.queue import Request
@@ -139,17 +139,8 @@ def _explained(root: Path, case_id: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Browser]:
-    switches = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=switches)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def page(browser: Browser, server: Callable[[Path], str], root: Path) -> Page:
-    page = browser.new_page(viewport={"width": 1440, "height": 900}, base_url=server(root))
+def page(chromium: Browser, server: Callable[[Path], str], root: Path) -> Page:
+    page = chromium.new_page(viewport={"width": 1440, "height": 900}, base_url=server(root))
     page.set_default_timeout(20_000)
     return page
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import typer
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser
 
 from agg2exp_core.cli import app
 from agg2exp_core.settings import SHIPPED
@@ -92,15 +92,12 @@ def test_the_dashboard_stays_on_this_machine_and_reports_nothing() -> None:
 
 
 @pytest.mark.browser
-def test_the_browser_asks_no_other_host(chromium: str, server: Callable[[Path], str]) -> None:
-    url, asked = server(SHIPPED), set()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.on("request", lambda request: asked.add(urlsplit(request.url).hostname))
-        page.goto(url)
-        page.locator(".js-plotly-plot").first.wait_for(timeout=60_000)
-        browser.close()
+def test_the_browser_asks_no_other_host(chromium: Browser, server: Callable[[Path], str]) -> None:
+    asked = set()
+    page = chromium.new_page()
+    page.on("request", lambda request: asked.add(urlsplit(request.url).hostname))
+    page.goto(server(SHIPPED))
+    page.locator(".js-plotly-plot").first.wait_for(timeout=60_000)
     assert asked == {"127.0.0.1"}
 
 

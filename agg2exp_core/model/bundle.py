@@ -19,7 +19,7 @@ from monai.inferers import SlidingWindowInferer
 from monai.transforms import Compose
 
 from agg2exp_core.records import InputError
-from agg2exp_core.settings import checked_id
+from agg2exp_core.settings import checked_id, list_models
 
 WEIGHTS = ("model.safetensors", "model.pt")
 
@@ -106,11 +106,6 @@ def find_bundle(root: Path, model: str) -> Bundle:
     if not (folder / "configs" / "inference.json").is_file():
         raise InputError("model must exist", repr(model), ", ".join(list_models(root)) or "none yet")
     return Bundle(folder)
-
-
-def list_models(root: Path) -> list[str]:
-    """Names of the bundles under `models/`."""
-    return sorted(path.parents[1].name for path in (root / "models").glob("*/configs/inference.json"))
 
 
 def save_weights(bundle: Bundle, network: torch.nn.Module) -> None:

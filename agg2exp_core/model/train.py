@@ -25,7 +25,7 @@ from monai.transforms import (
 
 from agg2exp_core import volumes
 from agg2exp_core.model.bundle import Bundle, save_weights
-from agg2exp_core.model.predict import predicted_organs, stitched_logits
+from agg2exp_core.model.predict import pick_device, predicted_organs, stitched_logits
 from agg2exp_core.model.preprocess import load_scan, on_model_grid
 from agg2exp_core.model.windows import plan_windows
 from agg2exp_core.organs import LabelSet
@@ -70,7 +70,7 @@ def train(bundle: Bundle, pairs: Sequence[tuple[Path, Path]], plan: TrainPlan, r
     started = time.monotonic()
     held_out = max(1, round(len(pairs) * plan.held_out))
     cases = [_load_pair(bundle, pair, report, i, len(pairs)) for i, pair in enumerate(pairs[:-held_out])]
-    network = bundle.untrained_network()
+    network = bundle.untrained_network().to(pick_device("auto"))
     curve = _fit(network, cases, len(bundle.classes), plan, report)
     save_weights(bundle, network)
     record = {
@@ -120,7 +120,7 @@ def _fit(
     plan: TrainPlan,
     report: Report,
 ) -> list[dict[str, float]]:
-    window = (plan.window,) * 3
+    window, device = (plan.window,) * 3, next(network.parameters()).device
     # No flips: left and right lobes differ only by their side.
     augment = Compose(
         [
@@ -139,9 +139,9 @@ def _fit(
     running = 0.0
     for step in range(1, plan.steps + 1):
         chosen = [augment(cases[i]) for i in order.integers(len(cases), size=plan.batch)]
-        image = torch.stack([torch.as_tensor(case["image"]) for case in chosen])
-        label = torch.stack([torch.as_tensor(case["label"]) for case in chosen])
-        with torch.autocast("cpu", torch.bfloat16):
+        image = torch.stack([torch.as_tensor(case["image"]) for case in chosen]).to(device)
+        label = torch.stack([torch.as_tensor(case["label"]) for case in chosen]).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
             logits = network(image)
         loss = loss_of(logits.float(), label)
         optimizer.zero_grad()

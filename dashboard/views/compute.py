@@ -16,6 +16,7 @@ from agg2exp_core.jobs import queue
 from agg2exp_core.jobs.queue import JobState, Request
 from agg2exp_core.organs import LabelSet
 from agg2exp_core.records import InputError, Method
+from agg2exp_core.settings import list_models
 from agg2exp_core.store import cohorts
 
 UPLOADS = "uploads"
@@ -43,11 +44,6 @@ class Subject:
     labels: LabelSet
     model: str | None = None
     method: Method | None = None
-
-
-def list_models(root: Path) -> list[str]:
-    """Names of the bundles of a data root, found without loading any."""
-    return sorted(path.parents[1].name for path in (root / "models").glob("*/configs/inference.json"))
 
 
 def ask(subject: Subject) -> None:

@@ -1,0 +1,70 @@
+"""A running dashboard and the system's Chromium: for the measurements, the README's pictures and the tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from playwright.sync_api import Browser, sync_playwright
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+HOW_TO_GET_ONE = "no Chromium found: install one (Debian: apt-get install chromium) or name it in AGG2EXP_CHROMIUM"
+START_SECONDS = 60.0
+
+
+def find_chromium() -> str | None:
+    """Path of the Chromium named in AGG2EXP_CHROMIUM, else the system's, else None."""
+    return os.environ.get("AGG2EXP_CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUM)), None)
+
+
+@contextmanager
+def browser() -> Iterator[Browser]:
+    """A headless Chromium. RuntimeError, with how to get one, if there is none."""
+    path = find_chromium()
+    if path is None:
+        raise RuntimeError(HOW_TO_GET_ONE)
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=SWITCHES)
+        yield chromium
+        chromium.close()
+
+
+@contextmanager
+def served(root: Path) -> Iterator[str]:
+    """The dashboard of a data root as its command starts it; gives its URL once it answers, and ends it."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-m", "agg2exp_core", "dashboard", "--data", str(root), "--port", str(port)]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            if not _answers(f"http://127.0.0.1:{port}", process):
+                log.seek(0)
+                raise RuntimeError(f"the dashboard did not start:\n{log.read().decode(errors='replace')}")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
+
+
+def _answers(url: str, process: subprocess.Popen[bytes]) -> bool:
+    end = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < end:
+        try:
+            with urlopen(f"{url}/_stcore/health", timeout=2):
+                return True
+        except URLError:
+            time.sleep(0.1)
+    return False
