@@ -460,6 +460,28 @@ def test_a_replaced_case_is_read_again(small: Path) -> None:
     assert value == [(0.5,)]
 
 
+def test_a_growing_run_reads_only_what_is_new(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = small / "runs" / "clinic" / "r" / "cases" / "s.03"
+    _explain(small, 3)
+    (broken / "importance.csv").write_text("cut")
+    catalog.refresh(small)
+    _explain(small, 2)
+    _explain(small, 1)
+    read, original = [], parquet_cache._read_case
+
+    def noted(folder: Path, columns: dict[str, Any]) -> Any:
+        read.append(folder.name)
+        return original(folder, columns)
+
+    monkeypatch.setattr(parquet_cache, "_read_case", noted)
+    grown = catalog.connect(small).execute("FROM importance ORDER BY ALL").fetchall()
+    assert read == ["s.01", "s.02", "s.03"]
+    for name in ("importance", "agreement"):
+        _cache(small).with_name(f"{name}.parquet").unlink()
+    assert catalog.connect(small).execute("FROM importance ORDER BY ALL").fetchall() == grown
+    assert len(read) == 3 + 4
+
+
 def test_a_settled_run_is_not_looked_through_again(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = small / "runs" / "clinic" / "r"
     for path in (run / "cases", run / "run.json"):

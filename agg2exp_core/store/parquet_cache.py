@@ -13,13 +13,12 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -30,7 +29,7 @@ from agg2exp_core.organs import BACKGROUND
 from agg2exp_core.records import InputError
 from agg2exp_core.store import results
 
-LAYOUT = 1
+LAYOUT = 2
 """Raised when the columns below change, so that older caches are built again."""
 
 KEY = b"agg2exp"
@@ -50,13 +49,26 @@ Numbers: TypeAlias = Path | pa.Table
 
 @dataclass(frozen=True)
 class Content:
-    """What a cache holds. targets, regions: in the order of the files. damaged: case → why it is left out."""
+    """What a cache holds. targets, regions: in the order of the files. damaged: case → why it is left out.
 
-    fingerprint: str
-    cases: int = 0
+    kind: layout and whether it holds shares. seen: finished case → modification time (ns) and size of its manifest.
+    """
+
+    kind: list[int]
+    seen: dict[str, list[int]]
     targets: tuple[str, ...] = ()
     regions: tuple[str, ...] = ()
     damaged: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def cases(self) -> int:
+        """How many cases are in it."""
+        return len(self.seen) - len(self.damaged)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal for equal sets of cases."""
+        return hashlib.sha256(json.dumps([self.kind, self.seen]).encode()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +78,15 @@ class Cache:
     content: Content
     importance: Numbers
     agreement: Numbers
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """Rows of an older cache whose cases have not changed: columns of the CSV files, and case_id."""
+
+    cases: frozenset[str]
+    importance: pa.Table
+    agreement: pa.Table
 
 
 _known: dict[Path, tuple[tuple[int, ...], Cache | None]] = {}
@@ -101,20 +122,21 @@ def _mtime(path: Path) -> int:
 
 def _looked_up(run: Path) -> Cache | None:
     shares = read_json(run / "run.json").get("values") == "shares"
-    fingerprint, names = _case_set(run / "cases", shares)
-    if not names:
+    seen = _finished(run / "cases")
+    if not seen:
         return None
     files = run / "importance.parquet", run / "agreement.parquet"
-    contents = [_content(path) for path in files]
-    if contents[0] is not None and contents[0] == contents[1] and contents[0].fingerprint == fingerprint:
-        return Cache(contents[0], *files)
-    cache = _built(run / "cases", names, shares, fingerprint)
-    return _stored(run, cache)
+    old = [_content(path) for path in files]
+    known = old[0] if old[0] == old[1] and old[0] is not None and old[0].kind == [LAYOUT, shares] else None
+    if known is not None and known.seen == seen:
+        return Cache(known, *files)
+    kept = _kept(files, known, seen) if known is not None else None
+    return _stored(run, _built(run / "cases", seen, shares, kept))
 
 
-def _case_set(folder: Path, shares: bool) -> tuple[str, list[str]]:
-    """A fingerprint of the finished cases, and their names, sorted. Hidden folders are being written or removed."""
-    found = []
+def _finished(folder: Path) -> dict[str, list[int]]:
+    """`Content.seen` of the folder, sorted by name. Hidden folders are being written or removed."""
+    found = {}
     if folder.is_dir():
         for entry in os.scandir(folder):
             if entry.name.startswith("."):
@@ -123,9 +145,8 @@ def _case_set(folder: Path, shares: bool) -> tuple[str, list[str]]:
                 status = (Path(entry.path) / "manifest.json").stat()
             except OSError:
                 continue
-            found.append((entry.name, status.st_mtime_ns, status.st_size))
-    text = json.dumps([LAYOUT, shares, sorted(found)])
-    return hashlib.sha256(text.encode()).hexdigest(), sorted(name for name, *_ in found)
+            found[entry.name] = [status.st_mtime_ns, status.st_size]
+    return dict(sorted(found.items()))
 
 
 def _content(path: Path) -> Content | None:
@@ -140,21 +161,49 @@ def _content(path: Path) -> Content | None:
 # ---- building --------------------------------------------------------------------------------------
 
 
-def _built(folder: Path, names: Iterable[str], shares: bool, fingerprint: str) -> Cache:
-    """Both tables from the CSV files of every case that verifies."""
-    importance, agreement, damaged = {}, {}, {}
-    for name in names:
-        try:
-            importance[name], agreement[name] = _read_case(folder / name, SHARES if shares else SUMS)
-        except (InputError, OSError, pa.ArrowException) as error:
-            damaged[name] = " ".join(str(error).split())
+def _kept(files: tuple[Path, Path], known: Content, seen: dict[str, list[int]]) -> Kept | None:
+    """What an older cache holds of cases that have not changed since: a growing run is not read again and again."""
+    names = [name for name, status in known.seen.items() if seen.get(name) == status and name not in known.damaged]
+    columns = (SHARES if known.kind[1] else SUMS), AGREEMENT
+    try:
+        importance, agreement = (
+            _of_cases(pq.read_table(path, columns=[*kinds, "case_id"]), names, kinds)
+            for path, kinds in zip(files, columns, strict=True)
+        )
+    except (OSError, pa.ArrowException):
+        return None
+    return Kept(frozenset(names), importance, agreement)
+
+
+def _of_cases(table: pa.Table, names: list[str], columns: dict[str, Any]) -> pa.Table:
+    rows = table.filter(pc.is_in(table["case_id"], pa.array(names, pa.string())))
+    return rows.cast(pa.schema({**columns, "case_id": pa.string()}))
+
+
+def _built(folder: Path, seen: dict[str, list[int]], shares: bool, kept: Kept | None) -> Cache:
+    """Both tables, from what is kept and from the CSV files of every other case that verifies."""
+    columns = SHARES if shares else SUMS
+    kept = kept or Kept(frozenset(), _empty(columns), _empty(AGREEMENT))
+    importance, agreement, damaged = [kept.importance], [kept.agreement], {}
+    for name in seen:
+        if name not in kept.cases:
+            try:
+                tables = _read_case(folder / name, columns)
+            except (InputError, OSError, pa.ArrowException) as error:
+                damaged[name] = " ".join(str(error).split())
+            else:
+                importance.append(tables[0])
+                agreement.append(tables[1])
+    _tell(damaged, folder.parent.name)
+    rows, targets, regions = _sorted_sums(pa.concat_tables(importance), shares)
+    content = Content([LAYOUT, shares], seen, targets, regions, damaged)
+    return Cache(content, rows, _sorted_agreement(pa.concat_tables(agreement)))
+
+
+def _tell(damaged: dict[str, str], run: str) -> None:
     if damaged:
-        told = "; ".join(f"{name}: {reason}" for name, reason in list(damaged.items())[:3])
-        logging.warning("%s of run %s left out: %s", f"{len(damaged)} cases", folder.parent.name, told)
-    table, cases = _joined(importance, SHARES if shares else SUMS)
-    local, targets, regions = _sorted_sums(table, cases, shares)
-    content = Content(fingerprint, len(importance), targets, regions, damaged)
-    return Cache(content, local, _sorted_agreement(*_joined(agreement, AGREEMENT)))
+        some = "; ".join(f"{name}: {reason}" for name, reason in list(damaged.items())[:3])
+        logging.warning("run %s: damaged cases left out, %d of them: %s", run, len(damaged), some)
 
 
 def _read_case(folder: Path, columns: dict[str, Any]) -> tuple[pa.Table, pa.Table]:
@@ -165,8 +214,8 @@ def _read_case(folder: Path, columns: dict[str, Any]) -> tuple[pa.Table, pa.Tabl
         raise InputError("a finished case must be as its manifest says", ", ".join(problems) or "no importance.csv")
     importance = _read_csv(folder / "importance.csv", columns)
     scored = "agreement.csv" in files
-    agreement = _read_csv(folder / "agreement.csv", AGREEMENT) if scored else _empty(AGREEMENT)
-    return importance, agreement
+    agreement = _read_csv(folder / "agreement.csv", AGREEMENT) if scored else pa.schema(AGREEMENT).empty_table()
+    return _of_case(importance, folder.name), _of_case(agreement, folder.name)
 
 
 def _read_csv(path: Path, columns: dict[str, Any]) -> pa.Table:
@@ -184,34 +233,33 @@ def _read_csv(path: Path, columns: dict[str, Any]) -> pa.Table:
 
 
 def _empty(columns: dict[str, Any]) -> pa.Table:
-    return pa.schema(columns).empty_table()
+    return pa.schema({**columns, "case_id": pa.string()}).empty_table()
 
 
-def _joined(tables: dict[str, pa.Table], columns: dict[str, Any]) -> tuple[pa.Table, pa.DictionaryArray]:
-    """The cases' rows one after the other, and the case of each row."""
-    counts = [table.num_rows for table in tables.values()]
-    codes = np.repeat(np.arange(len(tables), dtype=np.int32), counts)
-    cases = pa.DictionaryArray.from_arrays(codes, pa.array(list(tables), pa.string()))
-    return pa.concat_tables([_empty(columns), *tables.values()]), cases
+def _of_case(table: pa.Table, name: str) -> pa.Table:
+    return table.append_column("case_id", pa.array([name] * table.num_rows, pa.string()))
 
 
-def _sorted_sums(
-    table: pa.Table, cases: pa.DictionaryArray, shares: bool
-) -> tuple[pa.Table, tuple[str, ...], tuple[str, ...]]:
+def _sorted_sums(table: pa.Table, shares: bool) -> tuple[pa.Table, tuple[str, ...], tuple[str, ...]]:
     """Rows sorted by target, region and case, with the totals that masses are shares of; then the organs' names."""
-    target, targets = pd.factorize(table["target"].to_numpy())
-    region, regions = pd.factorize(table["region"].to_numpy())
-    owner = cases.indices.to_numpy() * max(len(targets), 1) + target
-    organ = table["region"].to_numpy() != BACKGROUND
+    target, region, case = _coded(table, "target"), _coded(table, "region"), _coded(table, "case_id", ordered=True)
+    targets, regions = (tuple(codes.dictionary.to_pylist()) for codes in (target, region))
+    owner = case.indices.to_numpy() * max(len(targets), 1) + target.indices.to_numpy()
+    organ = pc.not_equal(table["region"], BACKGROUND).to_numpy()
     numbers = _share_columns(table, owner, organ) if shares else _sum_columns(table, owner, organ)
-    named = {"target": (target, targets), "region": (region, regions)}
-    columns = {
-        name: pa.DictionaryArray.from_arrays(codes.astype(np.int32), pa.array(names, pa.string()))
-        for name, (codes, names) in named.items()
-    }
-    order = np.lexsort((cases.indices.to_numpy(), region, target))
-    rows = pa.table(columns | {"case_id": cases} | numbers).take(pa.array(order))
-    return rows, tuple(map(str, targets)), tuple(map(str, regions))
+    order = np.lexsort([codes.indices.to_numpy() for codes in (case, region, target)])
+    rows = pa.table({"target": target, "region": region, "case_id": case, **numbers}).take(pa.array(order))
+    return rows, targets, regions
+
+
+def _coded(table: pa.Table, column: str, ordered: bool = False) -> pa.DictionaryArray:
+    """A column of names as codes, in the order of appearance or of the names."""
+    encoded = table[column].combine_chunks().dictionary_encode()
+    if not ordered:
+        return encoded
+    order = pc.sort_indices(encoded.dictionary)
+    places = np.argsort(order.to_numpy()).astype(np.int32)
+    return pa.DictionaryArray.from_arrays(places[encoded.indices.to_numpy()], encoded.dictionary.take(order))
 
 
 def _sum_columns(table: pa.Table, owner: np.ndarray, organ: np.ndarray) -> dict[str, Any]:
@@ -248,9 +296,11 @@ def _nullable(numbers: np.ndarray) -> pa.Array:
     return pa.array(numbers, pa.float64(), from_pandas=True)
 
 
-def _sorted_agreement(table: pa.Table, cases: pa.DictionaryArray) -> pa.Table:
-    order = np.lexsort((cases.indices.to_numpy(), pd.factorize(table["target"].to_numpy())[0]))
-    return table.append_column("case_id", cases).take(pa.array(order))
+def _sorted_agreement(table: pa.Table) -> pa.Table:
+    target, case = _coded(table, "target"), _coded(table, "case_id", ordered=True)
+    order = np.lexsort([codes.indices.to_numpy() for codes in (case, target)])
+    rows = {"target": target, "case_id": case, "dice": table["dice"], "iou": table["iou"]}
+    return pa.table(rows).take(pa.array(order))
 
 
 # ---- storing ---------------------------------------------------------------------------------------
@@ -286,6 +336,6 @@ def _write(path: Path, table: pa.Table, content: Content) -> None:
 
 def _by_target(table: pa.Table) -> list[pa.Table]:
     """The rows of each target: a row group holds one target, so that a query on one skips the others."""
-    target = pd.factorize(table["target"].to_numpy())[0]
+    target = table["target"].combine_chunks().indices.to_numpy()
     edges = [0, *np.flatnonzero(np.diff(target)) + 1, len(target)]
     return [table.slice(start, end - start) for start, end in itertools.pairwise(edges)]
