@@ -353,7 +353,7 @@ def _add_outliers(con: duckdb.DuckDBPyConnection, root: Path) -> None:
 
 def _read_outliers(path: Path) -> pa.Table:
     convert = csv.ConvertOptions(column_types=OUTLIER_COLUMNS, null_values=[""])
-    table = csv.read_csv(path, csv.ReadOptions(use_threads=False), convert_options=convert)
+    table = csv.read_csv(path, convert_options=convert)
     if table.column_names != list(OUTLIER_COLUMNS):
         raise InputError("outliers.csv needs its columns", ",".join(table.column_names), ",".join(OUTLIER_COLUMNS))
     return table
