@@ -7,13 +7,14 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -v
 
 .DEFAULT_GOAL := help
-.PHONY: help dashboard test lint bench clean
+.PHONY: help dashboard test lint bench pictures clean
 
 help:
 	@echo "make dashboard   install, make the demo ready, open the dashboard at http://127.0.0.1:$(PORT)"
 	@echo "make test        install the tools too and run every test"
 	@echo "make lint        style, types and the import contracts"
 	@echo "make bench       the figures that the README quotes"
+	@echo "make pictures    the README's screenshots, taken anew"
 	@echo "make clean       remove .venv and the caches; data stays"
 
 dashboard: $(VENV)/.package
@@ -33,6 +34,10 @@ lint: $(VENV)/.tools
 
 bench: $(VENV)/.tools
 	$(BIN)/python -m bench
+
+pictures: $(VENV)/.tools
+	$(BIN)/agg2exp demo
+	$(BIN)/python -m docs.pictures
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info

@@ -152,7 +152,7 @@ def train(
     cohort: Annotated[str, typer.Option("--cohort", help="A cohort with label maps.")],
     model: Annotated[str, typer.Option("--model", help="Name of the new model.")],
     label_set: Annotated[str, typer.Option(help="The label set of the label maps.")] = "thorax17",
-    steps: Annotated[int, typer.Option(min=1)] = 1500,
+    steps: Annotated[int, typer.Option(min=1)] = 1200,
     seed: Seed = 0,
     data: Root = None,
 ) -> None:

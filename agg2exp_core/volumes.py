@@ -11,7 +11,7 @@ import gzip
 import hashlib
 import logging
 import math
-import os
+import uuid
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,7 +107,7 @@ def write_volume(path: Path, volume: Volume) -> None:
     header["magic"] = header.single_magic
     little = array.dtype.newbyteorder("<")
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         with part.open("wb") as file, _compressed(path, file) as stream:
             stream.write(header.binaryblock + bytes(4))

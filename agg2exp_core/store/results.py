@@ -130,12 +130,6 @@ def read_importance(folder: Path) -> SumTable:
     return SumTable(targets, regions, positive, negative, voxels, absent)
 
 
-def write_shares(folder: Path, rows: Sequence[tuple[str, str, float | None, float | None]]) -> None:
-    """importance.csv of an imported table: mass and mean of each (target, region), no sums; None where absent."""
-    texts = [(target, region, _text(mass), _text(mean)) for target, region, mass, mean in rows]
-    _write(folder / "importance.csv", SHARES, texts)
-
-
 def write_agreement(folder: Path, names: Sequence[str], dice: np.ndarray, iou: np.ndarray) -> None:
     """agreement.csv: Dice and IoU by organ; NaN, where an organ is in neither label map, becomes empty."""
     rows = [(name, _text(d), _text(i)) for name, d, i in zip(names, dice, iou, strict=True)]
