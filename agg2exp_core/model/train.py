@@ -77,7 +77,7 @@ def train(bundle: Bundle, pairs: Sequence[tuple[Path, Path]], plan: TrainPlan, r
     parts = {"trained": pairs[:-held_out], "held_out": pairs[-held_out:]}
     cases = [_load_pair(bundle, pair, report, i, len(pairs)) for i, pair in enumerate(parts["trained"])]
     network = bundle.untrained_network().to(pick_device("auto"))
-    curve = _fit(network, cases, len(bundle.classes), plan, report)
+    curve = _fit(network, cases, plan, report)
     save_weights(bundle, network)
     record = {
         "plan": asdict(plan),
@@ -120,7 +120,7 @@ def _load_pair(
 
 
 def _fit(
-    network: torch.nn.Module, cases: list[dict[str, torch.Tensor]], classes: int, plan: TrainPlan, report: Report
+    network: torch.nn.Module, cases: list[dict[str, torch.Tensor]], plan: TrainPlan, report: Report
 ) -> list[dict[str, float]]:
     """Train in place; the loss, smoothed over about 20 steps, at every 25th step."""
     loss_of = DiceCELoss(to_onehot_y=True, softmax=True, squared_pred=False, batch=True)
@@ -156,14 +156,14 @@ def _batches(
     cases: list[dict[str, torch.Tensor]], plan: TrainPlan, device: torch.device
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Random windows of random cases, (batch, 1, window³) each, without end."""
-    soft = {f"sigma_{axis}": (0.3, 0.7) for axis in "xyz"}
+    soft = (0.3, 0.7)
     # No flips: left and right lobes differ only by their side.
     augment = Compose(
         [
             RandSpatialCropd(keys=("image", "label"), roi_size=(plan.window,) * 3, random_size=False),
             RandGaussianNoised(keys="image", prob=0.5, std=0.03),
             RandAdjustContrastd(keys="image", prob=0.3, gamma=(0.8, 1.25)),
-            RandGaussianSmoothd(keys="image", prob=0.2, **soft),
+            RandGaussianSmoothd(keys="image", prob=0.2, sigma_x=soft, sigma_y=soft, sigma_z=soft),
         ]
     ).set_random_state(plan.seed)
     order = np.random.default_rng(plan.seed)
