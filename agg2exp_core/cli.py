@@ -223,7 +223,7 @@ def export_csv(
 
 @app.command()
 def query(
-    sql: Annotated[str, typer.Argument(help="One SELECT on the views cases, importance, agreement, runs.")],
+    sql: Annotated[str, typer.Argument(help="One SELECT on the views cases, importance, agreement, runs, outliers.")],
     format: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
     data: Root = None,
 ) -> None:
@@ -236,7 +236,7 @@ def query(
     if format == "csv":
         print(answer.to_csv(index=False), end="")
     elif format == "json":
-        print(answer.to_json(orient="records", indent=1))
+        print(answer.to_json(orient="records", indent=1, double_precision=15))
     else:
         _print_table(answer)
 
@@ -389,5 +389,11 @@ def _print_table(answer: Any) -> None:
 
     table = Table(*[str(column) for column in answer.columns])
     for row in answer.itertuples(index=False):
-        table.add_row(*["" if value is None or value != value else str(value) for value in row])
+        table.add_row(*map(_cell, row))
     Console().print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None or value != value:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
