@@ -141,8 +141,8 @@ class Explaining:
         return {
             "case_id": case.case_id,
             **self._run_info(),
-            "input_sha256": volumes.sha256(_image_of(case)),
-            "label_sha256": volumes.sha256(case.label) if case.label else "",
+            "input_sha256": volumes.content_sha256(_image_of(case)),
+            "label_sha256": volumes.content_sha256(case.label) if case.label else "",
             "parameters_hash": hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest(),
             "versions": {name: version(name) for name in VERSIONED},
         }

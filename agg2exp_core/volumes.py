@@ -132,6 +132,21 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def content_sha256(path: Path) -> str:
+    """SHA-256 of what a NIfTI file decompresses to, so that it tells voxels apart and not the zlib that packed them.
+
+    Raises InputError for a header that check_scan refuses; reads no further than that header declares.
+    """
+    digest = hashlib.sha256()
+    with _opened(Path(path)) as (header, stream):
+        stream.seek(0)
+        left = header.offset + math.prod(header.shape) * header.dtype.itemsize
+        while left and (block := stream.read(min(left, 2**20))):
+            digest.update(block)
+            left -= len(block)
+    return digest.hexdigest()
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[ScanHeader, BufferedIOBase]]:
     """The checked header and the decompressed stream behind it; whatever reading raises becomes InputError."""
