@@ -847,7 +847,10 @@ DEMO: dict[str, list[Case]] = {
 def write_cohort(
     folder: Path, plan: Sequence[Case], workers: int = 2, progress: Callable[[int, int], None] | None = None
 ) -> None:
-    """Write images/, labels/, pathology/ and cases.csv; a case whose files are there is not made again."""
+    """Write images/, labels/, pathology/ and cases.csv; a case whose files are there is not made again.
+
+    A cases.csv that lists them all stays as it is: a user may have added columns to it.
+    """
     for part in ("images", "labels", "pathology"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     rows = []
@@ -857,10 +860,18 @@ def write_cohort(
             rows.append(future.result())
             if progress:
                 progress(done, len(plan))
-    with (folder / "cases.csv").open("w", newline="", encoding="utf-8") as file:
+    listed = folder / "cases.csv"
+    if listed.is_file() and set(_case_ids(listed)) >= {case_id for case_id, _, _ in plan}:
+        return
+    with listed.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def _case_ids(listed: Path) -> list[str]:
+    with listed.open(newline="", encoding="utf-8") as file:
+        return [row.get("case_id", "") for row in csv.DictReader(file)]
 
 
 COLUMNS = ("case_id", "image", "label", "pathology", "age", "sex", "scanner", "planted")
