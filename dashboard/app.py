@@ -10,7 +10,7 @@ from dashboard.views import case, cohort
 st.set_page_config(page_title="Agg²Exp Explorer", page_icon=style.ICON, layout="wide", initial_sidebar_state=350)
 style.apply()
 pages = [
-    st.Page(cohort.page, title="Cohort", icon=":material/groups:", url_path="cohort", default=True),
+    st.Page(cohort.page, title="Cohort", icon=":material/groups:", default=True),
     st.Page(case.page, title="Case", icon=":material/person_search:", url_path="case"),
 ]
 st.navigation(pages, position="top").run()

@@ -26,7 +26,7 @@ def main() -> None:
 def cohort(page: Page) -> None:
     """The clinic's left lower lobe, with the cell of the left upper lobe picked."""
     picked = "lung_lower_lobe_left~lung_upper_lobe_left"
-    page.goto(f"/cohort?cohort=clinic&run={RUN}&target=lung_lower_lobe_left&background=off&pick={picked}")
+    page.goto(f"/?cohort=clinic&run={RUN}&target=lung_lower_lobe_left&background=off&pick={picked}")
     page.locator(".st-key-cohort_boxes .boxlayer path.box").first.wait_for()
     page.locator(".st-key-cohort_matrix .heatmaplayer image").first.wait_for()
     page.wait_for_timeout(1500)

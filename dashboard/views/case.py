@@ -25,6 +25,8 @@ SIGNS = {"abs": "Absolute", "pos": "Positive", "neg": "Negative"}
 VALUES = {"mass": "Share", "mean": "Mean per voxel"}
 MAPS = {"signed": "Signed", "absolute": "Absolute", "off": "Hidden"}
 STAGE = "case_stage"
+NOT_TOLD = ("pathology",)
+"""Columns of cases.csv that name a file: nothing a reader asks for."""
 
 # Streamlit greys axis labels out; here they are the organs' names, read first. In the theme's own text colour.
 READABLE_TICKS = "<style>.st-key-case_bars_box .ytick text { fill: currentColor !important; }</style>"
@@ -204,7 +206,7 @@ def run_title(record: dict[str, Any]) -> str:
 def _heading(chosen: Chosen) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         st.markdown(f"### {chosen.case.case_id}", width="content")
-        told = [f"{name} **{value}**" for name, value in chosen.case.metadata.items() if value]
+        told = [f"{name} **{value}**" for name, value in chosen.case.metadata.items() if value and name not in NOT_TOLD]
         st.markdown("  ·  ".join([f"cohort **{chosen.cohort}**", *told]), width="stretch")
 
 

@@ -19,7 +19,7 @@ from dashboard.views import case
 
 PICKED = "cohort_picked"
 TABLE_HEIGHT = 420
-NOT_SHOWN = ("cohort", "case_id", "image", "label", "dice", "explained", "pathology")
+NOT_SHOWN = ("cohort", "case_id", "image", "label", "dice", "explained", *case.NOT_TOLD)
 
 BOX_HELP = (
     "Each box is one region over all scans shown: the line is the median, the box holds the middle half, whiskers "
