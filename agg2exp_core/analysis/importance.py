@@ -1,0 +1,122 @@
+"""Local explanations of many cases as one array, and what follows from it cell by cell."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from agg2exp_core.organs import BACKGROUND
+from agg2exp_core.records import InputError
+
+COLUMNS = ("case_id", "target", "region", "value")
+
+
+@dataclass(frozen=True, eq=False)
+class Importance:
+    """values: (cases, targets, regions) float64, NaN where a target or region is absent; and the names of its axes.
+
+    Usually masses, shares without a unit; all but `foreground` and what asks for masses take means as well.
+    """
+
+    cases: tuple[str, ...]
+    targets: tuple[str, ...]
+    regions: tuple[str, ...]
+    values: np.ndarray
+
+
+def to_array(table: pd.DataFrame, names: Sequence[str] = ()) -> Importance:
+    """The long table (case_id, target, region, value; a row a number, null where absent) as an array.
+
+    Cases in the order of their first row. Organs in that of `names`, which may hold others too; those it lacks follow.
+    Rows that are not there are NaN. InputError: a column is missing, a row comes twice, a value is infinite.
+    """
+    missing = [name for name in COLUMNS if name not in table]
+    if missing:
+        raise InputError(f"local explanations need the columns {', '.join(COLUMNS)}", f"none named {missing[0]}")
+    (case, cases), (target, targets), (region, regions) = (
+        _coded(table[column], order) for column, order in zip(COLUMNS, ((), names, names), strict=False)
+    )
+    values = table["value"].to_numpy(np.float64, na_value=np.nan)
+    if np.isinf(values).any():
+        raise InputError("importance must be finite or absent", "an infinite value")
+    shape = len(cases), len(targets), len(regions)
+    place = (case * shape[1] + target) * shape[2] + region
+    if len(np.unique(place)) < len(place):
+        raise InputError("every case, target and region must be there once", "a row twice")
+    filled = np.full(shape, np.nan)
+    filled.reshape(-1)[place] = values
+    return Importance(cases, targets, regions, filled)
+
+
+def take_cases(importance: Importance, rows: np.ndarray) -> Importance:
+    """Only the cases of a mask or of indices, in their order."""
+    chosen = np.arange(len(importance.cases))[rows]
+    cases = tuple(importance.cases[row] for row in chosen)
+    return replace(importance, cases=cases, values=importance.values[chosen])
+
+
+def foreground(importance: Importance) -> Importance:
+    """Masses among the organs alone: no background as target or region, each row divided by what is left of it.
+
+    A row of which nothing is left is NaN.
+    """
+    targets, regions = (
+        np.array([name != BACKGROUND for name in names], bool) for names in (importance.targets, importance.regions)
+    )
+    values = importance.values[:, targets][:, :, regions]
+    left = np.nansum(values, axis=2, keepdims=True)
+    return Importance(
+        importance.cases,
+        tuple(name for name in importance.targets if name != BACKGROUND),
+        tuple(name for name in importance.regions if name != BACKGROUND),
+        np.divide(values, left, out=np.full_like(values, np.nan), where=left > 0),
+    )
+
+
+def medians(importance: Importance) -> pd.DataFrame:
+    """(targets × regions): the median over the cases that have both; NaN where none has."""
+    return _over_cases(np.nanmedian, importance)
+
+
+def means(importance: Importance) -> pd.DataFrame:
+    """(targets × regions): the mean over the cases that have both, as the published graph takes it."""
+    return _over_cases(np.nanmean, importance)
+
+
+def context(importance: Importance) -> pd.DataFrame:
+    """(cases × targets): the mass of each target's explanation inside the target itself; the rest is its context.
+
+    Targets that are no region have no column.
+    """
+    own = [name for name in importance.targets if name in importance.regions]
+    columns = {
+        name: importance.values[:, importance.targets.index(name), importance.regions.index(name)] for name in own
+    }
+    return pd.DataFrame(columns, index=pd.Index(importance.cases, name="case_id"), columns=pd.Index(own, dtype=object))
+
+
+def _coded(column: pd.Series, order: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Codes of the names, and the names that they stand for."""
+    codes, found = pd.factorize(column)
+    if (codes < 0).any():
+        raise InputError("every row of local explanations must name its case and organs", f"an empty {column.name}")
+    names = [str(name) for name in found]
+    known = set(names)
+    ordered = [name for name in dict.fromkeys(order) if name in known]
+    ordered += [name for name in names if name not in set(ordered)]
+    place = {name: index for index, name in enumerate(ordered)}
+    return np.array([place[name] for name in names], np.int64)[codes], tuple(ordered)
+
+
+def _over_cases(statistic: Callable[..., np.ndarray], importance: Importance) -> pd.DataFrame:
+    with warnings.catch_warnings():
+        # NumPy warns of cells without any value; that is what their NaN says.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        values = statistic(importance.values, axis=0)
+    return pd.DataFrame(
+        values, index=pd.Index(importance.targets, name="target"), columns=pd.Index(importance.regions, name="region")
+    )
