@@ -23,6 +23,7 @@ from agg2exp_core.records import InputError, Method
 from agg2exp_core.settings import checked_id, data_root, list_models
 
 if TYPE_CHECKING:
+    from agg2exp_core.analysis.importance import Importance
     from agg2exp_core.store.cohorts import Case
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Why did a 3D segmentation model draw what it drew?")
@@ -241,6 +242,29 @@ def query(
         _print_table(answer)
 
 
+@app.command()
+def outliers(
+    fit: Annotated[str, typer.Option("--fit", help="The ordinary ones: COHORT, or COHORT:RUN if it has several.")],
+    score: Annotated[str, typer.Option("--score", help="Those to judge: COHORT or COHORT:RUN, the same if you like.")],
+    data: Root = None,
+) -> None:
+    """Score how unusual the evidence is in each case and target; `agg2exp query "FROM outliers"` shows it."""
+    from agg2exp_core.analysis.outliers import outlier_table
+    from agg2exp_core.store import catalog
+    from agg2exp_core.store.outliers import write_outliers
+
+    root = data_root(data)
+    con = catalog.connect(root)
+    usual, judged = _masses(con, fit), _masses(con, score)
+    with progress("Outliers") as report:
+        table = outlier_table(usual[1], None if usual[0] == judged[0] else judged[1], report)
+    write_outliers(root, *judged[0], table)
+    print(
+        f"{len(judged[1].cases)} cases of {':'.join(judged[0])} scored against {len(usual[1].cases)} of "
+        f"{':'.join(usual[0])}: {int(table['flagged'].sum())} of {len(table)} scores flagged"
+    )
+
+
 @cohort_app.command("add")
 def cohort_add(
     folder: Annotated[Path, typer.Argument(help="A folder of NIfTI scans.")],
@@ -382,6 +406,17 @@ def _scan_alone(image: Path, label: Path | None, cohort: str | None, out: Path |
 def _check_free(folder: Path) -> None:
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "manifest.json").is_file():
         raise InputError("--out must be new, empty or hold this case", folder.name)
+
+
+def _masses(con: Any, name: str) -> tuple[tuple[str, str], Importance]:
+    """A run that a user named, and its local explanations."""
+    from agg2exp_core.analysis.importance import to_array
+    from agg2exp_core.records import Selection
+    from agg2exp_core.store import queries
+
+    place = queries.find_run(con, name)
+    table = queries.local_explanations(con, Selection(*place))
+    return place, to_array(table, queries.organ_names(con, *place))
 
 
 def _print_table(answer: Any) -> None:

@@ -75,7 +75,8 @@ def largest_changes(comparison: Comparison, n: int = 10) -> pd.DataFrame:
 def bootstrap(values: np.ndarray, statistic: str, rng: np.random.Generator) -> np.ndarray:
     """(cases, pairs), NaN where absent → (DRAWS, pairs): the statistic of cases drawn with replacement.
 
-    Medians are drawn from the cases that have the pair, means from all cases of the set.     NaN where none of the drawn cases has a value.
+    Medians are drawn from the cases that have the pair, means from all cases of the set:
+    NaN where none of the drawn ones has a value.
     """
     return _median_draws(values, rng) if statistic == "median" else _mean_draws(values, rng)
 

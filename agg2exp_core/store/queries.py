@@ -183,6 +183,33 @@ def agreement(con: Connection, cohort: str, run: str, case_id: str) -> pd.DataFr
     return con.execute(sql, {"cohort": cohort, "run": run, "case": case_id}).df()
 
 
+# ---- analysis --------------------------------------------------------------------------------------
+
+
+def find_run(con: Connection, name: str) -> tuple[str, str]:
+    """Cohort and run of `COHORT:RUN`, or of `COHORT` if it has one run only."""
+    cohort, _, run = name.partition(":")
+    _check("cohort", cohort, _cohorts(con))
+    known = list(runs(con, cohort)["run"])
+    if not run and len(known) != 1:
+        some = ", ".join(f"{cohort}:{one}" for one in known[:20])
+        raise InputError("a cohort without exactly one run needs COHORT:RUN", repr(name), some or "none explained yet")
+    _check_run(con, cohort, run or known[0])
+    return cohort, run or known[0]
+
+
+def local_explanations(con: Connection, selection: Selection) -> pd.DataFrame:
+    """case_id, target, region, value (null where absent) of the cases that pass, in the order of the cohort's list."""
+    _check_selection(con, selection)
+    local, values = _local(con, selection)
+    passing, _ = _passing(con, selection)
+    sql = f"""
+        SELECT case_id, target, region, value FROM ({local})
+        JOIN (SELECT case_id, rowid AS place FROM {cohort_table(selection.cohort)}) USING (case_id)
+        WHERE case_id IN ({passing}) ORDER BY place"""
+    return con.execute(sql, values).df()
+
+
 # ---- export ----------------------------------------------------------------------------------------
 
 
