@@ -45,7 +45,7 @@ def to_array(table: pd.DataFrame, names: Sequence[str] = ()) -> Importance:
         raise InputError("importance must be finite or absent", "an infinite value")
     shape = len(cases), len(targets), len(regions)
     place = (case * shape[1] + target) * shape[2] + region
-    if len(np.unique(place)) < len(place):
+    if np.bincount(place).max(initial=0) > 1:
         raise InputError("every case, target and region must be there once", "a row twice")
     filled = np.full(shape, np.nan)
     filled.reshape(-1)[place] = values
