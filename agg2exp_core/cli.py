@@ -416,6 +416,8 @@ def _masses(con: Any, name: str) -> tuple[tuple[str, str], Importance]:
 
     place = queries.find_run(con, name)
     table = queries.local_explanations(con, Selection(*place))
+    if table.empty:
+        raise InputError("a run needs finished cases to find outliers", f"none in {':'.join(place)}")
     return place, to_array(table, queries.organ_names(con, *place))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -95,7 +96,8 @@ def test_a_cohort_that_judges_itself_is_held_out_and_replaces_what_was_there(
         ("usual", "../clinic", "cohort must be known"),
         ("clinic", "usual", "at least|more than 8 cases"),
         ("usual", "twice", "twice:a, twice:b"),
-        ("usual", "fewer", "the same targets"),
+        ("usual", "fewer", "the same regions"),
+        ("usual", "begun", "finished cases"),
     ],
 )
 def test_what_is_refused_is_said_in_one_line_and_writes_nothing(
@@ -104,6 +106,8 @@ def test_what_is_refused_is_said_in_one_line_and_writes_nothing(
     _import(root, CLINIC, "twice", "a")
     _import(root, CLINIC, "twice", "b")
     _import(root, made_up(3, organs=ORGANS[:4]), "fewer")
+    _import(root, CLINIC, "begun")
+    shutil.rmtree(root / "runs" / "begun" / "r" / "cases")
     assert _run(monkeypatch, root, "--fit", fitted, "--score", scored) == 2
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("\n") == 1 and re.search(rule, said.err)

@@ -155,6 +155,15 @@ def test_the_table_has_a_row_for_each_case_target_and_detector() -> None:
     assert row["score"] == fit("robust_z", COHORT.values).score(values)[7, ORGANS.index("aorta")]
 
 
+def test_only_targets_that_both_explain_are_scored() -> None:
+    fewer = replace(COHORT, targets=ORGANS[2:0:-1], values=COHORT.values[:, 2:0:-1])
+    for one, other in ((COHORT, fewer), (fewer, COHORT)):
+        table = outlier_table(one, other, _quiet).query("detector == 'robust_z'")
+        scores = fit("robust_z", one.values).score(one.values)
+        expected = [scores[:, one.targets.index(name)] for name in table["target"].unique()]
+        np.testing.assert_array_equal(table["score"].to_numpy().reshape(40, 2).T, expected)
+
+
 def test_the_cohort_itself_is_held_out() -> None:
     table = outlier_table(COHORT, None, _quiet).query("detector == 'neighbours'")
     np.testing.assert_array_equal(table["score"], held_out("neighbours", COHORT.values).reshape(-1))
@@ -204,8 +213,10 @@ def test_what_makes_no_sense_is_refused(cases: int) -> None:
         outlier_table(made_up(cases), None, _quiet)
     with pytest.raises(InputError, match="targets and regions"):
         deviations(COHORT, np.zeros((2, 2)))
-    with pytest.raises(InputError, match="the same targets; got liver"):
+    with pytest.raises(InputError, match="the same regions; got liver"):
         outlier_table(COHORT, made_up(9, organs=ORGANS[:-1]), _quiet)
+    with pytest.raises(InputError, match="a target in common"):
+        outlier_table(COHORT, replace(COHORT, targets=tuple("vwxyz")), _quiet)
 
 
 # ---- the published table -----------------------------------------------------------------------------

@@ -118,9 +118,10 @@ def outlier_table(cohort: Importance, others: Importance | None, report: Report)
     """case_id, target, detector, score, flagged: every detector fitted on the cohort scores the others or, if None, it.
 
     The cohort itself is scored by `held_out`. flagged: above the cohort's `thresholds`; NA where there is no score.
-    InputError: other targets or regions than the cohort's, or too few cases.
+    Targets that one of two runs does not explain have no rows. InputError: other regions than the cohort's, no target
+    in common, or too few cases.
     """
-    scored = cohort if others is None else _aligned(others, cohort)
+    cohort, scored = (cohort, cohort) if others is None else _shared(cohort, others)
     folds, tables = min(FOLDS, len(cohort.cases)), []
     for place, name in enumerate(DETECTORS):
 
@@ -204,20 +205,23 @@ def _filled(rows: np.ndarray, ordinary: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(rows), rows, ordinary)
 
 
-def _aligned(others: Importance, cohort: Importance) -> Importance:
-    """The others with targets and regions in the cohort's order."""
-    for kind, own, wanted in (
-        ("targets", others.targets, cohort.targets),
-        ("regions", others.regions, cohort.regions),
-    ):
-        different = sorted(set(own) ^ set(wanted))
-        if different:
-            raise InputError(f"both runs must have the same {kind}", f"{different[0]} in one of them only")
-    target, region = (
+def _shared(one: Importance, other: Importance) -> tuple[Importance, Importance]:
+    """Both with the targets that both explain and, as masses are shares of all regions, with the same regions."""
+    different = sorted(set(one.regions) ^ set(other.regions))
+    if different:
+        raise InputError("both runs must have the same regions", f"{different[0]} in one of them only")
+    targets = [name for name in one.targets if name in other.targets]
+    if not targets:
+        raise InputError("both runs must explain a target in common", f"{other.targets[0]} … and {one.targets[0]} …")
+    return _ordered(one, targets, one.regions), _ordered(other, targets, one.regions)
+
+
+def _ordered(importance: Importance, targets: Sequence[str], regions: Sequence[str]) -> Importance:
+    row, column = (
         [own.index(name) for name in wanted]
-        for own, wanted in ((others.targets, cohort.targets), (others.regions, cohort.regions))
+        for own, wanted in ((importance.targets, targets), (importance.regions, regions))
     )
-    return Importance(others.cases, cohort.targets, cohort.regions, others.values[:, target][:, :, region])
+    return Importance(importance.cases, tuple(targets), tuple(regions), importance.values[:, row][:, :, column])
 
 
 def _rows(scored: Importance, name: str, scores: np.ndarray, limits: np.ndarray) -> pd.DataFrame:
