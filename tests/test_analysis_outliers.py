@@ -71,7 +71,7 @@ def test_what_is_planted_scores_highest_and_only_in_its_target(name: str) -> Non
 def test_an_absent_target_has_no_score_and_an_absent_region_is_ordinary(name: str) -> None:
     detector, others = fit(name, COHORT.values), _planted()[0]
     values = others.values.copy()
-    values[0, HEART], values[1, :, RIBS] = np.nan, np.nan
+    values[0, HEART], values[1, :, RIBS], values[2, 0, 1] = np.nan, np.nan, -1e-6  # the last is 0, by rounding
     scores = detector.score(values)
     assert np.isnan(scores[0, HEART]) and np.isnan(scores).sum() == 1
     values[1, :, RIBS] = np.median(COHORT.values[:, :, RIBS], axis=0)
@@ -180,6 +180,9 @@ def test_why_a_case_is_unusual() -> None:
     assert table.loc[0, "value"] - table.loc[0, "median"] == pytest.approx(0.5) and table.loc[0, "z"] > 5
     assert (table["z"].abs().diff().dropna() <= 0).all()
     assert len(deviations(COHORT, values, 99)) == 24
+    nobodys = COHORT.values.copy()
+    nobodys[:, :, RIBS] = np.nan
+    assert len(deviations(replace(COHORT, values=nobodys), values, 99)) == 19
 
 
 def test_auc_by_hand() -> None:

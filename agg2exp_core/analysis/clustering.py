@@ -36,7 +36,8 @@ def distances(matrix: pd.DataFrame) -> pd.DataFrame:
     """
     explained = matrix.index[matrix.notna().any(axis=1)]
     names = [name for name in explained if name in matrix.columns]
-    root = np.sqrt(matrix.loc[names, names].to_numpy(np.float64))
+    # A published share may lie a millionth below 0, by rounding.
+    root = np.sqrt(np.maximum(matrix.loc[names, names].to_numpy(np.float64), 0))
     near = np.where(np.isnan(root), root.T, root)
     near = np.nan_to_num((near + near.T) / 2)
     far = near.max(initial=0) - near

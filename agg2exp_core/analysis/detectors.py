@@ -6,6 +6,7 @@ to 1, so that their plain covariance is singular, and distances are taken of √
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -47,9 +48,11 @@ class RobustZ:
 
     @classmethod
     def fit(cls, values: np.ndarray) -> RobustZ:
-        """From (cases, …); NaN does not count."""
-        median = np.nanmedian(values, axis=0)
-        spread = np.nanmedian(np.abs(values - median), axis=0)
+        """From (cases, …); NaN does not count, and what is NaN in every case has no z."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            median = np.nanmedian(values, axis=0)
+            spread = np.nanmedian(np.abs(values - median), axis=0)
         return cls(median, np.maximum(MAD_TO_SIGMA * spread, LEAST_MASS))
 
     def z(self, values: np.ndarray) -> np.ndarray:
@@ -84,10 +87,10 @@ class Neighbours:
 
     @classmethod
     def fit(cls, rows: np.ndarray) -> Neighbours:
-        return cls(NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(rows))).fit(np.sqrt(rows)))
+        return cls(NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(rows))).fit(_roots(rows)))
 
     def score(self, rows: np.ndarray) -> np.ndarray:
-        return self.nearest.kneighbors(np.sqrt(rows))[0].mean(axis=1)
+        return self.nearest.kneighbors(_roots(rows))[0].mean(axis=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +105,11 @@ class Mahalanobis:
 
     def score(self, rows: np.ndarray) -> np.ndarray:
         return np.sqrt(self.covariance.mahalanobis(log_ratios(rows)))
+
+
+def _roots(rows: np.ndarray) -> np.ndarray:
+    # A published share may lie a millionth below 0, by rounding.
+    return np.sqrt(np.maximum(rows, 0))
 
 
 def log_ratios(rows: np.ndarray) -> np.ndarray:
