@@ -20,6 +20,11 @@ def _fingerprint(root: str) -> str:
     return catalog.refresh(Path(root))
 
 
+def forget() -> None:
+    """Look at the files anew at the next question: something was just written."""
+    _fingerprint.clear()
+
+
 @st.cache_resource(max_entries=2, show_spinner=False)
 def _connection(root: str, fingerprint: str) -> duckdb.DuckDBPyConnection:
     return catalog.connect(Path(root))

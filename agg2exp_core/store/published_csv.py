@@ -82,7 +82,10 @@ def import_csv(root: Path, file: Path, cohort: str, run: str = "published") -> i
     source = hashlib.sha256(file.read_bytes()).hexdigest()
     for case_id in missing:
         manifest = {"case_id": case_id, "targets": list(layout.targets), **info, "source_sha256": source}
-        with results.case_folder(folder / "cases" / case_id, manifest) as new:
+        with (
+            results.publishing(folder / "cases" / case_id),
+            results.case_folder(folder / "cases" / case_id, manifest) as new,
+        ):
             _write_case(new, layout, rows[case_id])
     return len(rows)
 
