@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from playwright.sync_api import Browser, Page
+from streamlit.testing.v1 import AppTest
 
 from agg2exp_core.jobs import queue
 from agg2exp_core.jobs.queue import Request
@@ -95,13 +97,16 @@ def test_run_titles_name_the_method() -> None:
     assert case.run_title({"run": "published", "method": None, "parameters": None}) == "published"
 
 
-# ---- the page in a browser --------------------------------------------------------------------
+# ---- a data root ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _built(tmp_path_factory.mktemp("data"), "thorax17")
+
+
+def _built(root: Path, label_set: str) -> Path:
     """A cohort of one explained scan with a bright mark at the patient's left, and one case without an image."""
-    root = tmp_path_factory.mktemp("data")
     folder = root / "cohorts" / "tiny"
     (folder / "images").mkdir(parents=True)
     hu = np.full(SHAPE, -160, np.int16)
@@ -110,7 +115,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "cases.csv").write_text("case_id,image,label,age\none,images/one.nii.gz,,63\ntwo,,,70\n")
     info = {
         "model": "thorax17_swinunetr", "model_hash": "0", "method": "smoothgrad", "versions": {},
-        "parameters": Method("smoothgrad", 4).parameters(), "label_set": "thorax17", "values": "sums",
+        "parameters": Method("smoothgrad", 4).parameters(), "label_set": label_set, "values": "sums",
     }  # fmt: skip
     results.write_run(root, "tiny", RUN, info)
     for name in ("one", "two"):
@@ -121,21 +126,62 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def _explained(root: Path, case_id: str) -> None:
-    sums = np.random.default_rng(0).random((2, 2, 17))
+def _explained(root: Path, case_id: str, targets: tuple[str, ...] = ("aorta", "heart")) -> None:
+    sums = np.random.default_rng(0).random((2, len(targets), 17))
     voxels = np.full(17, 50, np.int64)
-    table = SumTable(("aorta", "heart"), LABELS.names, sums[0], sums[1], voxels)
+    table = SumTable(targets, LABELS.names, sums[0], sums[1], voxels)
     prediction = np.zeros(SHAPE, np.uint8)
     prediction[30:36, 4:10, 16:20] = 8
     saliency = np.zeros(SHAPE, np.float32)
     saliency[33, 6, 18] = -2
-    manifest = {"case_id": case_id, "targets": ["aorta", "heart"], "label_set": "thorax17"}
+    manifest = {"case_id": case_id, "targets": list(targets)}
     with results.case_folder(root / "runs" / "tiny" / RUN / "cases" / case_id, manifest) as folder:
         results.write_importance(folder, table)
         results.write_agreement(folder, LABELS.names, np.full(17, 0.9), np.full(17, 0.8))
         write_volume(folder / "prediction.nii.gz", Volume(prediction, AFFINE))
         (folder / "saliency").mkdir(exist_ok=True)
         write_volume(folder / "saliency" / "heart.nii.gz", Volume(saliency, AFFINE))
+
+
+# ---- the page's logic ---------------------------------------------------------------------------
+
+
+def _drawn(monkeypatch: pytest.MonkeyPatch, root: Path, **asked: str) -> AppTest:
+    """The page without a browser."""
+
+    def script() -> None:
+        from dashboard.views import case
+
+        case.page()
+
+    monkeypatch.setenv("AGG2EXP_DATA", str(root))
+    app = AppTest.from_function(script, default_timeout=60)
+    for name, value in ({"cohort": "tiny", "run": RUN, "case": "one", "target": "heart"} | asked).items():
+        app.query_params[name] = value
+    app.run()
+    assert not app.exception
+    return app
+
+
+@pytest.mark.parametrize("case_id", ["one", "two"])
+def test_a_run_whose_label_set_is_not_here_opens_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case_id: str
+) -> None:
+    app = _drawn(monkeypatch, _built(tmp_path, "a_bundle"), case=case_id)
+    assert not app.error and any("Attribution of Heart" in element.value for element in app.markdown)
+
+
+def test_a_target_that_the_label_set_does_not_know_is_drawn_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    root = _built(tmp_path, "thorax17")
+    shutil.rmtree(root / "runs" / "tiny" / RUN / "cases")
+    _explained(root, "one", ("gall_bladder", "heart"))
+    app = _drawn(monkeypatch, root, target="gall_bladder")
+    assert not app.error and any("Attribution of Gall bladder" in element.value for element in app.markdown)
+
+
+# ---- the page in a browser --------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

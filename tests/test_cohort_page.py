@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -138,6 +139,16 @@ def test_where_nothing_is_to_be_seen_the_page_says_what_to_do(
 def test_a_link_to_what_is_not_here_is_told(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     app = _open(monkeypatch, root, cohort="clinic", run="gone")
     assert "Run of the link is not here" in app.warning[0].value and app.dataframe
+
+
+def test_a_run_whose_label_set_is_not_here_opens_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, root: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    record = tmp_path / "runs" / "clinic" / RUN / "run.json"
+    record.write_text(record.read_text().replace("thorax17", "a_bundle"))
+    app = _open(monkeypatch, tmp_path, cohort="clinic", target="heart")
+    assert not app.error and "Heart: what the model looks at" in _texts(app)
 
 
 # ---- the journey -----------------------------------------------------------------------------------

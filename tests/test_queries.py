@@ -596,3 +596,16 @@ def test_a_user_can_do_nothing_else(con: duckdb.DuckDBPyConnection, root: Path, 
 def test_the_connection_itself_is_locked(con: duckdb.DuckDBPyConnection, setting: str) -> None:
     with pytest.raises(duckdb.Error):
         con.execute(f"SET {setting}")
+
+
+# ---- names ------------------------------------------------------------------------------------------
+
+
+def test_organs_that_no_label_set_orders_keep_the_order_of_the_classes(tmp_path: Path) -> None:
+    results.write_run(tmp_path, "clinic", "r", INFO | {"label_set": "a_bundle"})
+    cohorts.write_cases(tmp_path, "clinic", _metadata())
+    table = SumTable(("ribs",), REGIONS, np.ones((1, 4)), np.ones((1, 4)), np.ones(4, np.int64))
+    with results.case_folder(tmp_path / "runs" / "clinic" / "r" / "cases" / CASES[0], {"targets": ["ribs"]}) as new:
+        results.write_importance(new, table)
+        results.write_agreement(new, (), np.array([]), np.array([]))
+    assert queries.organ_names(catalog.connect(tmp_path), "clinic", "r") == list(REGIONS)

@@ -315,7 +315,10 @@ def _run_row(place: tuple[str, str], info: dict[str, Any], cache: Cache | None) 
 
 
 def _organ_rows(place: tuple[str, str], info: dict[str, Any], cache: Cache | None, root: Path) -> list[dict[str, Any]]:
-    """Targets and regions of a run, in the order of its label set; names that it does not know come after."""
+    """Targets and regions of a run, in the order of its label set; names that it does not know come after.
+
+    Those keep the order of the regions, which is that of the model's classes; one target alone would come before it.
+    """
     if cache is None:
         return []
     try:
@@ -323,7 +326,7 @@ def _organ_rows(place: tuple[str, str], info: dict[str, Any], cache: Cache | Non
     except InputError:
         ordered = ()
     content = cache.content
-    stored = dict.fromkeys((*content.targets, *content.regions))
+    stored = dict.fromkeys((*content.regions, *content.targets))
     names = [*(name for name in ordered if name in stored), *(name for name in stored if name not in ordered)]
     return [
         {"cohort": place[0], "run": place[1], "name": name, "target": name in content.targets, "position": position}

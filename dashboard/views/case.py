@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from agg2exp_core.organs import BACKGROUND, LabelSet, load_label_set
+from agg2exp_core.organs import BACKGROUND, LabelSet
 from agg2exp_core.records import InputError, Method, Selection
 from agg2exp_core.settings import data_root
 from agg2exp_core.store import cohorts, results
@@ -20,7 +20,6 @@ from dashboard.viewer.slices import Voxel
 from dashboard.viewer.stage import Legend, Look, Scene, moved_to, stage, stage_data, voxel_inside
 from dashboard.views import compute
 
-DEFAULT_LABELS = "thorax17"
 SIGNS = {"abs": "Absolute", "pos": "Positive", "neg": "Negative"}
 VALUES = {"mass": "Share", "mean": "Mean per voxel"}
 MAPS = {"signed": "Signed", "absolute": "Absolute", "off": "Hidden"}
@@ -56,6 +55,9 @@ class Chosen:
     def method(self) -> Method | None:
         name, parameters = self.record.get("method"), self.record.get("parameters") or {}
         return Method(name, **parameters) if name in compute.METHODS else None
+
+    def title(self, organ: str) -> str:
+        return charts.organ_of(self.labels, organ).title
 
 
 def page() -> None:
@@ -128,7 +130,7 @@ def _choose(root: Path) -> Chosen | None:
         titles = {run: run_title(record) for run, record in records.items()}
         run = _pick("Run", list(records), "run", titles) if records else None
         record = records.get(run or "", {})
-        labels = load_label_set(record.get("label_set") or DEFAULT_LABELS, root)
+        labels = data.labels(root, cohort, record)
         target = _pick("Target organ", *_targets(root, cohort, run, labels))
         chosen = Chosen(
             root, cohort, cohorts.find_case(root, cohort, case_id), run, record, labels, target or BACKGROUND
@@ -212,7 +214,7 @@ def _heading(chosen: Chosen) -> None:
 
 def _missing(chosen: Chosen, scene: Scene) -> None:
     """Say why nothing is coloured, and what to do about it."""
-    organ = chosen.labels[chosen.target].title if chosen.target in chosen.labels.names else chosen.target
+    organ = chosen.title(chosen.target)
     if scene.attribution is not None:
         return
     if chosen.folder is None:
@@ -276,7 +278,7 @@ def _linked_voxel(shape: Voxel) -> Voxel | None:
 def _legend(chosen: Chosen, scene: Scene, look: Look) -> Legend | None:
     if scene.attribution is None:
         return None
-    organ = chosen.labels[chosen.target].title
+    organ = chosen.title(chosen.target)
     method = chosen.method.name if chosen.method else ""
     if not look.signed:
         low, high = "no influence", "strong influence"
@@ -295,7 +297,7 @@ def _importance(chosen: Chosen, dice: bool = True) -> None:
     """How much of the target's attribution every organ holds, and where this case stands in its cohort."""
     if chosen.folder is None or chosen.run is None:
         return
-    organ = chosen.labels[chosen.target].title if chosen.target in chosen.labels.names else chosen.target
+    organ = chosen.title(chosen.target)
     st.markdown(f"##### Attribution of {organ}, organ by organ")
     whole = _table(chosen, Selection(chosen.cohort, chosen.run))
     _key_figures(chosen, whole)
@@ -364,8 +366,7 @@ def _agreement(chosen: Chosen, expanded: bool = False) -> None:
     scores = _scores(chosen)
     if scores.empty:
         return
-    titles = {organ.name: organ.title for organ in chosen.labels.organs}
-    shown = scores.assign(target=[titles.get(name, name) for name in scores["target"]])
+    shown = scores.assign(target=[chosen.title(name) for name in scores["target"]])
     columns = {
         "target": st.column_config.TextColumn("Organ"),
         "dice": st.column_config.ProgressColumn("Dice", min_value=0, max_value=1, format="%.3f"),
@@ -388,5 +389,5 @@ def _compute(root: Path, chosen: Chosen | None) -> None:
             compute.ask(subject)
     with st.expander("Bring a scan", icon=":material/upload_file:"):
         compute.upload(root)
-    labels = chosen.labels if chosen else load_label_set(DEFAULT_LABELS, root)
+    labels = chosen.labels if chosen else data.labels(root, "", {})
     compute.jobs(root, labels, (chosen.cohort, chosen.case.case_id) if chosen else None)

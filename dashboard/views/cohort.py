@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from agg2exp_core.organs import BACKGROUND, LabelSet, load_label_set
+from agg2exp_core.organs import BACKGROUND, LabelSet
 from agg2exp_core.records import InputError, Selection
 from agg2exp_core.settings import data_root
 from dashboard import charts, data, filters
@@ -88,7 +88,7 @@ def _choose(root: Path) -> Chosen | None:
             "or run `agg2exp explain --cohort`."
         )
         return None
-    labels = load_label_set(records[run].get("label_set") or case.DEFAULT_LABELS, root)
+    labels = data.labels(root, cohort, records[run])
     names = charts.in_group_order(pd.Series(data.targets(root, cohort, run), dtype=object), labels)
     titles = {name: _grouped_title(labels, name) for name in names}
     help_text = "The organ whose segmentation is explained."

@@ -18,6 +18,7 @@ from agg2exp_core.organs import LabelSet
 from agg2exp_core.records import InputError, Method
 from agg2exp_core.settings import list_models
 from agg2exp_core.store import cohorts
+from dashboard import charts
 
 UPLOADS = "uploads"
 METHODS = {"smoothgrad": "SmoothGrad", "gradient": "Gradient", "integrated_gradients": "Integrated gradients"}
@@ -54,7 +55,7 @@ def ask(subject: Subject) -> None:
         return
     index = models.index(subject.model) if subject.model in models else 0
     model = st.selectbox("Model", models, index=index, key="compute_model") if len(models) > 1 else models[0]
-    title = subject.labels[subject.target].title
+    title = charts.organ_of(subject.labels, subject.target).title
     method = _ask_method(subject.method or Method(samples=4))
     scope = st.radio("Organs", [title, "All organs"], horizontal=True, key="compute_scope")
     targets = (subject.target,) if scope == title else ()
@@ -144,8 +145,7 @@ def _stop_button(root: Path, job: JobState) -> None:
 
 
 def _headline(labels: LabelSet, job: JobState) -> str:
-    titles = {organ.name: organ.title for organ in labels.organs}
-    organs = ", ".join(titles.get(name, name) for name in job.request.targets) or "All organs"
+    organs = ", ".join(charts.organ_of(labels, name).title for name in job.request.targets) or "All organs"
     method = job.request.method
     copies = f" × {method.samples}" if method.name in SAMPLES else ""
     word, color = STATUS[job.status]
