@@ -181,6 +181,19 @@ def test_a_target_that_the_label_set_does_not_know_is_drawn_too(
     assert not app.error and any("Attribution of Gall bladder" in element.value for element in app.markdown)
 
 
+PICTURE = "![x](https://example.org/p.png)"
+
+
+def test_foreign_text_is_shown_and_never_followed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    root = _built(tmp_path, "thorax17")
+    listed = cohorts.read_cases(root, "tiny").drop(columns="age").assign(**{PICTURE: PICTURE})
+    cohorts.write_cases(root, "tiny", listed)
+    app = _drawn(monkeypatch, root, target=PICTURE)
+    shown = [element.value for element in (*app.markdown, *app.warning)]
+    assert sum(text.count(r"\!\[x\]\(https\://example.org/p.png\)") for text in shown) == 3
+    assert not any(PICTURE in text for text in shown)
+
+
 # ---- the page in a browser --------------------------------------------------------------------
 
 

@@ -13,8 +13,9 @@ from playwright.sync_api import Browser, Page, expect
 from streamlit.testing.v1 import AppTest
 
 from agg2exp_core.organs import load_label_set
-from agg2exp_core.records import Method, SumTable
+from agg2exp_core.records import InputError, Method, SumTable
 from agg2exp_core.store import published_csv, results
+from dashboard import data
 
 APP = Path(__file__).resolve().parents[1] / "dashboard" / "app.py"
 LABELS = load_label_set("thorax17")
@@ -149,6 +150,31 @@ def test_a_run_whose_label_set_is_not_here_opens_all_the_same(
     record.write_text(record.read_text().replace("thorax17", "a_bundle"))
     app = _open(monkeypatch, tmp_path, cohort="clinic", target="heart")
     assert not app.error and "Heart: what the model looks at" in _texts(app)
+
+
+@pytest.mark.parametrize("pick", ["foo~bar", "heart~bar", "foo~heart", "heart"])
+def test_a_pick_that_the_run_does_not_have_is_told_and_dropped(
+    monkeypatch: pytest.MonkeyPatch, root: Path, pick: str
+) -> None:
+    app = _open(monkeypatch, root, cohort="clinic", target="heart", pick=pick)
+    assert "of the link is not here" in app.warning[0].value and len(app.dataframe[0].value) == 6
+    assert "pick" not in app.query_params
+
+
+def test_a_pick_ends_with_the_run_that_has_it(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    app = _open(monkeypatch, root, cohort="published", pick="lung_lower_lobe_left~aorta")
+    app.selectbox(key="cohort_cohort").select("clinic").run()
+    assert not app.exception and not app.warning and len(app.dataframe[0].value) == 6
+    assert "pick" not in app.query_params
+
+
+def test_what_a_fragment_refuses_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    def refuse(*_: object) -> None:
+        raise InputError("cohort must be known", "![x](https://example.org/p.png)")
+
+    monkeypatch.setattr(data, "cases", refuse)
+    app = _open(monkeypatch, root, cohort="clinic")
+    assert app.error[0].value == r"cohort must be known; got \!\[x\]\(https\://example.org/p.png\)"
 
 
 # ---- the journey -----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from agg2exp_core.organs import BACKGROUND, LabelSet
 from agg2exp_core.records import InputError, Method, Selection
 from agg2exp_core.settings import data_root
 from agg2exp_core.store import cohorts, results
-from dashboard import charts, charts_case, data
+from dashboard import charts, charts_case, data, words
 from dashboard.viewer import layers, slices
 from dashboard.viewer.scene import Sources, load_scene
 from dashboard.viewer.slices import Voxel
@@ -60,20 +60,18 @@ class Chosen:
         return charts.organ_of(self.labels, organ).title
 
 
+@words.told
 def page() -> None:
-    """Draw the page; what the user asked wrongly for is said in one line."""
-    try:
-        chosen = _choose(data_root())
-        if chosen is None:
-            st.info("No cohort is here yet. `agg2exp demo` brings two, or upload a scan at the left.")
-            return
-        _heading(chosen)
-        if chosen.case.image is None:
-            _without_image(chosen)
-        else:
-            _with_image(chosen)
-    except InputError as error:
-        st.error(str(error), icon=":material/error:")
+    """Draw the page."""
+    chosen = _choose(data_root())
+    if chosen is None:
+        st.info("No cohort is here yet. `agg2exp demo` brings two, or upload a scan at the left.")
+        return
+    _heading(chosen)
+    if chosen.case.image is None:
+        _without_image(chosen)
+    else:
+        _with_image(chosen)
 
 
 def _with_image(chosen: Chosen) -> None:
@@ -92,7 +90,7 @@ def _scan(chosen: Chosen) -> None:
         assert chosen.case.image is not None
         scene = load_scene(Sources(chosen.case.image, chosen.folder, chosen.target), chosen.labels)
     except InputError as error:
-        st.error(str(error), icon=":material/error:")
+        words.refuse(error)
     else:
         _missing(chosen, scene)
         st.fragment(_viewer)(chosen, scene)
@@ -152,8 +150,8 @@ def _pick(label: str, options: list[str], name: str, titles: dict[str, str] | No
     elif st.session_state.get(key) not in options:
         kept = st.session_state.get(written)
         st.session_state[key] = kept if kept in options else (options[0] if options else None)
-    if from_outside and asked not in options:
-        st.warning(f"{label} of the link is not here: {str(asked)[:64]!r}", icon=":material/link_off:")
+    if asked is not None and from_outside and asked not in options:
+        words.not_here(label, asked)
     value = st.selectbox(label, options, key=key, format_func=lambda option: (titles or {}).get(option, option))
     st.session_state[written] = value
     if value is not None and asked != value:
@@ -207,14 +205,15 @@ def run_title(record: dict[str, Any]) -> str:
 
 def _heading(chosen: Chosen) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
-        st.markdown(f"### {chosen.case.case_id}", width="content")
-        told = [f"{name} **{value}**" for name, value in chosen.case.metadata.items() if value and name not in NOT_TOLD]
-        st.markdown("  ·  ".join([f"cohort **{chosen.cohort}**", *told]), width="stretch")
+        st.markdown(f"### {words.plain(chosen.case.case_id)}", width="content")
+        told = {name: value for name, value in chosen.case.metadata.items() if value and name not in NOT_TOLD}
+        pairs = [(words.plain(name), words.plain(value)) for name, value in {"cohort": chosen.cohort, **told}.items()]
+        st.markdown("  ·  ".join(f"{name} **{value}**" for name, value in pairs), width="stretch")
 
 
 def _missing(chosen: Chosen, scene: Scene) -> None:
     """Say why nothing is coloured, and what to do about it."""
-    organ = chosen.title(chosen.target)
+    organ = words.plain(chosen.title(chosen.target))
     if scene.attribution is not None:
         return
     if chosen.folder is None:
@@ -230,6 +229,7 @@ def _missing(chosen: Chosen, scene: Scene) -> None:
 # ---- slices --------------------------------------------------------------------------------------
 
 
+@words.told
 def _viewer(chosen: Chosen, scene: Scene) -> None:
     """A fragment: a step through the scan draws this again and nothing else."""
     place = f"case_at_{chosen.cohort}_{chosen.case.case_id}"
@@ -297,8 +297,7 @@ def _importance(chosen: Chosen, dice: bool = True) -> None:
     """How much of the target's attribution every organ holds, and where this case stands in its cohort."""
     if chosen.folder is None or chosen.run is None:
         return
-    organ = chosen.title(chosen.target)
-    st.markdown(f"##### Attribution of {organ}, organ by organ")
+    st.markdown(f"##### Attribution of {words.plain(chosen.title(chosen.target))}, organ by organ")
     whole = _table(chosen, Selection(chosen.cohort, chosen.run))
     _key_figures(chosen, whole)
     _completeness(chosen)

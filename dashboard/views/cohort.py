@@ -11,9 +11,9 @@ import pandas as pd
 import streamlit as st
 
 from agg2exp_core.organs import BACKGROUND, LabelSet
-from agg2exp_core.records import InputError, Selection
+from agg2exp_core.records import Selection
 from agg2exp_core.settings import data_root
-from dashboard import charts, data, filters
+from dashboard import charts, data, filters, words
 from dashboard.charts import Pick
 from dashboard.views import case
 
@@ -58,17 +58,15 @@ class Chosen:
         return charts.organ_of(self.labels, organ).title
 
 
+@words.told
 def page() -> None:
-    """Draw the page; what the user asked wrongly for is said in one line."""
-    try:
-        filters.follow_link()
-        with st.sidebar:
-            chosen = _choose(data_root())
-        if chosen is not None:
-            # A fragment: a filter or a click draws this again and leaves choosers and navigation alone.
-            st.fragment(_explore)(chosen)
-    except InputError as error:
-        st.error(str(error), icon=":material/error:")
+    """Draw the page."""
+    filters.follow_link()
+    with st.sidebar:
+        chosen = _choose(data_root())
+    if chosen is not None:
+        # A fragment: a filter or a click draws this again and leaves choosers and navigation alone.
+        st.fragment(_explore)(chosen)
 
 
 def _choose(root: Path) -> Chosen | None:
@@ -84,8 +82,8 @@ def _choose(root: Path) -> Chosen | None:
     )
     if run is None:
         st.info(
-            f"Nothing in **{cohort}** is explained yet. Open a scan on the Case page and press **Explain**, "
-            "or run `agg2exp explain --cohort`."
+            f"Nothing in **{words.plain(cohort)}** is explained yet. "
+            "Open a scan on the Case page and press **Explain**, or run `agg2exp explain --cohort`."
         )
         return None
     labels = data.labels(root, cohort, records[run])
@@ -104,6 +102,7 @@ def _grouped_title(labels: LabelSet, name: str) -> str:
 # ---- the page's main part --------------------------------------------------------------------------
 
 
+@words.told
 def _explore(chosen: Chosen) -> None:
     heading, switches = st.container(), st.container(horizontal=True, vertical_alignment="bottom", gap="medium")
     with switches:
@@ -113,7 +112,7 @@ def _explore(chosen: Chosen) -> None:
     with st.sidebar, st.expander("Filter scans", icon=":material/filter_alt:", expanded=True):
         selection = filters.narrow(chosen.root, everything, chosen.labels)
     cases, total = data.cases(chosen.root, selection), len(data.cases(chosen.root, everything))
-    picked = _picked()
+    picked = _picked(chosen)
     with heading:
         _heading(chosen, selection, len(cases), total)
     if cases.empty:
@@ -125,12 +124,12 @@ def _explore(chosen: Chosen) -> None:
 
 
 def _heading(chosen: Chosen, selection: Selection, count: int, total: int) -> None:
-    words = filters.describe(selection, chosen.labels)
+    active = filters.describe(selection, chosen.labels)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
-        st.markdown(f"### {chosen.title(chosen.target)}: what the model looks at", width="content")
-        st.markdown(f"**{count} of {total} scans**" if words else f"**{total} scans**", width="content")
-        if words:
-            st.markdown(" ".join(f":primary-badge[{_escaped(word)}]" for word in words), width="content")
+        st.markdown(f"### {words.plain(chosen.title(chosen.target))}: what the model looks at", width="content")
+        st.markdown(f"**{count} of {total} scans**" if active else f"**{total} scans**", width="content")
+        if active:
+            st.markdown(" ".join(f":primary-badge[{words.plain(word)}]" for word in active), width="content")
             st.button(
                 "Clear all filters",
                 on_click=filters.clear,
@@ -138,11 +137,6 @@ def _heading(chosen: Chosen, selection: Selection, count: int, total: int) -> No
                 key="cohort_clear",
                 type="tertiary",
             )
-
-
-def _escaped(text: str) -> str:
-    """Metadata is a user's text, not Markdown."""
-    return "".join(f"\\{sign}" if sign in r"\`*_{}[]()#+!|~<>:$" else sign for sign in text)
 
 
 def _charts(chosen: Chosen, selection: Selection, picked: Pick | None) -> None:
@@ -156,7 +150,7 @@ def _charts(chosen: Chosen, selection: Selection, picked: Pick | None) -> None:
         table = table[table["target"] != BACKGROUND]
     matrix = charts.organ_matrix(table, chosen.labels, selection.value, picked)
     with left:
-        st.markdown(f"##### Where the attribution of {chosen.title(chosen.target)} lies", help=BOX_HELP)
+        st.markdown(f"##### Where the attribution of {words.plain(chosen.title(chosen.target))} lies", help=BOX_HELP)
         _clickable(boxes, "cohort_boxes", f"Box plots of every region for {chosen.title(chosen.target)}")
     with right:
         st.markdown("##### All targets (rows) and regions (columns)", help=MATRIX_HELP)
@@ -196,16 +190,27 @@ def _pick(key: str) -> None:
     st.session_state[PICKED] = (*([target] if len(named) == 1 else []), *named) if named else None
 
 
-def _picked() -> Pick | None:
-    wish = filters.asked("pick")
-    if wish and wish[0].count("~") == 1:
-        st.session_state[PICKED] = tuple(wish[0].split("~"))
-    return st.session_state.get(PICKED)
+def _picked(chosen: Chosen) -> Pick | None:
+    """What the link or a click picked, as long as the run shown has its target and region."""
+    wish, picked = filters.asked("pick"), st.session_state.get(PICKED)
+    if wish:
+        picked = tuple(wish[0].split("~"))
+    if picked and not _is_here(chosen, picked):
+        if wish:
+            words.not_here("Box or cell", wish[0])
+        picked = None
+    st.session_state[PICKED] = picked
+    return picked
+
+
+def _is_here(chosen: Chosen, picked: tuple[str, ...]) -> bool:
+    place = chosen.root, chosen.cohort, chosen.run
+    return len(picked) == 2 and picked[0] in data.targets(*place) and picked[1] in data.organ_names(*place)
 
 
 def _table(chosen: Chosen, selection: Selection, cases: pd.DataFrame, picked: Pick | None) -> None:
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        st.markdown(f"##### {_table_title(chosen, selection, picked)}", help=TABLE_HELP, width="content")
+        st.markdown(f"##### {words.plain(_table_title(chosen, selection, picked))}", help=TABLE_HELP, width="content")
         if picked:
             st.button("Show all scans", key="cohort_unpick", on_click=_unpick, icon=":material/close:", type="tertiary")
     shown = table_of(cases)
