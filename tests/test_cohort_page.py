@@ -152,6 +152,14 @@ def test_a_run_whose_label_set_is_not_here_opens_all_the_same(
     assert not app.error and "Heart: what the model looks at" in _texts(app)
 
 
+def test_a_run_without_a_finished_case_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "cohorts" / "clinic").mkdir(parents=True)
+    CASES.to_csv(tmp_path / "cohorts" / "clinic" / "cases.csv", index=False)
+    results.write_run(tmp_path, "clinic", RUN, {"label_set": "thorax17", "method": "gradient", "values": "sums"})
+    app = _open(monkeypatch, tmp_path, cohort="clinic")
+    assert "is finished yet" in app.info[0].value and "agg2exp explain" in app.info[0].value
+
+
 @pytest.mark.parametrize("pick", ["foo~bar", "heart~bar", "foo~heart", "heart"])
 def test_a_pick_that_the_run_does_not_have_is_told_and_dropped(
     monkeypatch: pytest.MonkeyPatch, root: Path, pick: str

@@ -21,6 +21,7 @@ PICKED = "cohort_picked"
 TABLE_HEIGHT = 420
 NOT_SHOWN = ("cohort", "case_id", "image", "label", "dice", "explained", *case.NOT_TOLD)
 
+EXPLAIN = "Open a scan on the Case page and press **Explain**, or run `agg2exp explain --cohort`."
 BOX_HELP = (
     "Each box is one region over all scans shown: the line is the median, the box holds the middle half, whiskers "
     "reach the last scan within 1.5 box lengths, dots lie beyond (at most 40 are drawn). Sorted by median. "
@@ -64,34 +65,35 @@ def page() -> None:
     filters.follow_link()
     with st.sidebar:
         chosen = _choose(data_root())
-    if chosen is not None:
+    if isinstance(chosen, str):
+        st.info(chosen)
+    else:
         # A fragment: a filter or a click draws this again and leaves choosers and navigation alone.
         st.fragment(_explore)(chosen)
 
 
-def _choose(root: Path) -> Chosen | None:
+def _choose(root: Path) -> Chosen | str:
+    """The choosers at the left; where there is nothing to choose, what to do about it."""
     known = list(data.cohorts(root)["cohort"])
     cohort = filters.pick_one("Cohort", "cohort", known) if known else None
     if cohort is None:
-        st.info("No cohort is here yet. `agg2exp demo` brings two, `agg2exp cohort add` takes a folder of your scans.")
-        return None
+        return "No cohort is here yet. `agg2exp demo` brings two, `agg2exp cohort add` takes a folder of your scans."
     records = data.run_records(root, cohort)
     titles = {run: case.run_title(record) for run, record in records.items()}
     run = (
         filters.pick_one("Run", "run", list(records), titles, "A model and an attribution method.") if records else None
     )
     if run is None:
-        st.info(
-            f"Nothing in **{words.plain(cohort)}** is explained yet. "
-            "Open a scan on the Case page and press **Explain**, or run `agg2exp explain --cohort`."
-        )
-        return None
+        return f"Nothing in **{words.plain(cohort)}** is explained yet. {EXPLAIN}"
     labels = data.labels(root, cohort, records[run])
-    names = charts.in_group_order(pd.Series(data.targets(root, cohort, run), dtype=object), labels)
+    stored = data.targets(root, cohort, run)
+    if not stored:
+        return f"No case of the run **{words.plain(titles[run])}** is finished yet. {EXPLAIN}"
+    names = charts.in_group_order(pd.Series(stored, dtype=object), labels)
     titles = {name: _grouped_title(labels, name) for name in names}
     help_text = "The organ whose segmentation is explained."
     target = filters.pick_one("Target organ", "target", names, titles, help_text)
-    return Chosen(root, cohort, records[run], labels, target) if target else None
+    return Chosen(root, cohort, records[run], labels, target or names[0])
 
 
 def _grouped_title(labels: LabelSet, name: str) -> str:
