@@ -20,7 +20,7 @@ from agg2exp_core.jobs import queue
 from agg2exp_core.jobs.queue import Request
 from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import InputError, Method, SumTable, Volume
-from agg2exp_core.store import cohorts, results
+from agg2exp_core.store import cohorts, published_csv, results
 from agg2exp_core.volumes import read_volume, write_volume
 from dashboard.charts_case import importance_bars
 from dashboard.views import case, compute
@@ -179,6 +179,22 @@ def test_a_target_that_the_label_set_does_not_know_is_drawn_too(
     _explained(root, "one", ("gall_bladder", "heart"))
     app = _drawn(monkeypatch, root, target="gall_bladder")
     assert not app.error and any("Attribution of Gall bladder" in element.value for element in app.markdown)
+
+
+@pytest.mark.parametrize(
+    ("shares", "words"), [("", "Aorta is not predicted in this case"), ("0.5", "No attribution map of Aorta is stored")]
+)
+def test_a_table_of_shares_beside_images_says_why_nothing_is_coloured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shares: str, words: str
+) -> None:
+    root, table = _built(tmp_path, "thorax17"), tmp_path / "table.csv"
+    header = ",".join(
+        f"aorta_explanation_in_{region}_{value}" for region in ("aorta", "heart") for value in ("mass", "mean")
+    )
+    table.write_text(f"patient,{header}\n" + "".join(f"{name}{f',{shares}' * 4}\n" for name in ("one", "two")))
+    published_csv.import_csv(root, table, "tiny")
+    app = _drawn(monkeypatch, root, run="published", target="aorta")
+    assert not app.error and any(words in element.value for element in app.info)
 
 
 PICTURE = "![x](https://example.org/p.png)"

@@ -13,6 +13,7 @@ from agg2exp_core.organs import BACKGROUND, LabelSet
 from agg2exp_core.records import InputError, Method, Selection
 from agg2exp_core.settings import data_root
 from agg2exp_core.store import cohorts, results
+from agg2exp_core.store.queries import NOT_EXPLAINED
 from dashboard import charts, charts_case, data, words
 from dashboard.viewer import layers, slices
 from dashboard.viewer.scene import Sources, load_scene
@@ -216,14 +217,24 @@ def _missing(chosen: Chosen, scene: Scene) -> None:
     organ = words.plain(chosen.title(chosen.target))
     if scene.attribution is not None:
         return
-    if chosen.folder is None:
+    reason = _absent(chosen)
+    if reason == NOT_EXPLAINED:
         text = "This case has not been explained" + (" in this run" if chosen.run else "")
-    elif reason := results.read_importance(chosen.folder).absent.get(chosen.target):
-        st.info(f"Nothing to attribute: {organ} is {reason} in this case.", icon=":material/info:")
+    elif reason:
+        st.info(f"Nothing to attribute: {organ} is {words.plain(reason)} in this case.", icon=":material/info:")
         return
     else:
         text = f"No attribution map of {organ} is stored for this case"
     st.info(f"{text}. Press **Explain** at the left to compute it.", icon=":material/info:")
+
+
+def _absent(chosen: Chosen) -> str | None:
+    """Why there is no attribution of the target, as the row of its own region tells, in computed runs and tables."""
+    root, cohort, run = chosen.root, chosen.cohort, chosen.run
+    if chosen.folder is None or run is None or chosen.target not in data.targets(root, cohort, run):
+        return NOT_EXPLAINED
+    reasons = _table(chosen, Selection(cohort, run, value="mean")).set_index("region")["absent"].dropna()
+    return reasons.get(chosen.target)
 
 
 # ---- slices --------------------------------------------------------------------------------------
