@@ -113,8 +113,8 @@ def pick_one(
 
 def measures(shares_only: bool) -> tuple[str, str, bool]:
     """Switches: sign, value, background. shares_only: an imported table, which holds no signs."""
-    sign = "abs" if shares_only else _segments("Attribution counted", "sign", SIGNS, SIGN_HELP)
-    value = _segments("Measure", "value", VALUES, VALUE_HELP)
+    sign = "abs" if shares_only else _asked_segments("Attribution counted", "sign", SIGNS, SIGN_HELP)
+    value = _asked_segments("Measure", "value", VALUES, VALUE_HELP)
     wish = asked("background")
     if wish:
         st.session_state[f"{_KEY}background"] = wish == ["on"]
@@ -122,16 +122,21 @@ def measures(shares_only: bool) -> tuple[str, str, bool]:
     return sign, value, background
 
 
-def _segments(label: str, name: str, titles: dict[str, str], text: str) -> str:
-    key, wish = _KEY + name, asked(name)
-    usual = next(iter(titles))
-    if wish and wish[0] in titles:
-        st.session_state[key] = wish[0]
+def segments(label: str, key: str, titles: dict[str, str], usual: str, text: str | None = None) -> str:
+    """A row of choices, always one of them taken, which stays so for the session."""
     st.session_state.setdefault(key, usual)
     chosen = st.segmented_control(
-        label, list(titles), format_func=titles.__getitem__, key=key, required=True, help=text
+        label, list(titles), format_func=titles.__getitem__, key=key, required=True, help=text, persist_state="session"
     )
     return str(chosen or usual)
+
+
+def _asked_segments(label: str, name: str, titles: dict[str, str], text: str) -> str:
+    """Such a row that follows the link once; its first choice is the usual one."""
+    key, wish = _KEY + name, asked(name)
+    if wish and wish[0] in titles:
+        st.session_state[key] = wish[0]
+    return segments(label, key, titles, next(iter(titles)), text)
 
 
 # ---- filtering -----------------------------------------------------------------------------------

@@ -197,6 +197,15 @@ def test_a_table_of_shares_beside_images_says_why_nothing_is_coloured(
     assert not app.error and any(words in element.value for element in app.info)
 
 
+def test_a_switch_keeps_its_place_while_it_is_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    app = _drawn(monkeypatch, _built(tmp_path, "thorax17"))
+    app.segmented_control(key="case_map").set_value("absolute").run()
+    app.selectbox(key="case_target").select("aorta").run()  # has no map
+    assert "Attribution map" not in [switch.label for switch in app.segmented_control]
+    app.selectbox(key="case_target").select("heart").run()
+    assert app.segmented_control(key="case_map").value == "absolute"
+
+
 PICTURE = "![x](https://example.org/p.png)"
 
 

@@ -14,15 +14,13 @@ from agg2exp_core.records import InputError, Method, Selection
 from agg2exp_core.settings import data_root
 from agg2exp_core.store import cohorts, results
 from agg2exp_core.store.queries import NOT_EXPLAINED
-from dashboard import charts, charts_case, data, words
+from dashboard import charts, charts_case, data, filters, words
 from dashboard.viewer import layers, slices
 from dashboard.viewer.scene import Sources, load_scene
 from dashboard.viewer.slices import Voxel
 from dashboard.viewer.stage import Legend, Look, Scene, moved_to, stage, stage_data, voxel_inside
 from dashboard.views import compute
 
-SIGNS = {"abs": "Absolute", "pos": "Positive", "neg": "Negative"}
-VALUES = {"mass": "Share", "mean": "Mean per voxel"}
 MAPS = {"signed": "Signed", "absolute": "Absolute", "off": "Hidden"}
 STAGE = "case_stage"
 NOT_TOLD = ("pathology",)
@@ -249,8 +247,9 @@ def _viewer(chosen: Chosen, scene: Scene) -> None:
         st.session_state[place] = moved_to(STAGE, scene.shape) or st.session_state[place]
 
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
-        window = _segments("HU window", {name: window.title for name, window in layers.WINDOWS.items()}, "soft")
-        shown = "off" if scene.attribution is None else _segments("Attribution map", MAPS, "signed")
+        windows = {name: window.title for name, window in layers.WINDOWS.items()}
+        window = filters.segments("HU window", "case_window", windows, "soft")
+        shown = "off" if scene.attribution is None else filters.segments("Attribution map", "case_map", MAPS, "signed")
     cursor = st.session_state.get(place) or _linked_voxel(scene.shape) or scene.peak or scene.middle
     st.session_state[place] = cursor
     look = Look(window, signed=shown == "signed")
@@ -262,20 +261,6 @@ def _viewer(chosen: Chosen, scene: Scene) -> None:
             f"This scan is tilted by up to {tilt:.0f}° against the patient’s axes. The slices follow the scan’s own "
             "axes, so the letters at the sides name the closest direction; positions in mm are exact."
         )
-
-
-def _segments(label: str, titles: dict[str, str], usual: str) -> str:
-    key = f"case_look_{label}"
-    chosen = st.segmented_control(
-        label,
-        list(titles),
-        default=usual,
-        format_func=titles.__getitem__,
-        key=key,
-        required=True,
-        persist_state="session",
-    )
-    return str(chosen or usual)
 
 
 def _linked_voxel(shape: Voxel) -> Voxel | None:
@@ -313,8 +298,8 @@ def _importance(chosen: Chosen, dice: bool = True) -> None:
     _key_figures(chosen, whole)
     _completeness(chosen)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
-        sign = _segments("Attribution counted", SIGNS, "abs")
-        value = _segments("Measure", VALUES, "mass")
+        sign = filters.segments("Attribution counted", "case_sign", filters.SIGNS, "abs")
+        value = filters.segments("Measure", "case_value", filters.VALUES, "mass")
         background = st.toggle("With background", key="case_background")
     table = _table(chosen, Selection(chosen.cohort, chosen.run, sign, value, background))
     figure = charts_case.importance_bars(table, chosen.labels, charts.group_colors(chosen.labels), value)
