@@ -83,9 +83,12 @@ def cohorts(con: Connection) -> pd.DataFrame:
 
 
 def runs(con: Connection, cohort: str) -> pd.DataFrame:
-    """The view `runs` of one cohort: model, method, parameters (JSON), label_set, values … None where unknown."""
+    """The view `runs` of one cohort: model, method, parameters (JSON), label_set, values … None where unknown.
+
+    Those with most cases come first: a run of one case, tried on the Case page, is not what a cohort opens with.
+    """
     _check("cohort", cohort, _cohorts(con))
-    table = con.execute("SELECT * FROM runs WHERE cohort = $cohort ORDER BY run", {"cohort": cohort}).df()
+    table = con.execute("SELECT * FROM runs WHERE cohort = $cohort ORDER BY cases DESC, run", {"cohort": cohort}).df()
     return table.astype(object).where(table.notna(), None).astype({"cases": int, "damaged": int})
 
 

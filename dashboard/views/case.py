@@ -26,9 +26,6 @@ STAGE = "case_stage"
 NOT_TOLD = ("pathology",)
 """Columns of cases.csv that name a file: nothing a reader asks for."""
 
-# Streamlit greys axis labels out; here they are the organs' names, read first. In the theme's own text colour.
-READABLE_TICKS = "<style>.st-key-case_bars_box .ytick text { fill: currentColor !important; }</style>"
-
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
@@ -190,13 +187,15 @@ def _targets(root: Path, cohort: str, run: str | None, labels: LabelSet) -> tupl
 
 
 def run_title(record: dict[str, Any]) -> str:
-    """`SmoothGrad × 20, thorax17_swinunetr`; a run of another kind keeps its id."""
+    """`SmoothGrad × 20, seed 7, thorax17_swinunetr`, unusual parameters only; a run of another kind keeps its id."""
     method = compute.METHODS.get(str(record.get("method")))
     if method is None:
         return str(record["run"])
     parameters = record.get("parameters") or {}
     copies = f" × {parameters['samples']}" if "samples" in parameters else ""
-    return f"{method}{copies}, {record.get('model')}"
+    usual = Method(str(record["method"])).parameters() | {"samples": parameters.get("samples")}
+    unusual = [f"{name} {value}" for name, value in parameters.items() if value != usual.get(name)]
+    return ", ".join([f"{method}{copies}", *unusual, str(record.get("model"))])
 
 
 # ---- heading and what is missing -----------------------------------------------------------------
@@ -304,7 +303,6 @@ def _importance(chosen: Chosen, dice: bool = True) -> None:
     table = _table(chosen, Selection(chosen.cohort, chosen.run, sign, value, background))
     figure = charts_case.importance_bars(table, chosen.labels, charts.group_colors(chosen.labels), value)
     with st.container(key="case_bars_box"):
-        st.html(READABLE_TICKS)
         st.plotly_chart(figure, key="case_bars", config={"displayModeBar": False})
     if not background:
         st.caption("Background left out; the shares of the organs are renormalised to 100 %.")

@@ -18,7 +18,7 @@ from agg2exp_core.organs import LabelSet
 from agg2exp_core.records import InputError, Method
 from agg2exp_core.settings import list_models
 from agg2exp_core.store import cohorts
-from dashboard import charts, words
+from dashboard import charts, data, words
 
 UPLOADS = "uploads"
 METHODS = {"smoothgrad": "SmoothGrad", "gradient": "Gradient", "integrated_gradients": "Integrated gradients"}
@@ -75,7 +75,7 @@ def _ask_method(usual: Method) -> Method:
     samples = st.number_input(
         SAMPLES[name],
         min_value=1,
-        max_value=500,
+        max_value=10_000,
         value=usual.samples if name == usual.name else 20,
         key=f"compute_samples_{name}",
         help="More of them give a steadier map and take proportionally longer.",
@@ -113,6 +113,7 @@ def _jobs(root: Path, labels: LabelSet, here: tuple[str, str] | None) -> None:
 def open_result(job: JobState) -> None:
     """Let the page's link name what the job computed."""
     assert job.result is not None
+    data.forget()
     for name, value in (("cohort", "cohort"), ("run", "run"), ("case", "case_id")):
         st.query_params[name] = job.result[value]
     if job.request.targets:
@@ -182,6 +183,7 @@ def upload(root: Path) -> None:
         st.session_state["upload_seen"] = None
         words.refuse(error)
         return
+    data.forget()
     for name in ("run", "target", "at"):
         st.query_params.pop(name, None)
     st.query_params["cohort"], st.query_params["case"] = UPLOADS, case_id
