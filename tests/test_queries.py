@@ -364,7 +364,7 @@ def test_values_are_bound_not_pasted(con: duckdb.DuckDBPyConnection) -> None:
 def test_cohorts_runs_and_targets(con: duckdb.DuckDBPyConnection) -> None:
     assert queries.cohorts(con).to_dict("list") == {"cohort": ["clinic", "other"], "cases": [14, 1]}
     runs = queries.runs(con, "clinic").set_index("run")
-    assert list(runs.index) == ["r", "empty"] and list(runs["cases"]) == [0, 13]
+    assert list(runs.index) == ["r", "empty"] and list(runs["cases"]) == [13, 0]
     assert json.loads(runs.at["r", "parameters"]) == {"samples": 4}
     assert queries.runs(con, "other").empty
     assert list(queries.targets(con, "clinic", "r")["target"]) == list(TARGETS)
