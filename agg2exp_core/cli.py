@@ -5,6 +5,7 @@ Exit 0: done. 2: the user's input was refused, one line, nothing written. 1: a f
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -23,12 +24,14 @@ from agg2exp_core.records import InputError, Method
 from agg2exp_core.settings import checked_id, data_root, list_models
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from agg2exp_core.analysis.importance import Importance
     from agg2exp_core.store.cohorts import Case
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Why did a 3D segmentation model draw what it drew?")
-cohort_app = typer.Typer(no_args_is_help=True, help="Cohorts of scans.")
-model_app = typer.Typer(no_args_is_help=True, help="Models.")
+app = typer.Typer(add_completion=False, help="Why did a 3D segmentation model draw what it drew?")
+cohort_app = typer.Typer(help="Cohorts of scans.")
+model_app = typer.Typer(help="Models.")
 app.add_typer(cohort_app, name="cohort")
 app.add_typer(model_app, name="model")
 
@@ -41,16 +44,24 @@ Cohort = Annotated[str | None, typer.Option("--cohort", help="A cohort to work o
 
 Report = Callable[[int, int, str], None]
 
+USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
+"""What Typer raises for a command line that it cannot read; it has no public name of its own."""
+
 
 def main() -> None:
     """Entry point: an InputError is the user's one line, everything else is our fault."""
     # MONAI and torch announce changes of theirs to developers; a user of the command line can do nothing about them.
     warnings.simplefilter("ignore", FutureWarning)
     try:
-        app()
+        raise SystemExit(app(standalone_mode=False))
     except InputError as refused:
         print(f"agg2exp: {refused}", file=sys.stderr)
         raise SystemExit(2) from None
+    except USAGE_ERROR as refused:
+        print(f"agg2exp: {' '.join(refused.format_message().split())} (see --help)", file=sys.stderr)
+        raise SystemExit(2) from None
+    except (typer.Abort, KeyboardInterrupt):
+        raise SystemExit(130) from None
 
 
 @app.command()
@@ -110,9 +121,14 @@ def explain(
         )
         if image is not None:
             one, folder = _scan_alone(image, label, cohort, out)
-            _check_free(folder)
-            pipeline.Explaining(root, plan).case(one, folder, report)
+            if case:
+                raise InputError("--case goes with --cohort", "--image")
+            explaining = pipeline.Explaining(root, plan)
+            explaining.check_free(one, folder)
+            explaining.case(one, folder, report)
             return
+        if out or label:
+            raise InputError("--out and --label go with --image", "a cohort, which has its own folders and labels")
         cases = _chosen_cases(root, cohort, case)
         explaining = pipeline.Explaining(root, plan)
         assert cohort is not None
@@ -139,12 +155,16 @@ def predict(
     with progress("Segmenting") as report:
         if image is not None:
             one, folder = _scan_alone(image, None, cohort, out)
-            pipeline.Segmenting(find_bundle(root, model), device).case(one, folder / "prediction.nii.gz")
+            if (folder / "manifest.json").exists():
+                raise InputError("--out must not be a case's results", folder.name)
+            pipeline.Segmenting(find_bundle(root, model), device).case(one, folder / "prediction.nii.gz", report)
             return
-        folder = out or root / "predictions" / checked_id("cohort", cohort or "") / model
         cases = _chosen_cases(root, cohort, None)
+        folder = out or root / "predictions" / str(cohort) / model
         segmenting = pipeline.Segmenting(find_bundle(root, model), device)
-        refused = _each(cases, report, lambda item, _: segmenting.case(item, folder / f"{item.case_id}.nii.gz"))
+        refused = _each(
+            cases, report, lambda item, inner: segmenting.case(item, folder / f"{item.case_id}.nii.gz", inner)
+        )
     _say_refused(refused, len(cases))
 
 
@@ -191,6 +211,8 @@ def phantom(
     from agg2exp_core.phantom import training_plan, write_cohort
 
     folder = data_root(data) / "cohorts" / checked_id("cohort", cohort)
+    if (folder / "cases.csv").exists():
+        raise InputError("a new cohort needs a name that is free", repr(cohort))
     with progress("Phantoms") as report:
         write_cohort(folder, training_plan(cases, seed), progress=lambda done, total: report(done, total, "scans"))
 
@@ -237,7 +259,8 @@ def query(
     if format == "csv":
         print(answer.to_csv(index=False), end="")
     elif format == "json":
-        print(answer.to_json(orient="records", indent=1, double_precision=15))
+        rows = answer.astype(object).where(answer.notna(), None).to_dict("records")
+        print(json.dumps(rows, indent=1, ensure_ascii=False, default=_plain))
     else:
         _print_table(answer)
 
@@ -403,11 +426,6 @@ def _scan_alone(image: Path, label: Path | None, cohort: str | None, out: Path |
     return Case(case_id, image, label, {}), out.resolve()
 
 
-def _check_free(folder: Path) -> None:
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "manifest.json").is_file():
-        raise InputError("--out must be new, empty or hold this case", folder.name)
-
-
 def _masses(con: Any, name: str) -> tuple[tuple[str, str], Importance]:
     """A run that a user named, and its local explanations."""
     from agg2exp_core.analysis.importance import to_array
@@ -430,7 +448,16 @@ def _print_table(answer: Any) -> None:
     Console().print(table)
 
 
-def _cell(value: Any) -> str:
-    if value is None or value != value:
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+def _cell(value: Any) -> Text:
+    """Text, in which rich sees no markup; what is missing stays empty."""
+    import pandas as pd
+    from rich.text import Text
+
+    if pd.api.types.is_scalar(value) and pd.isna(value):
+        return Text("")
+    return Text(f"{value:.6g}" if isinstance(value, float) else str(value))
+
+
+def _plain(value: Any) -> Any:
+    """DuckDB's lists and dates for JSON."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)

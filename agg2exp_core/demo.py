@@ -9,7 +9,10 @@ from pathlib import Path
 from agg2exp_core.phantom import DEMO, write_cohort
 from agg2exp_core.settings import SHIPPED
 
-SHIPPED_PARTS = ("label_sets", "models", "cohorts", "runs")
+MODEL = "thorax17_swinunetr"
+RUN = f"{MODEL}-smoothgrad-4"
+SHIPPED_PARTS = ("label_sets", f"models/{MODEL}", *(f"runs/{cohort}/{RUN}" for cohort in DEMO))
+"""Not all of data/: what users of the project's own root put there stays there."""
 
 Report = Callable[[int, int, str], None]
 
@@ -35,6 +38,9 @@ def make_ready(root: Path, report: Report) -> None:
 
 
 def _copy_new(source: str, target: str) -> str:
+    """Whole or not at all: half a file would count as there the next time."""
     if not Path(target).exists():
-        shutil.copy2(source, target)
+        part = f"{target}.part"
+        shutil.copy2(source, part)
+        Path(part).replace(target)
     return target

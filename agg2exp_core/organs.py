@@ -5,8 +5,10 @@ Free of torch, so that the dashboard can draw without loading a network.
 
 from __future__ import annotations
 
+import colorsys
 import csv
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agg2exp_core.records import InputError
@@ -60,9 +62,22 @@ def load_label_set(name: str, root: Path = SHIPPED) -> LabelSet:
     return LabelSet(name, tuple(_organ(row, path) for row in rows))
 
 
+def made_label_set(name: str, organs: Iterable[str]) -> LabelSet:
+    """A label set for organs that none describes: background, then the names in their order, colours far apart."""
+    names = [BACKGROUND, *(organ for organ in dict.fromkeys(organs) if organ != BACKGROUND)]
+    first, *others = (Organ(id, name, "organs", _color(id), plain_name(name)) for id, name in enumerate(names))
+    return LabelSet(name, (replace(first, group=BACKGROUND, color="#9aa0a6"), *others))
+
+
 def plain_name(name: str) -> str:
     """`lung_upper_lobe_left` → `Lung upper lobe left`, for label sets that bring no titles."""
     return name.replace("_", " ").capitalize()
+
+
+def _color(number: int) -> str:
+    """Hues a golden angle apart never meet; three shades part those that come near."""
+    shade = colorsys.hls_to_rgb(number * 0.618034 % 1, (0.36, 0.5, 0.66)[number % 3], 0.6)
+    return "#" + "".join(f"{round(255 * part):02x}" for part in shade)
 
 
 def _organ(row: dict[str, str], path: Path) -> Organ:

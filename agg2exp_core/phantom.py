@@ -8,6 +8,7 @@ painted one over the other from signed distances, so that edges carry partial vo
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from agg2exp_core.files import write_text
 from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import InputError, Volume
 from agg2exp_core.volumes import write_volume
@@ -849,7 +851,7 @@ def write_cohort(
 ) -> None:
     """Write images/, labels/, pathology/ and cases.csv; a case whose files are there is not made again.
 
-    A cases.csv that lists them all stays as it is: a user may have added columns to it.
+    A cases.csv that is there stays as it is: a user may have changed it.
     """
     for part in ("images", "labels", "pathology"):
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -861,17 +863,13 @@ def write_cohort(
             if progress:
                 progress(done, len(plan))
     listed = folder / "cases.csv"
-    if listed.is_file() and set(_case_ids(listed)) >= {case_id for case_id, _, _ in plan}:
+    if listed.is_file():
         return
-    with listed.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _case_ids(listed: Path) -> list[str]:
-    with listed.open(newline="", encoding="utf-8") as file:
-        return [row.get("case_id", "") for row in csv.DictReader(file)]
+    table = io.StringIO()
+    writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(listed, table.getvalue())
 
 
 COLUMNS = ("case_id", "image", "label", "pathology", "age", "sex", "scanner", "planted")

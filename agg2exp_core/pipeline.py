@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +23,7 @@ from agg2exp_core.attribution.attribute import Completeness, Explainer, Explanat
 from agg2exp_core.model.bundle import Bundle, find_bundle
 from agg2exp_core.model.predict import pick_device, predicted_organs, stitched_logits
 from agg2exp_core.model.preprocess import AIR_HU, Scan, load_scan, on_grid_of, on_model_grid, scaled
+from agg2exp_core.model.windows import plan_windows
 from agg2exp_core.records import InputError, Method, SumTable, Volume
 from agg2exp_core.store import results
 from agg2exp_core.store.cohorts import Case
@@ -69,29 +72,42 @@ class Explaining:
     def cohort_case(self, cohort: str, case: Case, report: Report) -> Path:
         """Explain a cohort's case into its run's folder; what is there and verifies is not computed again."""
         folder = self.root / "runs" / cohort / self.run / "cases" / case.case_id
-        results.write_run(self.root, cohort, self.run, self._run_info())
-        return self.case(case, folder, report)
+        return self.case(case, folder, report, cohort)
 
-    def case(self, case: Case, folder: Path, report: Report) -> Path:
-        """Explain one case into `folder`, adding to the targets that are there."""
+    def case(self, case: Case, folder: Path, report: Report, cohort: str | None = None) -> Path:
+        """Explain one case into `folder`, adding to the targets that are there. cohort: whose run it belongs to."""
         identity = self._identity(case)
-        known = _finished(folder, identity)
-        missing = tuple(t for t in self.targets if not known or not self._has(folder, known, t))
+        missing = self._missing(folder, _finished(folder, identity))
         if not missing:
             return folder
         started = time.monotonic()
-        # Before the long work: a label map on another grid is refused at once.
-        image = _image_of(case)
-        label = volumes.read_labels(case.label, like=volumes.check_scan(image)) if case.label else None
-        scan = load_scan(self.bundle, image)
+        label = _checked(case)
+        if cohort is not None:
+            results.write_run(self.root, cohort, self.run, self._run_info() | {"versions": identity["versions"]})
+        scan = load_scan(self.bundle, _image_of(case))
         explained = attribute(self.explainer, scan.voxels, missing, self.plan.method, report)
-        with results.case_folder(folder, identity) as new:
-            self._write(new, folder if known else None, scan, explained)
-            self._write_agreement(new, scan, explained, label)
-            identity["targets"] = list(results.read_importance(new).targets)
-            identity["device"] = str(self.explainer.device)
-            identity["seconds"] = round(time.monotonic() - started + float((known or {}).get("seconds", 0)), 1)
+        with nullcontext() if cohort is None else results.publishing(folder):
+            # Looked at again: another process may have explained other targets of this case meanwhile.
+            known = _finished(folder, identity)
+            with results.case_folder(folder, identity) as new:
+                self._write(new, folder if known else None, scan, explained)
+                self._write_agreement(new, scan, explained, label)
+                identity["targets"] = list(results.read_importance(new).targets)
+                identity["device"] = str(self.explainer.device)
+                identity["seconds"] = round(time.monotonic() - started + float((known or {}).get("seconds", 0)), 1)
         return folder
+
+    def check_free(self, case: Case, folder: Path) -> None:
+        """InputError unless `folder` is new, empty, or holds just this scan's results by this model and method."""
+        inside = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+        known = _finished(folder, self._identity(case)) if inside else None
+        sound = known is not None and inside == {"manifest.json", *known["files"]}
+        if folder.is_file() or (inside and not sound):
+            rule = "--out must be new, empty or hold sound results of this scan, model and method and nothing else"
+            raise InputError(rule, folder.name)
+
+    def _missing(self, folder: Path, known: dict[str, Any] | None) -> tuple[str, ...]:
+        return tuple(name for name in self.targets if known is None or not self._has(folder, known, name))
 
     def _write(self, new: Path, old: Path | None, scan: Scan, explained: Explanation) -> None:
         prediction = explained.prediction.numpy()
@@ -102,9 +118,9 @@ class Explaining:
             if (old / "saliency").is_dir():
                 shutil.copytree(old / "saliency", saliency)
         results.write_importance(new, table)
-        if explained.completeness:
-            gaps = results.read_completeness(old) if old is not None else {}
-            results.write_completeness(new, {**gaps, **_gaps(explained.completeness)})
+        gaps = (results.read_completeness(old) if old is not None else {}) | _gaps(explained.completeness)
+        if gaps:
+            results.write_completeness(new, gaps)
         volumes.write_volume(new / "prediction.nii.gz", scan.volume(prediction))
         if self.plan.saliency != "none":
             saliency.mkdir(exist_ok=True)
@@ -148,6 +164,12 @@ class Explaining:
         }
 
 
+def _checked(case: Case) -> Volume | None:
+    """The case's label map, if it has one. InputError, before any long work, if scan or labels are not sound."""
+    header = volumes.check_scan(_image_of(case))
+    return volumes.read_labels(case.label, like=header) if case.label else None
+
+
 def run_id(model: str, method: Method) -> str:
     """`<model>-<method>-<samples>`, then the parameters that differ from the usual ones."""
     parameters, usual = method.parameters(), Method(method.name).parameters()
@@ -176,10 +198,13 @@ class Segmenting:
         self.device = pick_device(device)
         self.network = bundle.network(self.device)
 
-    def case(self, case: Case, file: Path) -> None:
-        """Write the case's label map, on the scan's own grid and orientation."""
+    def case(self, case: Case, file: Path, report: Report) -> None:
+        """Write the case's label map, on the scan's own grid and orientation; `report` counts window batches."""
         scan = load_scan(self.bundle, _image_of(case))
-        logits = stitched_logits(self.network, self.bundle.inferer(), scan.voxels.to(self.device))
+        image, inferer = scan.voxels.to(self.device), self.bundle.inferer()
+        windows = len(plan_windows(inferer, tuple(image.shape[1:]), image).slices)
+        total, done = -(-windows // max(inferer.sw_batch_size, 1)), itertools.count(1)
+        logits = stitched_logits(self.network, inferer, image, lambda: report(next(done), total, "segmenting"))
         prediction = scan.volume(predicted_organs(logits).cpu())
         file.parent.mkdir(parents=True, exist_ok=True)
         volumes.write_volume(file, on_grid_of(prediction, volumes.read_volume(_image_of(case))))

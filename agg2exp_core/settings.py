@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from pathlib import Path
@@ -25,7 +26,9 @@ def max_volume_bytes() -> int:
     try:
         gib = float(text)
     except ValueError:
-        raise InputError("AGG2EXP_MAX_GIB must be a number of GiB", repr(text)) from None
+        gib = math.nan
+    if not (gib > 0 and math.isfinite(gib)):
+        raise InputError("AGG2EXP_MAX_GIB must be a number of GiB", repr(text))
     return int(gib * 2**30)
 
 

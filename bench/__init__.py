@@ -1,1 +1,1 @@
-"""Speed and memory as ratios against the plain algorithm, in the same run. Never part of the tests."""
+"""Speed and memory as ratios against the plain algorithm, in the same run; tests share only its browser."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from agg2exp_core.organs import BACKGROUND, LabelSet, plain_name
+from agg2exp_core.organs import BACKGROUND, LabelSet
+from dashboard.charts import GREY, organ_of
 
 ROW = 25
 """Height in px of one region's bar."""
@@ -43,17 +44,14 @@ def importance_bars(table: pd.DataFrame, labels: LabelSet, colors: dict[str, str
 
 
 def _described(table: pd.DataFrame, labels: LabelSet, colors: dict[str, str], measure: str) -> pd.DataFrame:
-    organs = {organ.name: organ for organ in labels.organs}
     rows = table.sort_values("value", ascending=True, na_position="first").reset_index(drop=True)
     scale = 100.0 if measure == "mass" else 1.0
     numbers = ["value", "q05", "q25", "median", "q75", "q95"]
     rows[numbers] = rows[numbers].astype(float) * scale
-    known = [organs.get(name) for name in rows["region"]]
-    rows["title"] = [
-        organ.title if organ else plain_name(name) for organ, name in zip(known, rows["region"], strict=True)
-    ]
-    rows["group"] = [organ.group if organ else "other" for organ in known]
-    rows["color"] = [colors.get(group, "#80868e") for group in rows["group"]]
+    organs = [organ_of(labels, name) for name in rows["region"]]
+    rows["title"] = [organ.title for organ in organs]
+    rows["group"] = [organ.group for organ in organs]
+    rows["color"] = [colors.get(group, GREY) for group in rows["group"]]
     rows["told"] = [_told(row, measure) for row in rows.to_dict("records")]
     return rows
 

@@ -10,8 +10,11 @@ import duckdb
 import pandas as pd
 import streamlit as st
 
-from agg2exp_core.records import Selection
+from agg2exp_core.organs import LabelSet, load_label_set, made_label_set
+from agg2exp_core.records import InputError, Selection
 from agg2exp_core.store import catalog, queries
+
+DEFAULT_LABELS = "thorax17"
 
 
 @st.cache_data(ttl=2, show_spinner="Reading the results …")
@@ -20,18 +23,23 @@ def _fingerprint(root: str) -> str:
     return catalog.refresh(Path(root))
 
 
+def forget() -> None:
+    """Look at the files anew at the next question: something was just written."""
+    _fingerprint.clear()
+
+
 @st.cache_resource(max_entries=2, show_spinner=False)
 def _connection(root: str, fingerprint: str) -> duckdb.DuckDBPyConnection:
     return catalog.connect(Path(root))
 
 
 @st.cache_data(max_entries=500, show_spinner=False)
-def _answer(root: str, fingerprint: str, query: str, *arguments: object) -> pd.DataFrame:
+def _answer(root: str, fingerprint: str, query: str, *arguments: object) -> Any:
     # A cursor of its own: sessions run in threads, and a connection serves one at a time.
     return getattr(queries, query)(_connection(root, fingerprint).cursor(), *arguments)
 
 
-def _ask(root: Path, query: str, *arguments: object) -> pd.DataFrame:
+def _ask(root: Path, query: str, *arguments: object) -> Any:
     return _answer(str(root), _fingerprint(str(root)), query, *arguments)
 
 
@@ -52,6 +60,24 @@ def run_records(root: Path, cohort: str) -> dict[str, dict[str, Any]]:
 
 def targets(root: Path, cohort: str, run: str) -> list[str]:
     return list(_ask(root, "targets", cohort, run)["target"])
+
+
+def organ_names(root: Path, cohort: str, run: str) -> list[str]:
+    return list(_ask(root, "organ_names", cohort, run))
+
+
+def labels(root: Path, cohort: str, record: dict[str, Any]) -> LabelSet:
+    """The label set of a run; where it is not here, as a bundle need not bring one, one made of the run's organs.
+
+    record: see `run_records`; empty for a case that nothing has explained.
+    """
+    name = record.get("label_set") or DEFAULT_LABELS
+    try:
+        return load_label_set(name, root)
+    except InputError:
+        if not record:
+            raise
+        return made_label_set(name, organ_names(root, cohort, record["run"]))
 
 
 def metadata_columns(root: Path, cohort: str) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import streamlit as st
 
 from agg2exp_core.organs import LabelSet
 from agg2exp_core.records import Condition, Selection
-from dashboard import charts, data
+from dashboard import charts, data, words
 from dashboard.charts import Pick
 
 SIGNS = {"abs": "Absolute", "pos": "Positive", "neg": "Negative"}
@@ -103,7 +103,7 @@ def pick_one(
     if wish and wish[0] in options:
         st.session_state[key] = wish[0]
     elif wish:
-        st.warning(f"{label} of the link is not here: {wish[0][:64]!r}", icon=":material/link_off:")
+        words.not_here(label, wish[0])
     if st.session_state.get(key) not in options:
         st.session_state[key] = options[0] if options else None
     return st.selectbox(
@@ -113,8 +113,8 @@ def pick_one(
 
 def measures(shares_only: bool) -> tuple[str, str, bool]:
     """Switches: sign, value, background. shares_only: an imported table, which holds no signs."""
-    sign = "abs" if shares_only else _segments("Attribution counted", "sign", SIGNS, SIGN_HELP)
-    value = _segments("Measure", "value", VALUES, VALUE_HELP)
+    sign = "abs" if shares_only else _asked_segments("Attribution counted", "sign", SIGNS, SIGN_HELP)
+    value = _asked_segments("Measure", "value", VALUES, VALUE_HELP)
     wish = asked("background")
     if wish:
         st.session_state[f"{_KEY}background"] = wish == ["on"]
@@ -122,16 +122,21 @@ def measures(shares_only: bool) -> tuple[str, str, bool]:
     return sign, value, background
 
 
-def _segments(label: str, name: str, titles: dict[str, str], text: str) -> str:
-    key, wish = _KEY + name, asked(name)
-    usual = next(iter(titles))
-    if wish and wish[0] in titles:
-        st.session_state[key] = wish[0]
+def segments(label: str, key: str, titles: dict[str, str], usual: str, text: str | None = None) -> str:
+    """A row of choices, always one of them taken, which stays so for the session."""
     st.session_state.setdefault(key, usual)
     chosen = st.segmented_control(
-        label, list(titles), format_func=titles.__getitem__, key=key, required=True, help=text
+        label, list(titles), format_func=titles.__getitem__, key=key, required=True, help=text, persist_state="session"
     )
     return str(chosen or usual)
+
+
+def _asked_segments(label: str, name: str, titles: dict[str, str], text: str) -> str:
+    """Such a row that follows the link once; its first choice is the usual one."""
+    key, wish = _KEY + name, asked(name)
+    if wish and wish[0] in titles:
+        st.session_state[key] = wish[0]
+    return segments(label, key, titles, next(iter(titles)), text)
 
 
 # ---- filtering -----------------------------------------------------------------------------------
@@ -159,7 +164,7 @@ def _condition(cohort: str, column: dict[Any, Any]) -> Condition | None:
     name = column["column"]
     if column["kind"] == "number":
         return _between(cohort, name, float(column["low"]), float(column["high"]))
-    chosen = _several(str(name).capitalize(), f"is.{name}", cohort, list(column["values"]), in_words)
+    chosen = _several(words.plain(str(name).capitalize()), f"is.{name}", cohort, list(column["values"]), in_words)
     return Condition(name, values=tuple(chosen)) if chosen else None
 
 
@@ -174,7 +179,7 @@ def _several(label: str, name: str, cohort: str, options: list[Any], shown: Call
 def _between(cohort: str, name: str, low: float, high: float) -> Condition | None:
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         return None
-    chosen = _slider(str(name).capitalize(), f"in.{name}", cohort, (low, high))
+    chosen = _slider(words.plain(str(name).capitalize()), f"in.{name}", cohort, (low, high))
     return None if chosen == (low, high) else Condition(name, low=chosen[0], high=chosen[1])
 
 
@@ -222,14 +227,14 @@ def in_words(value: object) -> str:
 
 def describe(selection: Selection, labels: LabelSet) -> list[str]:
     """The active filters, each in a few words."""
-    words = []
+    parts = []
     for condition in selection.where:
         if condition.values is not None:
-            words.append(f"{condition.column} is {' or '.join(in_words(value) for value in condition.values)}")
+            parts.append(f"{condition.column} is {' or '.join(in_words(value) for value in condition.values)}")
         else:
-            words.append(f"{condition.column} {condition.low:g} to {condition.high:g}")
+            parts.append(f"{condition.column} {condition.low:g} to {condition.high:g}")
     if selection.dice:
         organ, low, high = selection.dice
         whose = f"Dice of {charts.organ_of(labels, organ).title}" if organ else "mean Dice"
-        words.append(f"{whose} {low:g} to {high:g}")
-    return [*words, *(f"{charts.organ_of(labels, name).title} present" for name in selection.present)]
+        parts.append(f"{whose} {low:g} to {high:g}")
+    return [*parts, *(f"{charts.organ_of(labels, name).title} present" for name in selection.present)]

@@ -37,7 +37,7 @@ def case(page: Page) -> None:
     """A pleural effusion, explained for the lobe in front of it."""
     page.goto(f"/case?cohort=clinic&run={RUN}&case=cli-02&target=lung_lower_lobe_left")
     page.locator(".pane canvas").first.wait_for()
-    page.locator(".st-key-case_bars .barlayer path").first.wait_for()
+    page.locator(".st-key-case_bars .barlayer path").first.wait_for(state="attached")
     page.wait_for_timeout(1500)
     page.screenshot(path=FOLDER / "case.png")
 

@@ -64,6 +64,26 @@ def test_gradient_through_a_swin_unetr():
     assert (explained.saliency - oracle).abs().max() <= 1e-4 * oracle.abs().max()
 
 
+def test_a_padded_scan_is_explained_as_monai_pads_it():
+    """Masks are padded with nothing, whatever scans are padded with."""
+    network, scan, inferer = normed_net(), scan_of(SHAPE), inferer_of(cval=-1.0)
+    explained = explain(network, scan, Method("gradient"), inferer)
+    oracle = autograd_through_monai(network, inferer, scan, explained)
+    assert (explained.saliency - oracle).abs().max() <= 1e-4 * oracle.abs().max()
+    with pytest.raises(InputError, match="padded with a constant"):
+        explain(network, scan, Method("gradient"), inferer_of(padding_mode="replicate"))
+
+
+def test_broken_gradients_are_refused():
+    class Broken(torch.nn.Conv3d):
+        def forward(self, x):
+            return super().forward(x) + (x - x).abs().sqrt()  # whose gradient at 0 is not finite
+
+    network = Broken(1, 3, 1).requires_grad_(False)
+    with pytest.raises(InputError, match="must be finite"):
+        explain(network, scan_of(SHAPE), Method("gradient"))
+
+
 def test_prediction_is_monais():
     network, scan, inferer = conv_net(), scan_of(SHAPE), inferer_of()
     explained = explain(network, scan, Method("gradient"), inferer)
@@ -109,7 +129,7 @@ def test_a_target_alone_gets_the_numbers_it_gets_among_all():
 def test_window_batches_agree(batch):
     network, scan, method = normed_net(), scan_of(SHAPE), Method("smoothgrad", samples=2)
     one = explain(network, scan, method, inferer_of(overlap=0.5)).saliency
-    many = explain(network, scan, method, inferer_of(overlap=0.5, batch=batch)).saliency
+    many = explain(network, scan, method, inferer_of(overlap=0.5, sw_batch_size=batch)).saliency
     assert (one - many).abs().max() <= 1e-5 * one.abs().max()
 
 

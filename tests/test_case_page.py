@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -13,12 +14,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from playwright.sync_api import Browser, Page
+from streamlit.testing.v1 import AppTest
 
 from agg2exp_core.jobs import queue
 from agg2exp_core.jobs.queue import Request
 from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import InputError, Method, SumTable, Volume
-from agg2exp_core.store import cohorts, results
+from agg2exp_core.store import cohorts, published_csv, results
 from agg2exp_core.volumes import read_volume, write_volume
 from dashboard.charts_case import importance_bars
 from dashboard.views import case, compute
@@ -95,13 +97,16 @@ def test_run_titles_name_the_method() -> None:
     assert case.run_title({"run": "published", "method": None, "parameters": None}) == "published"
 
 
-# ---- the page in a browser --------------------------------------------------------------------
+# ---- a data root ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _built(tmp_path_factory.mktemp("data"), "thorax17")
+
+
+def _built(root: Path, label_set: str) -> Path:
     """A cohort of one explained scan with a bright mark at the patient's left, and one case without an image."""
-    root = tmp_path_factory.mktemp("data")
     folder = root / "cohorts" / "tiny"
     (folder / "images").mkdir(parents=True)
     hu = np.full(SHAPE, -160, np.int16)
@@ -110,7 +115,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "cases.csv").write_text("case_id,image,label,age\none,images/one.nii.gz,,63\ntwo,,,70\n")
     info = {
         "model": "thorax17_swinunetr", "model_hash": "0", "method": "smoothgrad", "versions": {},
-        "parameters": Method("smoothgrad", 4).parameters(), "label_set": "thorax17", "values": "sums",
+        "parameters": Method("smoothgrad", 4).parameters(), "label_set": label_set, "values": "sums",
     }  # fmt: skip
     results.write_run(root, "tiny", RUN, info)
     for name in ("one", "two"):
@@ -121,21 +126,100 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def _explained(root: Path, case_id: str) -> None:
-    sums = np.random.default_rng(0).random((2, 2, 17))
+def _explained(root: Path, case_id: str, targets: tuple[str, ...] = ("aorta", "heart")) -> None:
+    sums = np.random.default_rng(0).random((2, len(targets), 17))
     voxels = np.full(17, 50, np.int64)
-    table = SumTable(("aorta", "heart"), LABELS.names, sums[0], sums[1], voxels)
+    table = SumTable(targets, LABELS.names, sums[0], sums[1], voxels)
     prediction = np.zeros(SHAPE, np.uint8)
     prediction[30:36, 4:10, 16:20] = 8
     saliency = np.zeros(SHAPE, np.float32)
     saliency[33, 6, 18] = -2
-    manifest = {"case_id": case_id, "targets": ["aorta", "heart"], "label_set": "thorax17"}
+    manifest = {"case_id": case_id, "targets": list(targets)}
     with results.case_folder(root / "runs" / "tiny" / RUN / "cases" / case_id, manifest) as folder:
         results.write_importance(folder, table)
         results.write_agreement(folder, LABELS.names, np.full(17, 0.9), np.full(17, 0.8))
         write_volume(folder / "prediction.nii.gz", Volume(prediction, AFFINE))
         (folder / "saliency").mkdir(exist_ok=True)
         write_volume(folder / "saliency" / "heart.nii.gz", Volume(saliency, AFFINE))
+
+
+# ---- the page's logic ---------------------------------------------------------------------------
+
+
+def _drawn(monkeypatch: pytest.MonkeyPatch, root: Path, **asked: str) -> AppTest:
+    """The page without a browser."""
+
+    def script() -> None:
+        from dashboard.views import case
+
+        case.page()
+
+    monkeypatch.setenv("AGG2EXP_DATA", str(root))
+    app = AppTest.from_function(script, default_timeout=60)
+    for name, value in ({"cohort": "tiny", "run": RUN, "case": "one", "target": "heart"} | asked).items():
+        app.query_params[name] = value
+    app.run()
+    assert not app.exception
+    return app
+
+
+@pytest.mark.parametrize("case_id", ["one", "two"])
+def test_a_run_whose_label_set_is_not_here_opens_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case_id: str
+) -> None:
+    app = _drawn(monkeypatch, _built(tmp_path, "a_bundle"), case=case_id)
+    assert not app.error and any("Attribution of Heart" in element.value for element in app.markdown)
+
+
+def test_a_target_that_the_label_set_does_not_know_is_drawn_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    root = _built(tmp_path, "thorax17")
+    shutil.rmtree(root / "runs" / "tiny" / RUN / "cases")
+    _explained(root, "one", ("gall_bladder", "heart"))
+    app = _drawn(monkeypatch, root, target="gall_bladder")
+    assert not app.error and any("Attribution of Gall bladder" in element.value for element in app.markdown)
+
+
+@pytest.mark.parametrize(
+    ("shares", "words"), [("", "Aorta is not predicted in this case"), ("0.5", "No attribution map of Aorta is stored")]
+)
+def test_a_table_of_shares_beside_images_says_why_nothing_is_coloured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shares: str, words: str
+) -> None:
+    root, table = _built(tmp_path, "thorax17"), tmp_path / "table.csv"
+    header = ",".join(
+        f"aorta_explanation_in_{region}_{value}" for region in ("aorta", "heart") for value in ("mass", "mean")
+    )
+    table.write_text(f"patient,{header}\n" + "".join(f"{name}{f',{shares}' * 4}\n" for name in ("one", "two")))
+    published_csv.import_csv(root, table, "tiny")
+    app = _drawn(monkeypatch, root, run="published", target="aorta")
+    assert not app.error and any(words in element.value for element in app.info)
+
+
+def test_a_switch_keeps_its_place_while_it_is_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    app = _drawn(monkeypatch, _built(tmp_path, "thorax17"))
+    app.segmented_control(key="case_map").set_value("absolute").run()
+    app.selectbox(key="case_target").select("aorta").run()  # has no map
+    assert "Attribution map" not in [switch.label for switch in app.segmented_control]
+    app.selectbox(key="case_target").select("heart").run()
+    assert app.segmented_control(key="case_map").value == "absolute"
+
+
+PICTURE = "![x](https://example.org/p.png)"
+
+
+def test_foreign_text_is_shown_and_never_followed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    root = _built(tmp_path, "thorax17")
+    listed = cohorts.read_cases(root, "tiny").drop(columns="age").assign(**{PICTURE: PICTURE})
+    cohorts.write_cases(root, "tiny", listed)
+    app = _drawn(monkeypatch, root, target=PICTURE)
+    shown = [element.value for element in (*app.markdown, *app.warning)]
+    assert sum(text.count(r"\!\[x\]\(https\://example.org/p.png\)") for text in shown) == 3
+    assert not any(PICTURE in text for text in shown)
+
+
+# ---- the page in a browser --------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

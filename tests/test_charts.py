@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from agg2exp_core.organs import load_label_set
+from agg2exp_core.organs import load_label_set, made_label_set
 from dashboard import charts
 
 LABELS = load_label_set("thorax17")
@@ -37,6 +37,14 @@ def _matrix() -> pd.DataFrame:
 
 def _clickable(figure):
     return next(trace for trace in figure.data if trace.customdata is not None)
+
+
+def test_organs_that_no_label_set_describes_keep_their_class_and_get_a_colour_each() -> None:
+    names = [f"organ_{number}" for number in range(1, 118)]
+    made = made_label_set("a_bundle", ["background", *names, "organ_1"])
+    assert [made[name].id for name in ("background", "organ_1", "organ_117")] == [0, 1, 117]
+    assert made["organ_1"].title == "Organ 1" and made.groups == ("background", "organs")
+    assert len({organ.color for organ in made.organs}) == 118
 
 
 def test_boxes_keep_order_and_quartiles() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from playwright.sync_api import Browser, Page, expect
 from streamlit.testing.v1 import AppTest
 
 from agg2exp_core.organs import load_label_set
-from agg2exp_core.records import Method, SumTable
+from agg2exp_core.records import InputError, Method, SumTable
 from agg2exp_core.store import published_csv, results
+from dashboard import data
 
 APP = Path(__file__).resolve().parents[1] / "dashboard" / "app.py"
 LABELS = load_label_set("thorax17")
@@ -140,6 +142,49 @@ def test_a_link_to_what_is_not_here_is_told(monkeypatch: pytest.MonkeyPatch, roo
     assert "Run of the link is not here" in app.warning[0].value and app.dataframe
 
 
+def test_a_run_whose_label_set_is_not_here_opens_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, root: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    record = tmp_path / "runs" / "clinic" / RUN / "run.json"
+    record.write_text(record.read_text().replace("thorax17", "a_bundle"))
+    app = _open(monkeypatch, tmp_path, cohort="clinic", target="heart")
+    assert not app.error and "Heart: what the model looks at" in _texts(app)
+
+
+def test_a_run_without_a_finished_case_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "cohorts" / "clinic").mkdir(parents=True)
+    CASES.to_csv(tmp_path / "cohorts" / "clinic" / "cases.csv", index=False)
+    results.write_run(tmp_path, "clinic", RUN, {"label_set": "thorax17", "method": "gradient", "values": "sums"})
+    app = _open(monkeypatch, tmp_path, cohort="clinic")
+    assert "is finished yet" in app.info[0].value and "agg2exp explain" in app.info[0].value
+
+
+@pytest.mark.parametrize("pick", ["foo~bar", "heart~bar", "foo~heart", "heart"])
+def test_a_pick_that_the_run_does_not_have_is_told_and_dropped(
+    monkeypatch: pytest.MonkeyPatch, root: Path, pick: str
+) -> None:
+    app = _open(monkeypatch, root, cohort="clinic", target="heart", pick=pick)
+    assert "of the link is not here" in app.warning[0].value and len(app.dataframe[0].value) == 6
+    assert "pick" not in app.query_params
+
+
+def test_a_pick_ends_with_the_run_that_has_it(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    app = _open(monkeypatch, root, cohort="published", pick="lung_lower_lobe_left~aorta")
+    app.selectbox(key="cohort_cohort").select("clinic").run()
+    assert not app.exception and not app.warning and len(app.dataframe[0].value) == 6
+    assert "pick" not in app.query_params
+
+
+def test_what_a_fragment_refuses_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    def refuse(*_: object) -> None:
+        raise InputError("cohort must be known", "![x](https://example.org/p.png)")
+
+    monkeypatch.setattr(data, "cases", refuse)
+    app = _open(monkeypatch, root, cohort="clinic")
+    assert app.error[0].value == r"cohort must be known; got \!\[x\]\(https\://example.org/p.png\)"
+
+
 # ---- the journey -----------------------------------------------------------------------------------
 
 
@@ -191,7 +236,9 @@ def _opens_a_case_and_comes_back(page: Page) -> None:
     link = page.url
     table = page.locator("[data-testid=stDataFrame]").bounding_box()
     assert table is not None
-    page.mouse.click(table["x"] + 150, table["y"] + 53)
+    # As a hand does it: the grid loses a press of no duration from nowhere.
+    page.mouse.move(table["x"] + 140, table["y"] + 50)
+    page.mouse.click(table["x"] + 150, table["y"] + 53, delay=100)
     page.wait_for_url("**/case?**case=c1**")
     assert f"run={RUN}" in page.url and "target=heart" in page.url
     page.go_back()

@@ -17,7 +17,7 @@ from tiny import CLASSES, threshold_net, write_bundle
 
 from agg2exp_core import cli, pipeline, volumes
 from agg2exp_core.aggregation.regions import mass
-from agg2exp_core.records import Method, Volume
+from agg2exp_core.records import InputError, Method, Volume
 from agg2exp_core.store import results
 from agg2exp_core.store.cohorts import Case
 
@@ -167,6 +167,91 @@ def test_a_scan_packed_anew_is_the_same_scan(root, scan, tmp_path):
     assert (out / "manifest.json").read_bytes() == before
 
 
+def listed(root: Path, cohort: str, *images: Path) -> None:
+    rows = [f"case{number},{image},\n" for number, image in enumerate(images)]
+    (root / "cohorts" / cohort).mkdir(parents=True)
+    (root / "cohorts" / cohort / "cases.csv").write_text("case_id,image,label\n" + "".join(rows))
+
+
+def test_a_cohort_is_explained_by_the_command_line(root, scan):
+    listed(root, "c", scan, scan)
+    words = ["explain", "--model", "tiny", "--cohort", "c", "--method", "gradient", "--saliency-dtype", "none"]
+    assert run(*words, "--data", root) == 0
+    folder = root / "runs" / "c" / "tiny-gradient"
+    assert results.verify(folder / "cases" / "case0") == results.verify(folder / "cases" / "case1") == []
+    assert set(json.loads((folder / "run.json").read_text())["versions"]) == set(pipeline.VERSIONED)
+
+
+def test_a_refused_case_of_a_cohort_writes_nothing(root, tmp_path, capsys):
+    (tmp_path / "scan.nii.gz").write_text("not a scan")
+    listed(root, "c", tmp_path / "scan.nii.gz")
+    assert run("explain", "--model", "tiny", "--cohort", "c", "--data", root) == 2
+    assert capsys.readouterr().err.count("\n") == 1 and not (root / "runs").exists()
+
+
+def test_out_never_takes_the_place_of_anything_else(root, scan, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["explain", "--model", "tiny", "--image", scan, "--out", out, "--data", root]
+    assert run(*words, "--method", "gradient", "--targets", "heart") == 0
+    assert run(*words, "--method", "gradient", "--targets", "aorta") == 0
+    assert run(*words, "--method", "smoothgrad", "--samples", "1") == 2
+    assert results.read_manifest(out)["targets"] == ["aorta", "heart"]
+    (out / "thesis.txt").write_text("mine")
+    assert run(*words, "--method", "gradient") == 2
+    assert (out / "thesis.txt").read_text() == "mine" and "--out must be" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_targets_that_another_process_added_meanwhile_are_kept(root, scan, monkeypatch):
+    case = Case("case", scan, None, {})
+    other = pipeline.Explaining(root, pipeline.Plan("tiny", GRADIENT, ("aorta",)))
+    attribute = pipeline.attribute
+
+    def meanwhile(*words):
+        monkeypatch.setattr(pipeline, "attribute", attribute)
+        other.cohort_case("c", case, silent)
+        return attribute(*words)
+
+    monkeypatch.setattr(pipeline, "attribute", meanwhile)
+    folder = pipeline.Explaining(root, pipeline.Plan("tiny", GRADIENT, ("heart",))).cohort_case("c", case, silent)
+    assert results.read_manifest(folder)["targets"] == ["aorta", "heart"]
+
+
+def test_a_header_that_places_the_scan_in_two_ways_is_refused(root, scan, tmp_path):
+    raw = gzip.decompress(scan.read_bytes())
+    header = nib.Nifti1Header(raw[:348])
+    header["pixdim"][1:4] = 1
+    header["qform_code"] = 0
+    scan.write_bytes(gzip.compress(header.binaryblock + raw[348:]))
+    with pytest.raises(InputError, match="must agree"):
+        explain(root, scan, tmp_path / "out", pipeline.Plan("tiny", GRADIENT))
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights", b"\x10\0\0\0\0\0\0\0{}"])
+def test_weights_that_cannot_be_read_are_refused_in_one_line(root, scan, tmp_path, capsys, content):
+    (root / "models" / "tiny" / "models" / "model.safetensors").write_bytes(content)
+    assert run("explain", "--model", "tiny", "--image", scan, "--out", tmp_path / "o", "--data", root) == 2
+    printed = capsys.readouterr().err
+    assert "weights must be readable" in printed and printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "left/right heart", "heart"])
+def test_class_names_must_be_names_of_files_and_differ(root, scan, tmp_path, name):
+    metadata = root / "models" / "tiny" / "configs" / "metadata.json"
+    metadata.write_text(metadata.read_text().replace('"aorta"', json.dumps(name)))
+    with pytest.raises(InputError, match="class"):
+        explain(root, scan, tmp_path / "out", pipeline.Plan("tiny", GRADIENT))
+
+
+def test_air_has_a_value_only_where_every_scan_is_scaled_alike(root, scan, tmp_path):
+    config = root / "models" / "tiny" / "configs" / "inference.json"
+    chain = json.loads(config.read_text())
+    chain["preprocessing"]["transforms"][-1] = {"_target_": "NormalizeIntensityd", "keys": "image"}
+    config.write_text(json.dumps(chain))
+    with pytest.raises(InputError, match="baseline air"):
+        explain(root, scan, tmp_path / "out", pipeline.Plan("tiny", Method("integrated_gradients", 2)))
+
+
 def test_half_precision_keeps_small_gradients():
     values = np.array([1e-12, -3.3e-7, 0.1, 65536.5, 1e30, 0.0, 2047.9999], dtype=np.float32)
     kept = pipeline.half_precision(values)
@@ -245,8 +330,11 @@ def test_refusals_are_one_line_and_write_nothing(root, scan, tmp_path, capsys, w
 
 def test_a_case_that_climbs_out_is_refused(root, scan, capsys):
     assert run("explain", "--model", "tiny", "--cohort", "../..", "--data", root) == 2
+    listed(root, "c", scan)
     assert run("explain", "--model", "tiny", "--cohort", "c", "--case", "../../etc", "--data", root) == 2
-    assert capsys.readouterr().err.count("\n") == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 2 and "'../../etc'" in printed
+    assert not (root / "runs").exists()
 
 
 def test_a_file_that_is_no_scan_is_refused(root, tmp_path, capsys):

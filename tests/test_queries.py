@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -363,7 +364,7 @@ def test_values_are_bound_not_pasted(con: duckdb.DuckDBPyConnection) -> None:
 def test_cohorts_runs_and_targets(con: duckdb.DuckDBPyConnection) -> None:
     assert queries.cohorts(con).to_dict("list") == {"cohort": ["clinic", "other"], "cases": [14, 1]}
     runs = queries.runs(con, "clinic").set_index("run")
-    assert list(runs.index) == ["empty", "r"] and list(runs["cases"]) == [0, 13]
+    assert list(runs.index) == ["r", "empty"] and list(runs["cases"]) == [13, 0]
     assert json.loads(runs.at["r", "parameters"]) == {"samples": 4}
     assert queries.runs(con, "other").empty
     assert list(queries.targets(con, "clinic", "r")["target"]) == list(TARGETS)
@@ -596,3 +597,28 @@ def test_a_user_can_do_nothing_else(con: duckdb.DuckDBPyConnection, root: Path, 
 def test_the_connection_itself_is_locked(con: duckdb.DuckDBPyConnection, setting: str) -> None:
     with pytest.raises(duckdb.Error):
         con.execute(f"SET {setting}")
+
+
+# ---- names ------------------------------------------------------------------------------------------
+
+
+def test_organs_that_no_label_set_orders_keep_the_order_of_the_classes(tmp_path: Path) -> None:
+    results.write_run(tmp_path, "clinic", "r", INFO | {"label_set": "a_bundle"})
+    cohorts.write_cases(tmp_path, "clinic", _metadata())
+    table = SumTable(("ribs",), REGIONS, np.ones((1, 4)), np.ones((1, 4)), np.ones(4, np.int64))
+    with results.case_folder(tmp_path / "runs" / "clinic" / "r" / "cases" / CASES[0], {"targets": ["ribs"]}) as new:
+        results.write_importance(new, table)
+        results.write_agreement(new, (), np.array([]), np.array([]))
+    assert queries.organ_names(catalog.connect(tmp_path), "clinic", "r") == list(REGIONS)
+
+
+def test_names_that_differ_only_in_case_stay_apart(small: Path) -> None:
+    for cohort, run in (("clinic", "R"), ("CLINIC", "r")):
+        shutil.copytree(small / "runs" / "clinic" / "r", small / "runs" / cohort / run)
+    cohorts.write_cases(small, "CLINIC", _metadata().head(3))
+    for number in (0, 1):
+        shutil.rmtree(small / "runs" / "CLINIC" / "r" / "cases" / CASES[number])
+    con = catalog.connect(small)
+    assert queries.cohorts(con)["cases"].tolist() == [3, 14]
+    for cohort, run, explained in (("clinic", "r", 2), ("clinic", "R", 2), ("CLINIC", "r", 0)):
+        assert queries.cases(con, Selection(cohort, run))["explained"].sum() == explained

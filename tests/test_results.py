@@ -23,7 +23,7 @@ def table_of(absent: bool = False) -> SumTable:
 
 
 def write_case(folder: Path, table: SumTable | None = None) -> Path:
-    with results.case_folder(folder, {"case_id": folder.name}) as new:
+    with results.publishing(folder), results.case_folder(folder, {"case_id": folder.name}) as new:
         results.write_importance(new, table or table_of())
         results.write_agreement(new, REGIONS, np.array([1, 0.5, np.nan]), np.array([1, 1 / 3, np.nan]))
     return folder

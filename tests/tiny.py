@@ -39,9 +39,9 @@ def scan_of(shape: tuple[int, int, int], seed: int = 1) -> torch.Tensor:
 
 
 def inferer_of(
-    roi: tuple[int, int, int] = (8, 8, 8), overlap: float = 0.25, mode: str = "gaussian", batch: int = 1
+    roi: tuple[int, int, int] = (8, 8, 8), overlap: float = 0.25, mode: str = "gaussian", **others
 ) -> SlidingWindowInferer:
-    return SlidingWindowInferer(roi, sw_batch_size=batch, overlap=overlap, mode=mode)
+    return SlidingWindowInferer(roi, overlap=overlap, mode=mode, **others)
 
 
 def explainer_of(network: torch.nn.Module, inferer: SlidingWindowInferer | None = None) -> Explainer:

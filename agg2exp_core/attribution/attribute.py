@@ -26,13 +26,13 @@ Report = Callable[[int, int, str], None]
 
 @dataclass(frozen=True, eq=False)
 class Explainer:
-    """A network ready to be explained on a device. air: the scaled value of air, for the baseline."""
+    """A network ready to be explained on a device. air: the scaled value of air, if the chain gives it one."""
 
     network: torch.nn.Module
     inferer: SlidingWindowInferer
     classes: tuple[str, ...]
     device: torch.device
-    air: float = 0.0
+    air: float | None = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +67,8 @@ def check_method(method: Method) -> Method:
         raise InputError("baseline must be a known one", repr(method.baseline), ", ".join(BASELINES))
     if not 1 <= method.samples <= 10_000:
         raise InputError("samples must be from 1 to 10000", method.samples)
+    if not 0 <= method.seed < 2**32:
+        raise InputError("seed must be from 0 to 4294967295", method.seed)
     if not 0 <= method.sigma <= 10:
         raise InputError("sigma must be from 0 to 10", method.sigma)
     return method
@@ -86,6 +88,8 @@ def attribute(
     counter = _Counter(report, len(plan.slices) * passes)
     report(0, counter.total, "segmenting")
     logits = stitched_logits(explainer.network, explainer.inferer, image)
+    if len(logits) != len(explainer.classes):
+        raise InputError("a bundle must name every output", f"{len(explainer.classes)} names", f"{len(logits)} outputs")
     prediction = predicted_organs(logits)
     targets, absent = predicted_targets(prediction, explainer.classes, wanted)
     values = target_values(logits, targets)
@@ -100,6 +104,8 @@ def attribute(
         baseline = _baseline(explainer, image[0], method.baseline)
         saliency = integrated_gradients(model, image[0], baseline, targets, method.samples)
         completeness = _completeness(explainer, baseline, targets, values, saliency)
+    if not torch.isfinite(saliency).all():
+        raise InputError("attributions must be finite", "NaN or infinity: the network's gradient breaks down")
     names = tuple(target.name for target in targets)
     return Explanation(prediction.cpu(), names, saliency.cpu(), absent, completeness)
 
@@ -117,6 +123,8 @@ class _Counter:
 
 def _baseline(explainer: Explainer, scan: torch.Tensor, name: str) -> torch.Tensor:
     value = {"air": explainer.air, "ones": 1.0, "mean": DATASET_MEAN}[name]
+    if value is None:
+        raise InputError("baseline air needs a chain that scales HU alike in every scan", name, "ones, mean")
     return torch.full_like(scan, value)
 
 

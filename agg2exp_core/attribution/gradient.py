@@ -39,8 +39,8 @@ def add_gradients(
     scan: (I, J, K). sums: (targets, padded scan), written in place, so that a mean over many scans needs
     no second copy. One forward pass serves all targets; a target without a voxel in a window costs nothing there.
     """
-    padded = model.plan.pad(scan[None])[0]
-    masks = [model.plan.pad(target.mask[None])[0] for target in targets]
+    padded = model.plan.pad(scan, model.plan.fill)
+    masks = [model.plan.pad(target.mask) for target in targets]
     windows = model.plan.slices
     for start in range(0, len(windows), model.batch):
         some = windows[start : start + model.batch]

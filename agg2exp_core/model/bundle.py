@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import safetensors.torch
@@ -17,6 +18,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.inferers import SlidingWindowInferer
 from monai.transforms import Compose
+from safetensors import SafetensorError
 
 from agg2exp_core.records import InputError
 from agg2exp_core.settings import checked_id, list_models
@@ -48,7 +50,11 @@ class Bundle:
                 "a bundle names its classes in network_data_format.outputs.pred.channel_def",
                 f"{self.name} without it",
             ) from None
-        return tuple(channels[key] for key in sorted(channels, key=int))
+        names = tuple(str(channels[key]) for key in sorted(channels, key=int))
+        if sorted(map(int, channels)) != list(range(len(names))) or len(set(names)) < len(names):
+            raise InputError("channel_def must number its classes from 0 and name each once", sorted(channels))
+        # They become names of files.
+        return tuple(checked_id("class", name) for name in names)
 
     @property
     def label_set(self) -> str:
@@ -120,10 +126,19 @@ def save_weights(bundle: Bundle, network: torch.nn.Module) -> None:
 
 
 def _load_weights(path: Path) -> dict[str, torch.Tensor]:
-    if path.suffix == ".safetensors":
-        state = safetensors.torch.load_file(path)
-    else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+    state: Any
+    try:
+        if path.suffix == ".safetensors":
+            state = safetensors.torch.load_file(path)
+        else:
+            # weights_only: a checkpoint from elsewhere must not run code.
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:
+        raise InputError("weights must be readable", f"{path.name}: {str(error).splitlines()[0][:200]}") from None
+    # Trainers often keep the weights beside the optimiser's state.
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError("weights must be a dictionary of tensors, or hold one as state_dict", path.name)
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
 

@@ -39,17 +39,21 @@ class Scan:
 
 def load_scan(bundle: Bundle, path: Path) -> Scan:
     """Check the file, then run the bundle's chain on it. InputError if the file is not a sound scan."""
-    volumes.check_scan(path)
+    header = volumes.check_scan(path)
     image = bundle.preprocessing()({"image": str(path)})["image"]
+    read = np.asarray(image.meta.get("original_affine", header.affine), np.float64)
+    if not np.allclose(read, header.affine, rtol=1e-4, atol=1e-3):
+        # MONAI then takes the qform, or the pixdim alone: the results would lie elsewhere than the scan is shown.
+        raise InputError("a scan's sform, qform and pixdim must agree", f"{path.name}, whose own differ")
     if image.ndim != 4 or image.shape[0] != 1:
         raise InputError("the model's chain must give one channel", f"shape {tuple(image.shape)}")
     return Scan(image.float())
 
 
 def on_model_grid(labels: Volume, scan: Scan) -> np.ndarray:
-    """A label map of the original scan on the model's grid, (I, J, K) int16, nearest neighbour."""
+    """A label map of the original scan on the model's grid, (I, J, K) int32, nearest neighbour."""
     resample = ResampleToMatch(mode="nearest", padding_mode="zeros")
-    return resample(_meta(labels), img_dst=scan.image)[0].numpy().astype(np.int16)
+    return resample(_meta(labels), img_dst=scan.image)[0].numpy().astype(np.int32)
 
 
 def on_grid_of(labels: Volume, original: Volume) -> Volume:
@@ -59,12 +63,17 @@ def on_grid_of(labels: Volume, original: Volume) -> Volume:
     return Volume(moved[0].numpy().astype(labels.array.dtype), original.affine)
 
 
-def scaled(bundle: Bundle, hounsfield: float) -> float:
-    """What the bundle's intensity transforms make of one HU value: the air of integrated gradients."""
+def scaled(bundle: Bundle, hounsfield: float) -> float | None:
+    """What the bundle's intensity transforms make of one HU value: the air of integrated gradients.
+
+    None where that depends on the rest of the scan, as with normalisation to its mean.
+    """
     chain = bundle.preprocessing().transforms
-    intensity = [t for t in chain if type(t).__module__.startswith("monai.transforms.intensity")]
-    constant = MetaTensor(torch.full((1, 2, 2, 2), hounsfield))
-    return float(Compose(intensity)({"image": constant})["image"].mean())
+    intensity = Compose([t for t in chain if type(t).__module__.startswith("monai.transforms.intensity")])
+    beside = ((0.0, 100.0, 1000.0), (-1000.0, -50.0, 300.0))
+    scans = [MetaTensor(torch.tensor([hounsfield, *others]).view(1, 2, 2, 1)) for others in beside]
+    one, other = (float(intensity({"image": scan})["image"][0, 0, 0, 0]) for scan in scans)
+    return one if one == other else None
 
 
 def _meta(labels: Volume) -> MetaTensor:

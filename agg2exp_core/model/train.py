@@ -114,10 +114,13 @@ def _load_pair(
 ) -> dict[str, torch.Tensor]:
     scan = load_scan(bundle, pair[0])
     labels = torch.as_tensor(on_model_grid(volumes.read_labels(pair[1]), scan))[None]
+    if int(labels.max()) >= len(bundle.classes):
+        allowed = f"0 to {len(bundle.classes) - 1}"
+        raise InputError("labels must be ids of the label set", f"{int(labels.max())} in {pair[1].name}", allowed)
     plan = plan_windows(bundle.inferer(), tuple(scan.voxels.shape[1:]), scan.voxels)
     report(done + 1, total, "loading scans")
     # Padded as inference pads, so that the network meets the same borders in training.
-    return {"image": plan.pad(scan.voxels), "label": plan.pad(labels)}
+    return {"image": plan.pad(scan.voxels, plan.fill), "label": plan.pad(labels)}
 
 
 def _fit(

@@ -14,6 +14,8 @@ from monai.data.utils import compute_importance_map, dense_patch_slices
 from monai.inferers import SlidingWindowInferer
 from monai.utils import ensure_tuple_rep, fall_back_tuple
 
+from agg2exp_core.records import InputError
+
 
 @dataclass(frozen=True, eq=False)
 class WindowPlan:
@@ -21,6 +23,7 @@ class WindowPlan:
 
     shape: the scan's (I, J, K). before: voxels of padding in front of each axis. padded: shape with padding.
     slices: one (slice, slice, slice) per window, into the padded scan. weight: B (window). total: Σ_w B_w (padded).
+    fill: what a scan is padded with.
     """
 
     shape: tuple[int, ...]
@@ -29,16 +32,13 @@ class WindowPlan:
     slices: tuple[tuple[slice, ...], ...]
     weight: torch.Tensor
     total: torch.Tensor
-    padding: tuple[str, float]
+    fill: float
 
-    def pad(self, scan: torch.Tensor) -> torch.Tensor:
-        """(…, I, J, K) → (…, padded), filled as the bundle's inferer fills."""
+    def pad(self, voxels: torch.Tensor, value: float = 0.0) -> torch.Tensor:
+        """(…, I, J, K) → (…, padded). A scan is padded with `fill`; masks and labels with 0, as nothing lies there."""
         after = [p - s - b for p, s, b in zip(self.padded, self.shape, self.before, strict=True)]
         amounts = [n for b, a in zip(reversed(self.before), reversed(after), strict=True) for n in (b, a)]
-        mode, value = self.padding
-        if mode != "constant":
-            return F.pad(scan[None, None], amounts, mode=mode)[0, 0]
-        return F.pad(scan, amounts, value=value)
+        return F.pad(voxels, amounts, value=value)
 
     def crop(self, padded: torch.Tensor) -> torch.Tensor:
         """The scan's part (…, I, J, K) of something padded."""
@@ -51,10 +51,18 @@ class WindowPlan:
 
 
 def plan_windows(inferer: SlidingWindowInferer, shape: tuple[int, ...], like: torch.Tensor) -> WindowPlan:
-    """Windows of the bundle's inferer over a scan of this shape, in the dtype and on the device of `like`."""
+    """Windows of the bundle's inferer over a scan of this shape, in the dtype and on the device of `like`.
+
+    InputError where the scan is smaller than a window and would be padded with voxels of its own: their gradient
+    belongs to the voxels they repeat.
+    """
     roi = fall_back_tuple(inferer.roi_size, shape)
     padded = tuple(max(size, window) for size, window in zip(shape, roi, strict=True))
     before = tuple(max(window - size, 0) // 2 for size, window in zip(shape, roi, strict=True))
+    if padded != tuple(shape) and inferer.padding_mode != "constant":
+        raise InputError(
+            "a scan smaller than a window must be padded with a constant", inferer.padding_mode, "constant"
+        )
     overlap = ensure_tuple_rep(inferer.overlap, len(shape))
     interval = tuple(
         window if window == size else max(int(window * (1 - share)), 1)
@@ -67,5 +75,4 @@ def plan_windows(inferer: SlidingWindowInferer, shape: tuple[int, ...], like: to
     total = torch.zeros(padded, dtype=like.dtype, device=like.device)
     for window in slices:
         total[window] += weight
-    padding = (str(inferer.padding_mode), float(inferer.cval))
-    return WindowPlan(tuple(shape), before, padded, slices, weight, total, padding)
+    return WindowPlan(tuple(shape), before, padded, slices, weight, total, float(inferer.cval))

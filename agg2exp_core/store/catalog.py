@@ -104,17 +104,22 @@ def quoted(name: str) -> str:
 
 def cohort_table(cohort: str) -> str:
     """The table of one cohort's cases, in the order of its list: case_id, image, label and typed metadata."""
-    return f"store.{quoted(f'cases/{cohort}')}"
+    return _internal("cases", cohort)
 
 
 def run_view(cohort: str, run: str) -> str:
     """The view of one run's importance; `agreement_view` is that of its agreement."""
-    return f"store.{quoted(f'importance/{cohort}/{run}')}"
+    return _internal("importance", cohort, run)
 
 
 def agreement_view(cohort: str, run: str) -> str:
     """The view of one run's agreement: case_id, target, dice, iou."""
-    return f"store.{quoted(f'agreement/{cohort}/{run}')}"
+    return _internal("agreement", cohort, run)
+
+
+def _internal(kind: str, *names: str) -> str:
+    """What the store keeps under these names, in hexadecimal: SQL's own names know no case, folders' names do."""
+    return f"store.{quoted('/'.join([kind, *(name.encode().hex() for name in names)]))}"
 
 
 # ---- settings --------------------------------------------------------------------------------------
@@ -273,9 +278,9 @@ def _add_run(con: duckdb.DuckDBPyConnection, place: tuple[str, str], cache: Cach
         con.execute(f"CREATE VIEW {run_view(*place)} AS {NOTHING}")
         con.execute(f"CREATE VIEW {agreement_view(*place)} AS {NO_AGREEMENT}")
         return
-    source = _source(con, "/".join(("importance", *place)), cache.importance)
+    source = _source(con, _internal("rows/importance", *place), cache.importance)
     con.execute(f"CREATE VIEW {run_view(*place)} AS {SHARED.format(source=source) if shares else _signed(source)}")
-    source = _source(con, "/".join(("agreement", *place)), cache.agreement)
+    source = _source(con, _internal("rows/agreement", *place), cache.agreement)
     con.execute(f"CREATE VIEW {agreement_view(*place)} AS SELECT case_id, target, dice, iou FROM {source}")
 
 
@@ -289,15 +294,14 @@ def _signed(source: str) -> str:
     return " UNION ALL ".join(parts)
 
 
-def _source(con: duckdb.DuckDBPyConnection, name: str, numbers: Numbers) -> str:
-    """What to select from: the Parquet file, or a table made of the rows in memory."""
+def _source(con: duckdb.DuckDBPyConnection, table: str, numbers: Numbers) -> str:
+    """What to select from: the Parquet file, or the table, made of the rows in memory."""
     if isinstance(numbers, Path):
         return f"read_parquet({_literal(_unglobbed(str(numbers)))})"
     plain = [
         pa.field(column.name, pa.string() if pa.types.is_dictionary(column.type) else column.type)
         for column in numbers.schema
     ]
-    table = f"store.{quoted(f'rows/{name}')}"
     _insert(con, table, numbers.cast(pa.schema(plain)))
     return table
 
@@ -315,7 +319,10 @@ def _run_row(place: tuple[str, str], info: dict[str, Any], cache: Cache | None) 
 
 
 def _organ_rows(place: tuple[str, str], info: dict[str, Any], cache: Cache | None, root: Path) -> list[dict[str, Any]]:
-    """Targets and regions of a run, in the order of its label set; names that it does not know come after."""
+    """Targets and regions of a run, in the order of its label set; names that it does not know come after.
+
+    Those keep the order of the regions, which is that of the model's classes; one target alone would come before it.
+    """
     if cache is None:
         return []
     try:
@@ -323,7 +330,7 @@ def _organ_rows(place: tuple[str, str], info: dict[str, Any], cache: Cache | Non
     except InputError:
         ordered = ()
     content = cache.content
-    stored = dict.fromkeys((*content.targets, *content.regions))
+    stored = dict.fromkeys((*content.regions, *content.targets))
     names = [*(name for name in ordered if name in stored), *(name for name in stored if name not in ordered)]
     return [
         {"cohort": place[0], "run": place[1], "name": name, "target": name in content.targets, "position": position}

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import re
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,10 @@ def import_csv(root: Path, file: Path, cohort: str, run: str = "published") -> i
     source = hashlib.sha256(file.read_bytes()).hexdigest()
     for case_id in missing:
         manifest = {"case_id": case_id, "targets": list(layout.targets), **info, "source_sha256": source}
-        with results.case_folder(folder / "cases" / case_id, manifest) as new:
+        with (
+            results.publishing(folder / "cases" / case_id),
+            results.case_folder(folder / "cases" / case_id, manifest) as new,
+        ):
             _write_case(new, layout, rows[case_id])
     return len(rows)
 
@@ -150,10 +154,10 @@ def _layout(header: list[str]) -> Layout:
     if "patient" not in header or not local:
         rule = "a published table needs the columns patient and {target}_explanation_in_{region}_mass and _mean"
         raise InputError(rule, ", ".join(header[:3])[:200] or "an empty file")
-    expected = layout.columns()
-    _refuse("columns are missing", [name for name in expected if name not in set(header)])
-    _refuse("a column is no part of a published table", [name for name in header if name not in set(expected)])
-    _refuse("a column may be there only once", [name for name in dict.fromkeys(header) if header.count(name) > 1])
+    counts, expected = Counter(header), dict.fromkeys(layout.columns())
+    _refuse("columns are missing", [name for name in expected if name not in counts])
+    _refuse("a column is no part of a published table", [name for name in header if name not in expected])
+    _refuse("a column may be there only once", [name for name, count in counts.items() if count > 1])
     organs = {*layout.targets, *layout.regions}
     _refuse("Dice and IoU must be of a target or region", [name for name in layout.scored if name not in organs])
     return layout

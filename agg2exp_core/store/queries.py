@@ -21,6 +21,9 @@ Connection = duckdb.DuckDBPyConnection
 
 SIGNS, VALUES = ("abs", "pos", "neg"), ("mass", "mean")
 NO_METADATA = ("case_id", "image", "label", "pathology")
+NOT_EXPLAINED = "not explained"
+"""Why a case that lies in no cache of the run has no value."""
+
 MOST_DIFFERENT = 12
 """A category in which more values than these are there, all different, is free text or an id."""
 
@@ -58,7 +61,7 @@ CASE = """
     spread AS (
         SELECT local.region, quantile_cont(local.value, [0.05, 0.25, 0.5, 0.75, 0.95]) AS q,
             any_value(own.value) AS value,
-            CASE WHEN count(own.region) = 0 THEN 'not explained' ELSE any_value(own.absent) END AS absent,
+            CASE WHEN count(own.region) = 0 THEN '{unexplained}' ELSE any_value(own.absent) END AS absent,
             count(local.value) FILTER (case_id <> $case) AS others,
             count(*) FILTER (case_id <> $case AND local.value < own.value) AS lower
         FROM local LEFT JOIN own USING (region) GROUP BY local.region
@@ -80,9 +83,12 @@ def cohorts(con: Connection) -> pd.DataFrame:
 
 
 def runs(con: Connection, cohort: str) -> pd.DataFrame:
-    """The view `runs` of one cohort: model, method, parameters (JSON), label_set, values … None where unknown."""
+    """The view `runs` of one cohort: model, method, parameters (JSON), label_set, values … None where unknown.
+
+    Those with most cases come first: a run of one case, tried on the Case page, is not what a cohort opens with.
+    """
     _check("cohort", cohort, _cohorts(con))
-    table = con.execute("SELECT * FROM runs WHERE cohort = $cohort ORDER BY run", {"cohort": cohort}).df()
+    table = con.execute("SELECT * FROM runs WHERE cohort = $cohort ORDER BY cases DESC, run", {"cohort": cohort}).df()
     return table.astype(object).where(table.notna(), None).astype({"cases": int, "damaged": int})
 
 
@@ -168,7 +174,7 @@ def case_importance(con: Connection, selection: Selection, case_id: str, target:
     whole = Selection(selection.cohort, selection.run, selection.sign, selection.value, selection.background)
     local, values = _local(con, whole, target)
     values |= {"case": case_id, "cohort": selection.cohort, "run": selection.run}
-    return con.execute(CASE.format(local=local), values).df()
+    return con.execute(CASE.format(local=local, unexplained=NOT_EXPLAINED), values).df()
 
 
 def agreement(con: Connection, cohort: str, run: str, case_id: str) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +52,15 @@ def case_folder(folder: Path, manifest: dict[str, Any]) -> Iterator[Path]:
         write_json(new / "manifest.json", manifest)
         for inner in [*(path for path in new.rglob("*") if path.is_dir()), new]:
             sync_folder(inner)
-        with locked(folder.parent / ".publish"):
-            _replace(folder, new)
+        _replace(folder, new)
         sync_folder(folder.parent)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def publishing(folder: Path) -> AbstractContextManager[None]:
+    """The lock to hold while a case of a run is replaced, or merged with what another process wrote meanwhile."""
+    return locked(folder.parent / ".publish")
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

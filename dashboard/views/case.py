@@ -9,27 +9,22 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from agg2exp_core.organs import BACKGROUND, LabelSet, load_label_set
+from agg2exp_core.organs import BACKGROUND, LabelSet
 from agg2exp_core.records import InputError, Method, Selection
 from agg2exp_core.settings import data_root
 from agg2exp_core.store import cohorts, results
-from dashboard import charts, charts_case, data
+from agg2exp_core.store.queries import NOT_EXPLAINED
+from dashboard import charts, charts_case, data, filters, words
 from dashboard.viewer import layers, slices
 from dashboard.viewer.scene import Sources, load_scene
 from dashboard.viewer.slices import Voxel
 from dashboard.viewer.stage import Legend, Look, Scene, moved_to, stage, stage_data, voxel_inside
 from dashboard.views import compute
 
-DEFAULT_LABELS = "thorax17"
-SIGNS = {"abs": "Absolute", "pos": "Positive", "neg": "Negative"}
-VALUES = {"mass": "Share", "mean": "Mean per voxel"}
 MAPS = {"signed": "Signed", "absolute": "Absolute", "off": "Hidden"}
 STAGE = "case_stage"
 NOT_TOLD = ("pathology",)
 """Columns of cases.csv that name a file: nothing a reader asks for."""
-
-# Streamlit greys axis labels out; here they are the organs' names, read first. In the theme's own text colour.
-READABLE_TICKS = "<style>.st-key-case_bars_box .ytick text { fill: currentColor !important; }</style>"
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,21 +52,22 @@ class Chosen:
         name, parameters = self.record.get("method"), self.record.get("parameters") or {}
         return Method(name, **parameters) if name in compute.METHODS else None
 
+    def title(self, organ: str) -> str:
+        return charts.organ_of(self.labels, organ).title
 
+
+@words.told
 def page() -> None:
-    """Draw the page; what the user asked wrongly for is said in one line."""
-    try:
-        chosen = _choose(data_root())
-        if chosen is None:
-            st.info("No cohort is here yet. `agg2exp demo` brings two, or upload a scan at the left.")
-            return
-        _heading(chosen)
-        if chosen.case.image is None:
-            _without_image(chosen)
-        else:
-            _with_image(chosen)
-    except InputError as error:
-        st.error(str(error), icon=":material/error:")
+    """Draw the page."""
+    chosen = _choose(data_root())
+    if chosen is None:
+        st.info("No cohort is here yet. `agg2exp demo` brings two, or upload a scan at the left.")
+        return
+    _heading(chosen)
+    if chosen.case.image is None:
+        _without_image(chosen)
+    else:
+        _with_image(chosen)
 
 
 def _with_image(chosen: Chosen) -> None:
@@ -90,7 +86,7 @@ def _scan(chosen: Chosen) -> None:
         assert chosen.case.image is not None
         scene = load_scene(Sources(chosen.case.image, chosen.folder, chosen.target), chosen.labels)
     except InputError as error:
-        st.error(str(error), icon=":material/error:")
+        words.refuse(error)
     else:
         _missing(chosen, scene)
         st.fragment(_viewer)(chosen, scene)
@@ -128,7 +124,7 @@ def _choose(root: Path) -> Chosen | None:
         titles = {run: run_title(record) for run, record in records.items()}
         run = _pick("Run", list(records), "run", titles) if records else None
         record = records.get(run or "", {})
-        labels = load_label_set(record.get("label_set") or DEFAULT_LABELS, root)
+        labels = data.labels(root, cohort, record)
         target = _pick("Target organ", *_targets(root, cohort, run, labels))
         chosen = Chosen(
             root, cohort, cohorts.find_case(root, cohort, case_id), run, record, labels, target or BACKGROUND
@@ -150,8 +146,8 @@ def _pick(label: str, options: list[str], name: str, titles: dict[str, str] | No
     elif st.session_state.get(key) not in options:
         kept = st.session_state.get(written)
         st.session_state[key] = kept if kept in options else (options[0] if options else None)
-    if from_outside and asked not in options:
-        st.warning(f"{label} of the link is not here: {str(asked)[:64]!r}", icon=":material/link_off:")
+    if asked is not None and from_outside and asked not in options:
+        words.not_here(label, asked)
     value = st.selectbox(label, options, key=key, format_func=lambda option: (titles or {}).get(option, option))
     st.session_state[written] = value
     if value is not None and asked != value:
@@ -191,13 +187,15 @@ def _targets(root: Path, cohort: str, run: str | None, labels: LabelSet) -> tupl
 
 
 def run_title(record: dict[str, Any]) -> str:
-    """`SmoothGrad × 20, thorax17_swinunetr`; a run of another kind keeps its id."""
+    """`SmoothGrad × 20, seed 7, thorax17_swinunetr`, unusual parameters only; a run of another kind keeps its id."""
     method = compute.METHODS.get(str(record.get("method")))
     if method is None:
         return str(record["run"])
     parameters = record.get("parameters") or {}
     copies = f" × {parameters['samples']}" if "samples" in parameters else ""
-    return f"{method}{copies}, {record.get('model')}"
+    usual = Method(str(record["method"])).parameters() | {"samples": parameters.get("samples")}
+    unusual = [f"{name} {value}" for name, value in parameters.items() if value != usual.get(name)]
+    return ", ".join([f"{method}{copies}", *unusual, str(record.get("model"))])
 
 
 # ---- heading and what is missing -----------------------------------------------------------------
@@ -205,29 +203,41 @@ def run_title(record: dict[str, Any]) -> str:
 
 def _heading(chosen: Chosen) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
-        st.markdown(f"### {chosen.case.case_id}", width="content")
-        told = [f"{name} **{value}**" for name, value in chosen.case.metadata.items() if value and name not in NOT_TOLD]
-        st.markdown("  ·  ".join([f"cohort **{chosen.cohort}**", *told]), width="stretch")
+        st.markdown(f"### {words.plain(chosen.case.case_id)}", width="content")
+        told = {name: value for name, value in chosen.case.metadata.items() if value and name not in NOT_TOLD}
+        pairs = [(words.plain(name), words.plain(value)) for name, value in {"cohort": chosen.cohort, **told}.items()]
+        st.markdown("  ·  ".join(f"{name} **{value}**" for name, value in pairs), width="stretch")
 
 
 def _missing(chosen: Chosen, scene: Scene) -> None:
     """Say why nothing is coloured, and what to do about it."""
-    organ = chosen.labels[chosen.target].title if chosen.target in chosen.labels.names else chosen.target
+    organ = words.plain(chosen.title(chosen.target))
     if scene.attribution is not None:
         return
-    if chosen.folder is None:
+    reason = _absent(chosen)
+    if reason == NOT_EXPLAINED:
         text = "This case has not been explained" + (" in this run" if chosen.run else "")
-    elif reason := results.read_importance(chosen.folder).absent.get(chosen.target):
-        st.info(f"Nothing to attribute: {organ} is {reason} in this case.", icon=":material/info:")
+    elif reason:
+        st.info(f"Nothing to attribute: {organ} is {words.plain(reason)} in this case.", icon=":material/info:")
         return
     else:
         text = f"No attribution map of {organ} is stored for this case"
     st.info(f"{text}. Press **Explain** at the left to compute it.", icon=":material/info:")
 
 
+def _absent(chosen: Chosen) -> str | None:
+    """Why there is no attribution of the target, as the row of its own region tells, in computed runs and tables."""
+    root, cohort, run = chosen.root, chosen.cohort, chosen.run
+    if chosen.folder is None or run is None or chosen.target not in data.targets(root, cohort, run):
+        return NOT_EXPLAINED
+    reasons = _table(chosen, Selection(cohort, run, value="mean")).set_index("region")["absent"].dropna()
+    return reasons.get(chosen.target)
+
+
 # ---- slices --------------------------------------------------------------------------------------
 
 
+@words.told
 def _viewer(chosen: Chosen, scene: Scene) -> None:
     """A fragment: a step through the scan draws this again and nothing else."""
     place = f"case_at_{chosen.cohort}_{chosen.case.case_id}"
@@ -236,8 +246,9 @@ def _viewer(chosen: Chosen, scene: Scene) -> None:
         st.session_state[place] = moved_to(STAGE, scene.shape) or st.session_state[place]
 
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
-        window = _segments("HU window", {name: window.title for name, window in layers.WINDOWS.items()}, "soft")
-        shown = "off" if scene.attribution is None else _segments("Attribution map", MAPS, "signed")
+        windows = {name: window.title for name, window in layers.WINDOWS.items()}
+        window = filters.segments("HU window", "case_window", windows, "soft")
+        shown = "off" if scene.attribution is None else filters.segments("Attribution map", "case_map", MAPS, "signed")
     cursor = st.session_state.get(place) or _linked_voxel(scene.shape) or scene.peak or scene.middle
     st.session_state[place] = cursor
     look = Look(window, signed=shown == "signed")
@@ -251,20 +262,6 @@ def _viewer(chosen: Chosen, scene: Scene) -> None:
         )
 
 
-def _segments(label: str, titles: dict[str, str], usual: str) -> str:
-    key = f"case_look_{label}"
-    chosen = st.segmented_control(
-        label,
-        list(titles),
-        default=usual,
-        format_func=titles.__getitem__,
-        key=key,
-        required=True,
-        persist_state="session",
-    )
-    return str(chosen or usual)
-
-
 def _linked_voxel(shape: Voxel) -> Voxel | None:
     """The position that the link names, if it lies in this scan. It counts once: for the case linked to."""
     if st.session_state.get("case_link_followed"):
@@ -276,7 +273,7 @@ def _linked_voxel(shape: Voxel) -> Voxel | None:
 def _legend(chosen: Chosen, scene: Scene, look: Look) -> Legend | None:
     if scene.attribution is None:
         return None
-    organ = chosen.labels[chosen.target].title
+    organ = chosen.title(chosen.target)
     method = chosen.method.name if chosen.method else ""
     if not look.signed:
         low, high = "no influence", "strong influence"
@@ -295,19 +292,17 @@ def _importance(chosen: Chosen, dice: bool = True) -> None:
     """How much of the target's attribution every organ holds, and where this case stands in its cohort."""
     if chosen.folder is None or chosen.run is None:
         return
-    organ = chosen.labels[chosen.target].title if chosen.target in chosen.labels.names else chosen.target
-    st.markdown(f"##### Attribution of {organ}, organ by organ")
+    st.markdown(f"##### Attribution of {words.plain(chosen.title(chosen.target))}, organ by organ")
     whole = _table(chosen, Selection(chosen.cohort, chosen.run))
     _key_figures(chosen, whole)
     _completeness(chosen)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
-        sign = _segments("Attribution counted", SIGNS, "abs")
-        value = _segments("Measure", VALUES, "mass")
+        sign = filters.segments("Attribution counted", "case_sign", filters.SIGNS, "abs")
+        value = filters.segments("Measure", "case_value", filters.VALUES, "mass")
         background = st.toggle("With background", key="case_background")
     table = _table(chosen, Selection(chosen.cohort, chosen.run, sign, value, background))
     figure = charts_case.importance_bars(table, chosen.labels, charts.group_colors(chosen.labels), value)
     with st.container(key="case_bars_box"):
-        st.html(READABLE_TICKS)
         st.plotly_chart(figure, key="case_bars", config={"displayModeBar": False})
     if not background:
         st.caption("Background left out; the shares of the organs are renormalised to 100 %.")
@@ -364,8 +359,7 @@ def _agreement(chosen: Chosen, expanded: bool = False) -> None:
     scores = _scores(chosen)
     if scores.empty:
         return
-    titles = {organ.name: organ.title for organ in chosen.labels.organs}
-    shown = scores.assign(target=[titles.get(name, name) for name in scores["target"]])
+    shown = scores.assign(target=[chosen.title(name) for name in scores["target"]])
     columns = {
         "target": st.column_config.TextColumn("Organ"),
         "dice": st.column_config.ProgressColumn("Dice", min_value=0, max_value=1, format="%.3f"),
@@ -388,5 +382,5 @@ def _compute(root: Path, chosen: Chosen | None) -> None:
             compute.ask(subject)
     with st.expander("Bring a scan", icon=":material/upload_file:"):
         compute.upload(root)
-    labels = chosen.labels if chosen else load_label_set(DEFAULT_LABELS, root)
+    labels = chosen.labels if chosen else data.labels(root, "", {})
     compute.jobs(root, labels, (chosen.cohort, chosen.case.case_id) if chosen else None)

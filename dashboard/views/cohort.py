@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from agg2exp_core.organs import BACKGROUND, LabelSet, load_label_set
-from agg2exp_core.records import InputError, Selection
+from agg2exp_core.organs import BACKGROUND, LabelSet
+from agg2exp_core.records import Selection
 from agg2exp_core.settings import data_root
-from dashboard import charts, data, filters
+from dashboard import charts, data, filters, words
 from dashboard.charts import Pick
 from dashboard.views import case
 
@@ -21,6 +21,7 @@ PICKED = "cohort_picked"
 TABLE_HEIGHT = 420
 NOT_SHOWN = ("cohort", "case_id", "image", "label", "dice", "explained", *case.NOT_TOLD)
 
+EXPLAIN = "Open a scan on the Case page and press **Explain**, or run `agg2exp explain --cohort`."
 BOX_HELP = (
     "Each box is one region over all scans shown: the line is the median, the box holds the middle half, whiskers "
     "reach the last scan within 1.5 box lengths, dots lie beyond (at most 40 are drawn). Sorted by median. "
@@ -58,42 +59,41 @@ class Chosen:
         return charts.organ_of(self.labels, organ).title
 
 
+@words.told
 def page() -> None:
-    """Draw the page; what the user asked wrongly for is said in one line."""
-    try:
-        filters.follow_link()
-        with st.sidebar:
-            chosen = _choose(data_root())
-        if chosen is not None:
-            # A fragment: a filter or a click draws this again and leaves choosers and navigation alone.
-            st.fragment(_explore)(chosen)
-    except InputError as error:
-        st.error(str(error), icon=":material/error:")
+    """Draw the page."""
+    filters.follow_link()
+    with st.sidebar:
+        chosen = _choose(data_root())
+    if isinstance(chosen, str):
+        st.info(chosen)
+    else:
+        # A fragment: a filter or a click draws this again and leaves choosers and navigation alone.
+        st.fragment(_explore)(chosen)
 
 
-def _choose(root: Path) -> Chosen | None:
+def _choose(root: Path) -> Chosen | str:
+    """The choosers at the left; where there is nothing to choose, what to do about it."""
     known = list(data.cohorts(root)["cohort"])
     cohort = filters.pick_one("Cohort", "cohort", known) if known else None
     if cohort is None:
-        st.info("No cohort is here yet. `agg2exp demo` brings two, `agg2exp cohort add` takes a folder of your scans.")
-        return None
+        return "No cohort is here yet. `agg2exp demo` brings two, `agg2exp cohort add` takes a folder of your scans."
     records = data.run_records(root, cohort)
     titles = {run: case.run_title(record) for run, record in records.items()}
     run = (
         filters.pick_one("Run", "run", list(records), titles, "A model and an attribution method.") if records else None
     )
     if run is None:
-        st.info(
-            f"Nothing in **{cohort}** is explained yet. Open a scan on the Case page and press **Explain**, "
-            "or run `agg2exp explain --cohort`."
-        )
-        return None
-    labels = load_label_set(records[run].get("label_set") or case.DEFAULT_LABELS, root)
-    names = charts.in_group_order(pd.Series(data.targets(root, cohort, run), dtype=object), labels)
+        return f"Nothing in **{words.plain(cohort)}** is explained yet. {EXPLAIN}"
+    labels = data.labels(root, cohort, records[run])
+    stored = data.targets(root, cohort, run)
+    if not stored:
+        return f"No case of the run **{words.plain(titles[run])}** is finished yet. {EXPLAIN}"
+    names = charts.in_group_order(pd.Series(stored, dtype=object), labels)
     titles = {name: _grouped_title(labels, name) for name in names}
     help_text = "The organ whose segmentation is explained."
     target = filters.pick_one("Target organ", "target", names, titles, help_text)
-    return Chosen(root, cohort, records[run], labels, target) if target else None
+    return Chosen(root, cohort, records[run], labels, target or names[0])
 
 
 def _grouped_title(labels: LabelSet, name: str) -> str:
@@ -104,6 +104,7 @@ def _grouped_title(labels: LabelSet, name: str) -> str:
 # ---- the page's main part --------------------------------------------------------------------------
 
 
+@words.told
 def _explore(chosen: Chosen) -> None:
     heading, switches = st.container(), st.container(horizontal=True, vertical_alignment="bottom", gap="medium")
     with switches:
@@ -113,7 +114,7 @@ def _explore(chosen: Chosen) -> None:
     with st.sidebar, st.expander("Filter scans", icon=":material/filter_alt:", expanded=True):
         selection = filters.narrow(chosen.root, everything, chosen.labels)
     cases, total = data.cases(chosen.root, selection), len(data.cases(chosen.root, everything))
-    picked = _picked()
+    picked = _picked(chosen)
     with heading:
         _heading(chosen, selection, len(cases), total)
     if cases.empty:
@@ -125,12 +126,12 @@ def _explore(chosen: Chosen) -> None:
 
 
 def _heading(chosen: Chosen, selection: Selection, count: int, total: int) -> None:
-    words = filters.describe(selection, chosen.labels)
+    active = filters.describe(selection, chosen.labels)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
-        st.markdown(f"### {chosen.title(chosen.target)}: what the model looks at", width="content")
-        st.markdown(f"**{count} of {total} scans**" if words else f"**{total} scans**", width="content")
-        if words:
-            st.markdown(" ".join(f":primary-badge[{_escaped(word)}]" for word in words), width="content")
+        st.markdown(f"### {words.plain(chosen.title(chosen.target))}: what the model looks at", width="content")
+        st.markdown(f"**{count} of {total} scans**" if active else f"**{total} scans**", width="content")
+        if active:
+            st.markdown(" ".join(f":primary-badge[{words.plain(word)}]" for word in active), width="content")
             st.button(
                 "Clear all filters",
                 on_click=filters.clear,
@@ -138,11 +139,6 @@ def _heading(chosen: Chosen, selection: Selection, count: int, total: int) -> No
                 key="cohort_clear",
                 type="tertiary",
             )
-
-
-def _escaped(text: str) -> str:
-    """Metadata is a user's text, not Markdown."""
-    return "".join(f"\\{sign}" if sign in r"\`*_{}[]()#+!|~<>:$" else sign for sign in text)
 
 
 def _charts(chosen: Chosen, selection: Selection, picked: Pick | None) -> None:
@@ -156,7 +152,7 @@ def _charts(chosen: Chosen, selection: Selection, picked: Pick | None) -> None:
         table = table[table["target"] != BACKGROUND]
     matrix = charts.organ_matrix(table, chosen.labels, selection.value, picked)
     with left:
-        st.markdown(f"##### Where the attribution of {chosen.title(chosen.target)} lies", help=BOX_HELP)
+        st.markdown(f"##### Where the attribution of {words.plain(chosen.title(chosen.target))} lies", help=BOX_HELP)
         _clickable(boxes, "cohort_boxes", f"Box plots of every region for {chosen.title(chosen.target)}")
     with right:
         st.markdown("##### All targets (rows) and regions (columns)", help=MATRIX_HELP)
@@ -196,16 +192,27 @@ def _pick(key: str) -> None:
     st.session_state[PICKED] = (*([target] if len(named) == 1 else []), *named) if named else None
 
 
-def _picked() -> Pick | None:
-    wish = filters.asked("pick")
-    if wish and wish[0].count("~") == 1:
-        st.session_state[PICKED] = tuple(wish[0].split("~"))
-    return st.session_state.get(PICKED)
+def _picked(chosen: Chosen) -> Pick | None:
+    """What the link or a click picked, as long as the run shown has its target and region."""
+    wish, picked = filters.asked("pick"), st.session_state.get(PICKED)
+    if wish:
+        picked = tuple(wish[0].split("~"))
+    if picked and not _is_here(chosen, picked):
+        if wish:
+            words.not_here("Box or cell", wish[0])
+        picked = None
+    st.session_state[PICKED] = picked
+    return picked
+
+
+def _is_here(chosen: Chosen, picked: tuple[str, ...]) -> bool:
+    place = chosen.root, chosen.cohort, chosen.run
+    return len(picked) == 2 and picked[0] in data.targets(*place) and picked[1] in data.organ_names(*place)
 
 
 def _table(chosen: Chosen, selection: Selection, cases: pd.DataFrame, picked: Pick | None) -> None:
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        st.markdown(f"##### {_table_title(chosen, selection, picked)}", help=TABLE_HELP, width="content")
+        st.markdown(f"##### {words.plain(_table_title(chosen, selection, picked))}", help=TABLE_HELP, width="content")
         if picked:
             st.button("Show all scans", key="cohort_unpick", on_click=_unpick, icon=":material/close:", type="tertiary")
     shown = table_of(cases)

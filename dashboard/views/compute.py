@@ -18,6 +18,7 @@ from agg2exp_core.organs import LabelSet
 from agg2exp_core.records import InputError, Method
 from agg2exp_core.settings import list_models
 from agg2exp_core.store import cohorts
+from dashboard import charts, data, words
 
 UPLOADS = "uploads"
 METHODS = {"smoothgrad": "SmoothGrad", "gradient": "Gradient", "integrated_gradients": "Integrated gradients"}
@@ -54,9 +55,9 @@ def ask(subject: Subject) -> None:
         return
     index = models.index(subject.model) if subject.model in models else 0
     model = st.selectbox("Model", models, index=index, key="compute_model") if len(models) > 1 else models[0]
-    title = subject.labels[subject.target].title
+    title = charts.organ_of(subject.labels, subject.target).title
     method = _ask_method(subject.method or Method(samples=4))
-    scope = st.radio("Organs", [title, "All organs"], horizontal=True, key="compute_scope")
+    scope = st.radio("Organs", [title, "All organs"], format_func=words.plain, horizontal=True, key="compute_scope")
     targets = (subject.target,) if scope == title else ()
     if st.button("Explain", type="primary", icon=":material/bolt:", width="stretch", key="compute_start"):
         request = Request(subject.cohort, subject.case_id, model, method, targets)
@@ -74,7 +75,7 @@ def _ask_method(usual: Method) -> Method:
     samples = st.number_input(
         SAMPLES[name],
         min_value=1,
-        max_value=500,
+        max_value=10_000,
         value=usual.samples if name == usual.name else 20,
         key=f"compute_samples_{name}",
         help="More of them give a steadier map and take proportionally longer.",
@@ -93,6 +94,7 @@ def jobs(root: Path, labels: LabelSet, here: tuple[str, str] | None) -> None:
     st.fragment(_jobs, run_every=1.0 if running else None)(root, labels, here)
 
 
+@words.told
 def _jobs(root: Path, labels: LabelSet, here: tuple[str, str] | None) -> None:
     known = queue.list_jobs(root)
     unfinished = [job for job in known if not job.finished]
@@ -111,6 +113,7 @@ def _jobs(root: Path, labels: LabelSet, here: tuple[str, str] | None) -> None:
 def open_result(job: JobState) -> None:
     """Let the page's link name what the job computed."""
     assert job.result is not None
+    data.forget()
     for name, value in (("cohort", "cohort"), ("run", "run"), ("case", "case_id")):
         st.query_params[name] = job.result[value]
     if job.request.targets:
@@ -128,7 +131,7 @@ def _job(root: Path, labels: LabelSet, job: JobState) -> None:
                 open_result(job)
                 st.rerun(scope="app")
         elif job.status == "failed":
-            st.error(job.reason, icon=":material/error:")
+            words.refuse(job.reason)
             with st.popover("Log"):
                 st.code(queue.log(root, job.job_id) or "Nothing was printed.", language=None, wrap_lines=True)
 
@@ -144,20 +147,19 @@ def _stop_button(root: Path, job: JobState) -> None:
 
 
 def _headline(labels: LabelSet, job: JobState) -> str:
-    titles = {organ.name: organ.title for organ in labels.organs}
-    organs = ", ".join(titles.get(name, name) for name in job.request.targets) or "All organs"
+    organs = ", ".join(words.plain(charts.organ_of(labels, name).title) for name in job.request.targets) or "All organs"
     method = job.request.method
     copies = f" × {method.samples}" if method.name in SAMPLES else ""
     word, color = STATUS[job.status]
-    what = f"{organs}, {METHODS.get(method.name, method.name)}{copies}"
-    return f"**{job.request.case_id}** :{color}-badge[{word}]  \n{what}"
+    what = f"{organs}, {METHODS.get(method.name) or words.plain(method.name)}{copies}"
+    return f"**{words.plain(job.request.case_id)}** :{color}-badge[{word}]  \n{what}"
 
 
 def _pace(job: JobState) -> str:
-    words = [job.note] if job.note else []
+    parts = [words.plain(job.note)] if job.note else []
     if job.seconds_left is not None:
-        words.append(f"about {duration(job.seconds_left)} left")
-    return " · ".join(words) or "starting"
+        parts.append(f"about {duration(job.seconds_left)} left")
+    return " · ".join(parts) or "starting"
 
 
 def duration(seconds: float) -> str:
@@ -179,8 +181,9 @@ def upload(root: Path) -> None:
             case_id = take_in(root, file.name, file)
     except InputError as error:
         st.session_state["upload_seen"] = None
-        st.error(str(error), icon=":material/error:")
+        words.refuse(error)
         return
+    data.forget()
     for name in ("run", "target", "at"):
         st.query_params.pop(name, None)
     st.query_params["cohort"], st.query_params["case"] = UPLOADS, case_id

@@ -1,0 +1,45 @@
+"""Texts of others on a page: shown as they are, and what the user asked wrongly for in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec
+
+import streamlit as st
+
+from agg2exp_core.records import InputError
+
+Arguments = ParamSpec("Arguments")
+
+
+def plain(text: object) -> str:
+    r"""A text as Markdown that shows just it, in one line: metadata, names and links bring no pictures or headings."""
+    line = " ".join(str(text).split())
+    return "".join(f"\\{sign}" if sign in r"\`*_{}[]()#+!|~<>:$" else sign for sign in line)
+
+
+def refuse(reason: object) -> None:
+    """Say what was refused or went wrong."""
+    st.error(plain(reason), icon=":material/error:")
+
+
+def not_here(label: str, wish: str) -> None:
+    """Say that a link names what is not here."""
+    st.warning(f"{plain(label)} of the link is not here: {plain(repr(wish[:64]))}", icon=":material/link_off:")
+
+
+def told(draw: Callable[Arguments, None]) -> Callable[Arguments, None]:
+    """A page, or a fragment of one, that says what the user asked wrongly for.
+
+    Each needs this of its own: Streamlit draws a fragment again without the page around it.
+    """
+
+    @wraps(draw)
+    def drawn(*args: Arguments.args, **named: Arguments.kwargs) -> None:
+        try:
+            draw(*args, **named)
+        except InputError as error:
+            refuse(error)
+
+    return drawn
