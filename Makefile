@@ -43,7 +43,7 @@ TOUR := lung_upper_lobe_left,lung_lower_lobe_left,lung_lower_lobe_right,heart,ao
 precompute: $(VENV)/.package
 	$(BIN)/agg2exp demo
 	$(EXPLAIN) --cohort reference --case ref-01 --targets $(TOUR)
-	$(EXPLAIN) --cohort clinic --case cli-02 --case cli-04 --case cli-07 --case cli-08 --targets $(TOUR)
+	$(EXPLAIN) --cohort clinic --case cli-02 --case cli-04 --case cli-07 --case cli-08 --case cli-12 --targets $(TOUR)
 	$(EXPLAIN) --cohort reference --saliency-dtype none
 	$(EXPLAIN) --cohort clinic --saliency-dtype none
 

@@ -297,7 +297,8 @@ def _importance(chosen: Chosen, dice: bool = True) -> None:
     _key_figures(chosen, whole)
     _completeness(chosen)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
-        sign = filters.segments("Attribution counted", "case_sign", filters.SIGNS, "abs")
+        shares_only = chosen.record.get("values") == "shares"
+        sign = "abs" if shares_only else filters.segments("Attribution counted", "case_sign", filters.SIGNS, "abs")
         value = filters.segments("Measure", "case_value", filters.VALUES, "mass")
         background = st.toggle("With background", key="case_background")
     table = _table(chosen, Selection(chosen.cohort, chosen.run, sign, value, background))

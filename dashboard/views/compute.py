@@ -205,7 +205,7 @@ def take_in(root: Path, name: str, content: IO[bytes]) -> str:
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", name[: -len(ending)]).strip("-")[:50] or "scan"
     case_id = f"{stem}-{digest[:8]}"
     with TemporaryDirectory(dir=images.parent, prefix=".incoming-") as folder:
-        arrived = Path(folder) / f"scan{ending}"
+        arrived = Path(folder) / f"{stem}{ending}"  # a refusal names the file as the user knows it
         content.seek(0)
         with arrived.open("wb") as file:
             while block := content.read(2**22):
