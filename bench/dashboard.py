@@ -62,17 +62,16 @@ def _first_chart(page: Any, url: str) -> float:
 
 
 def _filter_changes(page: Any) -> list[float]:
-    """Milliseconds from a step of the age range's lower end to both charts being drawn again.
-
-    Every step is a selection that was not asked for before, so that no answer comes from the cache.
-    """
+    """Milliseconds from choosing a value of `sex`, or removing it, to both charts being drawn again."""
     page.locator(".st-key-cohort_matrix .heatmaplayer image").first.wait_for()
     page.wait_for_timeout(1000)
     page.evaluate(WATCH)
-    lowest = page.get_by_role("slider", name="Age").first
-    lowest.focus()
+    chooser = page.get_by_role("combobox", name="Sex")
     times = []
-    for _ in range(CHANGES):
-        lowest.press("ArrowRight")
+    for change in range(CHANGES // 2):
+        chooser.click()
+        page.get_by_role("option", name="FM"[change % 2], exact=True).click()
+        times.append(page.wait_for_function(WAIT).json_value())
+        chooser.press("Backspace")
         times.append(page.wait_for_function(WAIT).json_value())
     return times
