@@ -872,7 +872,7 @@ def write_cohort(
     write_text(listed, table.getvalue())
 
 
-COLUMNS = ("case_id", "image", "label", "pathology", "age", "sex", "scanner", "planted")
+COLUMNS = ("case_id", "image", "label", "pathology_mask", "age", "sex", "scanner", "planted")
 LESIONS = ("pleural effusion", "consolidation", "metal")
 """What of PLANTED is a thing in the patient, and so has a mask."""
 
@@ -883,13 +883,13 @@ def _write_case(folder: Path, case: Case) -> dict[str, str | int | float]:
     name = f"{case_id}.nii.gz"
     files = {"image": f"images/{name}", "label": f"labels/{name}"}
     if planted in LESIONS:
-        files["pathology"] = f"pathology/{name}"
+        files["pathology_mask"] = f"pathology/{name}"
     if not all((folder / file).is_file() for file in files.values()):
         phantom = generate(seed, planted)
-        volumes = {"image": phantom.image, "label": phantom.labels, "pathology": phantom.pathology}
+        volumes = {"image": phantom.image, "label": phantom.labels, "pathology_mask": phantom.pathology}
         for part, file in files.items():
             volume = volumes[part]
             assert volume is not None
             write_volume(folder / file, volume)
     person, scanner = _drawn(seed, planted)
-    return {"case_id": case_id, "pathology": "", **files, **_metadata(person, scanner, planted)}
+    return {"case_id": case_id, "pathology_mask": "", **files, **_metadata(person, scanner, planted)}

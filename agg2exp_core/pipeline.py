@@ -184,9 +184,8 @@ def sum_table(classes: tuple[str, ...], explained: Explanation) -> SumTable:
     count = len(classes)
     targets = tuple(name for name in classes if name in explained.targets or name in explained.absent)
     positive, negative = np.full((2, len(targets), count), np.nan)
-    for name, voxels in zip(explained.targets, explained.saliency.numpy(), strict=True):
-        row = targets.index(name)
-        positive[row], negative[row] = region_sums(voxels, regions, count)
+    rows = [targets.index(name) for name in explained.targets]
+    positive[rows], negative[rows] = region_sums(explained.saliency.numpy(), regions, count)
     return SumTable(targets, classes, positive, negative, count_voxels(regions, count), dict(explained.absent))
 
 

@@ -12,7 +12,7 @@ from monai.networks import one_hot
 
 from agg2exp_core.aggregation.agreement import dice_iou
 from agg2exp_core.aggregation.groups import join_regions
-from agg2exp_core.aggregation.regions import BLOCK, count_voxels, mass, mean, region_sums
+from agg2exp_core.aggregation.regions import count_voxels, mass, mean, region_sums
 from agg2exp_core.records import InputError, SumTable
 
 REGIONS = ("background", "upper", "lower", "heart")
@@ -21,16 +21,15 @@ REGIONS = ("background", "upper", "lower", "heart")
 def table_of(seed: int, shape: tuple[int, int, int] = (5, 4, 3)) -> SumTable:
     rng = np.random.default_rng(seed)
     regions = rng.integers(0, len(REGIONS), shape).astype(np.uint8)
-    sums = [region_sums(rng.standard_normal(shape, np.float32), regions, len(REGIONS)) for _ in range(2)]
-    positive, negative = (np.stack([pair[sign] for pair in sums]) for sign in range(2))
+    positive, negative = region_sums(rng.standard_normal((2, *shape), np.float32), regions, len(REGIONS))
     return SumTable(("upper", "heart"), REGIONS, positive, negative, count_voxels(regions, len(REGIONS)))
 
 
 def test_three_voxels_by_hand():
-    attribution, regions = np.array([[[2.0, -1.0, 1.0]]]), np.array([[[1, 1, 0]]])
-    positive, negative = region_sums(attribution, regions, 2)
-    assert positive.tolist() == [1, 2] and negative.tolist() == [0, 1]
-    table = SumTable(("a",), ("background", "a"), positive[None], negative[None], count_voxels(regions, 2))
+    attributions, regions = np.array([[[[2.0, -1.0, 1.0]]]]), np.array([[[1, 1, 0]]])
+    positive, negative = region_sums(attributions, regions, 2)
+    assert positive.tolist() == [[1, 2]] and negative.tolist() == [[0, 1]]
+    table = SumTable(("a",), ("background", "a"), positive, negative, count_voxels(regions, 2))
     assert mass(table, "abs").tolist() == [[0.25, 0.75]]
     assert mass(table, "pos")[0] == pytest.approx([1 / 3, 2 / 3]) and mass(table, "neg").tolist() == [[0, 1]]
     assert mean(table, "abs").tolist() == [[1, 1.5]] and mean(table, "neg").tolist() == [[0, 0.5]]
@@ -38,17 +37,20 @@ def test_three_voxels_by_hand():
 
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16])
-def test_sums_equal_the_plain_loop_across_blocks(dtype, order):
+def test_sums_equal_the_plain_loop(dtype, order):
     rng = np.random.default_rng(0)
-    shape = (47, 41, BLOCK // 1000)
-    attribution = np.asarray(rng.standard_normal(shape, np.float32), order=order)
+    shape = (17, 14, 13)
+    attributions = np.asarray(rng.standard_normal((3, *shape), np.float32), order=order)
     regions = rng.integers(0, 7, shape).astype(dtype)
-    assert attribution.size > BLOCK
-    positive, negative = region_sums(attribution, regions, 9)
-    for region in range(9):
-        inside = attribution[regions == region].astype(np.float64)
-        assert positive[region] == pytest.approx(inside[inside > 0].sum(), rel=1e-12)
-        assert negative[region] == pytest.approx(-inside[inside < 0].sum(), rel=1e-12)
+    positive, negative = region_sums(attributions, regions, 9)
+    assert positive.shape == negative.shape == (3, 9)
+    for target, region in np.ndindex(3, 9):
+        inside = attributions[target][regions == region].astype(np.float64)
+        assert positive[target, region] == pytest.approx(inside[inside > 0].sum(), rel=1e-12)
+        assert negative[target, region] == pytest.approx(-inside[inside < 0].sum(), rel=1e-12)
+    assert region_sums(attributions[:0], regions, 9)[0].shape == (0, 9)
+    with pytest.raises(ValueError):
+        region_sums(attributions, regions, 6)  # a region too many
 
 
 @settings(max_examples=30, deadline=None)

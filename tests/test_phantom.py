@@ -151,7 +151,7 @@ def test_a_cohort_written_twice_is_left_alone(tmp_path: Path, monkeypatch):
     write_cohort(tmp_path, plan, workers=1)
     assert files == {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.rglob("*.nii.gz")}
     assert (tmp_path / "cases.csv").read_text() == table
-    assert table.splitlines()[0] == "case_id,image,label,pathology,age,sex,scanner,planted"
+    assert table.splitlines()[0] == "case_id,image,label,pathology_mask,age,sex,scanner,planted"
     assert table.splitlines()[2].startswith("b,images/b.nii.gz,labels/b.nii.gz,pathology/b.nii.gz,")
     (tmp_path / "cases.csv").write_text("mine")
     write_cohort(tmp_path, plan, workers=1)

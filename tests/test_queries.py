@@ -72,7 +72,7 @@ def _metadata() -> pd.DataFrame:
             "dice": "0.1",
             "note": [f"note {number}" for number in range(14)],
             "code": ["007", *["7e"] * 13],
-            "pathology": "mask.nii.gz",
+            "pathology_mask": "mask.nii.gz",
         }
     )
 
@@ -312,7 +312,7 @@ def test_filters_are_those_of_pandas(con: duckdb.DuckDBPyConnection, selection: 
 def test_cases_carry_their_metadata_and_mean_dice(con: duckdb.DuckDBPyConnection) -> None:
     found = queries.cases(con, BASE)
     assert list(found.columns) == [
-        "cohort", "case_id", "image", "label", "age", "sex", "Case_ID_2", "dice_2", "note", "code", "pathology",
+        "cohort", "case_id", "image", "label", "age", "sex", "Case_ID_2", "dice_2", "note", "code", "pathology_mask",
         "dice", "explained",
     ]  # fmt: skip
     assert list(found["case_id"]) == list(CASES[::-1])

@@ -9,6 +9,7 @@ import pandas as pd
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
+from agg2exp_core.analysis.importance import roots
 from agg2exp_core.records import InputError
 
 LINKAGES = ("average", "complete", "single", "ward")
@@ -36,8 +37,7 @@ def distances(matrix: pd.DataFrame) -> pd.DataFrame:
     """
     explained = matrix.index[matrix.notna().any(axis=1)]
     names = [name for name in explained if name in matrix.columns]
-    # A published share may lie a millionth below 0, by rounding.
-    root = np.sqrt(np.maximum(matrix.loc[names, names].to_numpy(np.float64), 0))
+    root = roots(matrix.loc[names, names].to_numpy(np.float64))
     near = np.where(np.isnan(root), root.T, root)
     near = np.nan_to_num((near + near.T) / 2)
     far = near.max(initial=0) - near

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import mannwhitneyu, wilcoxon
 
-from agg2exp_core.analysis.importance import Importance
+from agg2exp_core.analysis.importance import Importance, take_organs
 from agg2exp_core.analysis.significance import benjamini_hochberg
 from agg2exp_core.records import InputError
 
@@ -83,9 +83,7 @@ def bootstrap(values: np.ndarray, statistic: str, rng: np.random.Generator) -> n
 
 def _flat(importance: Importance, targets: list[str], regions: list[str]) -> np.ndarray:
     """(cases, pairs) of the named targets and regions."""
-    rows = [importance.targets.index(name) for name in targets]
-    columns = [importance.regions.index(name) for name in regions]
-    return importance.values[:, rows][:, :, columns].reshape(len(importance.cases), -1)
+    return take_organs(importance, targets, regions).values.reshape(len(importance.cases), -1)
 
 
 def _differences(one: np.ndarray, other: np.ndarray, statistic: str, paired: bool) -> dict[str, np.ndarray]:

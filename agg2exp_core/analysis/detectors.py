@@ -17,6 +17,8 @@ from sklearn.covariance import LedoitWolf
 from sklearn.ensemble import IsolationForest
 from sklearn.neighbors import NearestNeighbors
 
+from agg2exp_core.analysis.importance import roots
+
 LEAST_MASS = 1e-4
 """A hundredth of a percent: what masses differ by below it is noise, and counts neither in z nor in logarithms."""
 
@@ -87,10 +89,10 @@ class Neighbours:
 
     @classmethod
     def fit(cls, rows: np.ndarray) -> Neighbours:
-        return cls(NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(rows))).fit(_roots(rows)))
+        return cls(NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(rows))).fit(roots(rows)))
 
     def score(self, rows: np.ndarray) -> np.ndarray:
-        return self.nearest.kneighbors(_roots(rows))[0].mean(axis=1)
+        return self.nearest.kneighbors(roots(rows))[0].mean(axis=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,11 +107,6 @@ class Mahalanobis:
 
     def score(self, rows: np.ndarray) -> np.ndarray:
         return np.sqrt(self.covariance.mahalanobis(log_ratios(rows)))
-
-
-def _roots(rows: np.ndarray) -> np.ndarray:
-    # A published share may lie a millionth below 0, by rounding.
-    return np.sqrt(np.maximum(rows, 0))
 
 
 def log_ratios(rows: np.ndarray) -> np.ndarray:

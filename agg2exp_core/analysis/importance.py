@@ -59,22 +59,31 @@ def take_cases(importance: Importance, rows: np.ndarray) -> Importance:
     return replace(importance, cases=cases, values=importance.values[chosen])
 
 
+def take_organs(importance: Importance, targets: Sequence[str], regions: Sequence[str]) -> Importance:
+    """Only the named targets and regions, in the order of the names."""
+    rows, columns = (
+        [own.index(name) for name in names]
+        for own, names in ((importance.targets, targets), (importance.regions, regions))
+    )
+    values = importance.values[:, rows][:, :, columns]
+    return Importance(importance.cases, tuple(targets), tuple(regions), values)
+
+
+def roots(masses: np.ndarray) -> np.ndarray:
+    """√mass, whose distances are Hellinger's but for a factor."""
+    # A published share may lie a millionth below 0, by rounding.
+    return np.sqrt(np.maximum(masses, 0))
+
+
 def foreground(importance: Importance) -> Importance:
     """Masses among the organs alone: no background as target or region, each row divided by what is left of it.
 
     A row of which nothing is left is NaN.
     """
-    targets, regions = (
-        np.array([name != BACKGROUND for name in names], bool) for names in (importance.targets, importance.regions)
-    )
-    values = importance.values[:, targets][:, :, regions]
-    left = np.nansum(values, axis=2, keepdims=True)
-    return Importance(
-        importance.cases,
-        tuple(name for name in importance.targets if name != BACKGROUND),
-        tuple(name for name in importance.regions if name != BACKGROUND),
-        np.divide(values, left, out=np.full_like(values, np.nan), where=left > 0),
-    )
+    organs = [[name for name in names if name != BACKGROUND] for names in (importance.targets, importance.regions)]
+    kept = take_organs(importance, *organs)
+    left = np.nansum(kept.values, axis=2, keepdims=True)
+    return replace(kept, values=np.divide(kept.values, left, out=np.full_like(kept.values, np.nan), where=left > 0))
 
 
 def medians(importance: Importance) -> pd.DataFrame:

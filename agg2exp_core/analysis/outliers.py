@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from agg2exp_core.analysis.detectors import DETECTORS, RobustZ, RowDetector
-from agg2exp_core.analysis.importance import Importance
+from agg2exp_core.analysis.importance import Importance, take_organs
 from agg2exp_core.analysis.significance import benjamini_hochberg
 from agg2exp_core.records import InputError
 
@@ -213,15 +213,7 @@ def _shared(one: Importance, other: Importance) -> tuple[Importance, Importance]
     targets = [name for name in one.targets if name in other.targets]
     if not targets:
         raise InputError("both runs must explain a target in common", f"{other.targets[0]} … and {one.targets[0]} …")
-    return _ordered(one, targets, one.regions), _ordered(other, targets, one.regions)
-
-
-def _ordered(importance: Importance, targets: Sequence[str], regions: Sequence[str]) -> Importance:
-    row, column = (
-        [own.index(name) for name in wanted]
-        for own, wanted in ((importance.targets, targets), (importance.regions, regions))
-    )
-    return Importance(importance.cases, tuple(targets), tuple(regions), importance.values[:, row][:, :, column])
+    return take_organs(one, targets, one.regions), take_organs(other, targets, one.regions)
 
 
 def _rows(scored: Importance, name: str, scores: np.ndarray, limits: np.ndarray) -> pd.DataFrame:

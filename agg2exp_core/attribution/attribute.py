@@ -104,7 +104,7 @@ def attribute(
         baseline = _baseline(explainer, image[0], method.baseline)
         saliency = integrated_gradients(model, image[0], baseline, targets, method.samples)
         completeness = _completeness(explainer, baseline, targets, values, saliency)
-    if not torch.isfinite(saliency).all():
+    if not all(torch.isfinite(one).all() for one in saliency):
         raise InputError("attributions must be finite", "NaN or infinity: the network's gradient breaks down")
     names = tuple(target.name for target in targets)
     return Explanation(prediction.cpu(), names, saliency.cpu(), absent, completeness)

@@ -20,7 +20,9 @@ from agg2exp_core.store.catalog import agreement_view, cohort_table, finite_numb
 Connection = duckdb.DuckDBPyConnection
 
 SIGNS, VALUES = ("abs", "pos", "neg"), ("mass", "mean")
-NO_METADATA = ("case_id", "image", "label", "pathology")
+NO_METADATA = ("case_id", "image", "label", "pathology_mask")
+"""Columns of cases.csv that name a case or a file: nothing that a reader filters by."""
+
 NOT_EXPLAINED = "not explained"
 """Why a case that lies in no cache of the run has no value."""
 

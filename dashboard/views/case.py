@@ -13,7 +13,7 @@ from agg2exp_core.organs import BACKGROUND, LabelSet
 from agg2exp_core.records import InputError, Method, Selection
 from agg2exp_core.settings import data_root
 from agg2exp_core.store import cohorts, results
-from agg2exp_core.store.queries import NOT_EXPLAINED
+from agg2exp_core.store.queries import NO_METADATA, NOT_EXPLAINED
 from dashboard import charts, charts_case, data, filters, words
 from dashboard.viewer import layers, slices
 from dashboard.viewer.scene import Sources, load_scene
@@ -23,8 +23,6 @@ from dashboard.views import compute
 
 MAPS = {"signed": "Signed", "absolute": "Absolute", "off": "Hidden"}
 STAGE = "case_stage"
-NOT_TOLD = ("pathology",)
-"""Columns of cases.csv that name a file: nothing a reader asks for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +202,7 @@ def run_title(record: dict[str, Any]) -> str:
 def _heading(chosen: Chosen) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         st.markdown(f"### {words.plain(chosen.case.case_id)}", width="content")
-        told = {name: value for name, value in chosen.case.metadata.items() if value and name not in NOT_TOLD}
+        told = {name: value for name, value in chosen.case.metadata.items() if value and name not in NO_METADATA}
         pairs = [(words.plain(name), words.plain(value)) for name, value in {"cohort": chosen.cohort, **told}.items()]
         st.markdown("  ·  ".join(f"{name} **{value}**" for name, value in pairs), width="stretch")
 

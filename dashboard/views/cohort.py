@@ -13,13 +13,14 @@ import streamlit as st
 from agg2exp_core.organs import BACKGROUND, LabelSet
 from agg2exp_core.records import Selection
 from agg2exp_core.settings import data_root
+from agg2exp_core.store.queries import NO_METADATA
 from dashboard import charts, data, filters, words
 from dashboard.charts import Pick
 from dashboard.views import case
 
 PICKED = "cohort_picked"
 TABLE_HEIGHT = 420
-NOT_SHOWN = ("cohort", "case_id", "image", "label", "dice", "explained", *case.NOT_TOLD)
+NOT_SHOWN = ("cohort", "dice", "explained", *NO_METADATA)
 
 EXPLAIN = "Open a scan on the Case page and press **Explain**, or run `agg2exp explain --cohort`."
 BOX_HELP = (
