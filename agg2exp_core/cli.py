@@ -109,6 +109,8 @@ def explain(
 ) -> None:
     """Attribute a scan's or a cohort's predicted organs and sum the attributions over all organs."""
     root = data_root(data)
+    _check_together("--image", image, {"--out": out, "--label": label})
+    _check_together("--cohort", cohort, {"--case": case})
     with reporting(root, job, "Explaining") as report:
         from agg2exp_core import pipeline
 
@@ -121,14 +123,10 @@ def explain(
         )
         if image is not None:
             one, folder = _scan_alone(image, label, cohort, out)
-            if case:
-                raise InputError("--case goes with --cohort", "--image")
             explaining = pipeline.Explaining(root, plan)
             explaining.check_free(one, folder)
             explaining.case(one, folder, report)
             return
-        if out or label:
-            raise InputError("--out and --label go with --image", "a cohort, which has its own folders and labels")
         cases = _chosen_cases(root, cohort, case)
         explaining = pipeline.Explaining(root, plan)
         assert cohort is not None
@@ -173,11 +171,12 @@ def train(
     cohort: Annotated[str, typer.Option("--cohort", help="A cohort with label maps.")],
     model: Annotated[str, typer.Option("--model", help="Name of the new model.")],
     label_set: Annotated[str, typer.Option(help="The label set of the label maps.")] = "thorax17",
+    network: Annotated[str, typer.Option(help="swinunetr or segresnet.")] = "swinunetr",
     steps: Annotated[int, typer.Option(min=1)] = 1200,
     seed: Seed = 0,
     data: Root = None,
 ) -> None:
-    """Train a small Swin UNETR on a labelled cohort and write it as a MONAI bundle."""
+    """Train a small network on a labelled cohort and write it as a MONAI bundle."""
     from agg2exp_core.model import train as training
     from agg2exp_core.organs import load_label_set
 
@@ -188,7 +187,9 @@ def train(
     pairs = [(case.image, case.label) for case in _chosen_cases(root, cohort, None) if case.image and case.label]
     if len(pairs) < 2:
         raise InputError("training needs at least 2 cases with an image and a label map", f"{len(pairs)} in {cohort}")
-    plan = training.TrainPlan(steps=steps, seed=seed)
+    if network not in training.NETWORKS:
+        raise InputError("network must be known", repr(network), ", ".join(training.NETWORKS))
+    plan = training.TrainPlan(steps=steps, seed=seed, network=network)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # In a hidden folder until it is trained: an interrupted training leaves no model that cannot be used.
     with TemporaryDirectory(dir=folder.parent, prefix=f".{model}-") as hidden, progress("Training") as report:
@@ -413,6 +414,13 @@ def _chosen_cases(root: Path, cohort: str | None, wanted: list[str] | None) -> l
         raise InputError("say what to work on", "neither --image nor --cohort", "--image FILE --out DIR, or --cohort C")
     names = wanted or list(read_cases(root, cohort)["case_id"])
     return [find_case(root, cohort, name) for name in names]
+
+
+def _check_together(option: str, given: object, companions: dict[str, object]) -> None:
+    """InputError for a companion of an option that is not there: it would be ignored without a word."""
+    for name, value in companions.items():
+        if value and not given:
+            raise InputError(f"{name} goes with {option}", f"{name} alone")
 
 
 def _scan_alone(image: Path, label: Path | None, cohort: str | None, out: Path | None) -> tuple[Case, Path]:

@@ -36,14 +36,15 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_trained_model_is_a_bundle_with_its_record(root, capsys):
-    cli.train(cohort="small", model="net", label_set="thorax17", steps=1, seed=3, data=root)
+@pytest.mark.parametrize(("network", "target"), [("swinunetr", "SwinUNETR"), ("segresnet", "SegResNet")])
+def test_a_trained_model_is_a_bundle_with_its_record(root, capsys, network, target):
+    cli.train(cohort="small", model="net", label_set="thorax17", network=network, steps=1, seed=3, data=root)
     assert "held-out Dice" in capsys.readouterr().out
     bundle = find_bundle(root, "net")
     assert bundle.classes == ORGANS and bundle.label_set == "thorax17"
     assert bundle.metadata["network_data_format"]["outputs"]["pred"]["channel_def"]["8"] == "heart"
     config = json.loads((bundle.folder / "configs" / "inference.json").read_text())
-    assert config["network_def"]["_target_"] == "SwinUNETR"
+    assert config["network_def"]["_target_"] == target
     assert {"network_def", "preprocessing", "inferer"} <= set(config)
     record = json.loads((bundle.folder / "docs" / "training.json").read_text())
     assert record["plan"]["seed"] == 3 and set(record["held_out_dice"]) == set(ORGANS[1:])
@@ -64,6 +65,8 @@ def test_a_taken_name_and_a_cohort_without_labels_are_refused(root):
     (root / "models" / "net").mkdir(parents=True)
     with pytest.raises(InputError, match="free"):
         cli.train(cohort="small", model="net", label_set="thorax17", steps=1, seed=0, data=root)
+    with pytest.raises(InputError, match="swinunetr, segresnet"):
+        cli.train(cohort="small", model="other", label_set="thorax17", network="vnet", data=root)
     cohorts.append_case(root, "bare", {"case_id": "a", "image": "", "label": ""})
     with pytest.raises(InputError, match="at least 2"):
         cli.train(cohort="bare", model="other", label_set="thorax17", steps=1, seed=0, data=root)

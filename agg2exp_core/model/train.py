@@ -1,4 +1,4 @@
-"""Train a small Swin UNETR on a labelled cohort and write it as a MONAI bundle."""
+"""Train a small network on a labelled cohort and write it as a MONAI bundle."""
 
 from __future__ import annotations
 
@@ -33,9 +33,16 @@ from agg2exp_core.organs import LabelSet
 from agg2exp_core.records import InputError
 
 
+NETWORKS: dict[str, dict[str, Any]] = {
+    "swinunetr": {"_target_": "SwinUNETR", "feature_size": 12, "window_size": 4},
+    "segresnet": {"_target_": "SegResNet", "init_filters": 8, "dropout_prob": 0.0},
+}
+"""Name → MONAI's network, small enough for a CPU: the one attends to windows, the other convolves."""
+
+
 @dataclass(frozen=True)
 class TrainPlan:
-    """What a training run depends on. spacing in mm, window in voxels of that spacing."""
+    """What a training run depends on. network: one of NETWORKS; spacing in mm, window in voxels of that spacing."""
 
     steps: int = 1200
     batch: int = 2
@@ -43,7 +50,7 @@ class TrainPlan:
     seed: int = 0
     spacing: float = 5.0
     window: int = 64
-    feature_size: int = 12
+    network: str = "swinunetr"
     held_out: float = 0.1
 
 
@@ -157,7 +164,8 @@ def _fit(
         schedule.step()
         if step % 25 == 0:
             curve.append({"step": step, "loss": round(smooth, 4), "dice": _batch_dice(logits.detach(), label)})
-        report(step, plan.steps, f"training, loss {smooth:.3f}, Dice {curve[-1]['dice'] if curve else 0:.3f}")
+        score = f", Dice {curve[-1]['dice']:.3f}" if curve else ""
+        report(step, plan.steps, f"training, loss {smooth:.3f}{score}")
     return curve
 
 
@@ -203,13 +211,7 @@ def _inference_config(classes: int, plan: TrainPlan) -> dict[str, Any]:
         "imports": ["$import torch"],
         "bundle_root": ".",
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
-        "network_def": {
-            "_target_": "SwinUNETR",
-            "in_channels": 1,
-            "out_channels": classes,
-            "feature_size": plan.feature_size,
-            "window_size": 4,
-        },
+        "network_def": NETWORKS[plan.network] | {"in_channels": 1, "out_channels": classes},
         "preprocessing": {
             "_target_": "Compose",
             "transforms": [
@@ -247,7 +249,7 @@ def _metadata(labels: LabelSet, plan: TrainPlan) -> dict[str, Any]:
         "pytorch_version": torch.__version__.split("+")[0],
         "numpy_version": np.__version__,
         "task": "Segmentation of thorax organs in CT",
-        "description": "A small Swin UNETR. For demonstration, not for patients.",
+        "description": f"A small {NETWORKS[plan.network]['_target_']}. For demonstration, not for patients.",
         "authors": "Agg²Exp Explorer",
         "intended_use": "Demonstration of attributions; never for diagnosis.",
         "label_set": labels.name,
