@@ -1,22 +1,25 @@
-"""Widgets → Selection, Selection → link and words. What a link says is followed once, then the widgets rule."""
+"""Widgets → Selection, Selection → link and words."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
-from agg2exp_core.organs import LabelSet
+from agg2exp_core.organs import BACKGROUND, LabelSet
 from agg2exp_core.records import Condition, Selection
-from dashboard import charts, data, words
-from dashboard.charts import Pick
+from dashboard import data, words
+from dashboard.address import Address, Link
+from dashboard.charts.common import Pick, organ_of
 
 SIGNS = {"abs": "Absolute", "pos": "Positive", "neg": "Negative"}
 VALUES = {"mass": "Share", "mean": "Mean per voxel"}
 ALL_DICE = (0.0, 1.0)
+_NEUTRAL = "neutral"
 
 SIGN_HELP = (
     "**Absolute** counts all attribution. **Positive** counts only voxels where more of the scan's signal raises the "
@@ -32,31 +35,7 @@ BACKGROUND_HELP = (
     "and sum to 100 % again."
 )
 
-Link = dict[str, list[str]]
-"""A link's parameters: name → values."""
-
-_KEY, _ASKED, _WRITTEN, _NEUTRAL = "cohort_", "cohort_link_asked", "cohort_link_written", "cohort_neutral"
-
-
 # ---- link ----------------------------------------------------------------------------------------
-
-
-def follow_link() -> None:
-    """Note what a link asks for when it came from outside, or what was last shown when one comes back to the page."""
-    now = {name: st.query_params.get_all(name) for name in st.query_params}
-    if "case" in now:
-        now = {}  # the browser's Back leaves the Case page's parameters in place
-    written = st.session_state.get(_WRITTEN)
-    if now != written or f"{_KEY}cohort" not in st.session_state:
-        st.session_state[_ASKED] = dict(now or written or {})
-
-
-def write_link(link: Link) -> None:
-    """Let the browser's address name what is shown; what a link asked for has been answered by then."""
-    st.session_state[_ASKED] = {}
-    if st.session_state.get(_WRITTEN) != link or set(st.query_params) != set(link):
-        st.query_params.from_dict(link)
-    st.session_state[_WRITTEN] = link
 
 
 def link_of(selection: Selection, target: str, picked: Pick | None = None) -> Link:
@@ -79,14 +58,9 @@ def link_of(selection: Selection, target: str, picked: Pick | None = None) -> Li
     return link | ({"pick": ["~".join(picked)]} if picked else {})
 
 
-def asked(name: str) -> list[str] | None:
-    """What the link asks for under this name, once."""
-    return st.session_state.get(_ASKED, {}).pop(name, None)
-
-
-def _asked_range(name: str, low: float, high: float) -> tuple[float, float] | None:
+def _asked_range(address: Address, name: str, low: float, high: float) -> tuple[float, float] | None:
     try:
-        first, last = (float(text) for text in (asked(name) or [""])[0].split("~"))
+        first, last = (float(text) for text in (address.asked(name) or [""])[0].split("~"))
     except ValueError:
         return None
     return (max(first, low), min(last, high)) if low <= last and first <= high and first <= last else None
@@ -95,30 +69,39 @@ def _asked_range(name: str, low: float, high: float) -> tuple[float, float] | No
 # ---- choosing ------------------------------------------------------------------------------------
 
 
-def pick_one(
-    label: str, name: str, options: Sequence[str], titles: dict[str, str] | None = None, text: str | None = None
-) -> str | None:
+@dataclass(frozen=True)
+class Choice:
+    """A select box: its label, its name in the link, the titles of its options, and what its help says."""
+
+    label: str
+    name: str
+    titles: dict[str, str] = field(default_factory=dict)
+    text: str | None = None
+
+
+def pick_one(address: Address, choice: Choice, options: Sequence[str]) -> str | None:
     """A select box that follows the link once. None when there is nothing to choose."""
-    key, wish = _KEY + name, asked(name)
+    key, wish = address.key(choice.name), address.asked(choice.name)
     if wish and wish[0] in options:
         st.session_state[key] = wish[0]
-    elif wish:
-        words.not_here(label, wish[0])
+    elif wish and address.from_outside:
+        words.not_here(choice.label, wish[0])
     if st.session_state.get(key) not in options:
         st.session_state[key] = options[0] if options else None
+    titled = choice.titles.get
     return st.selectbox(
-        label, options, key=key, format_func=lambda option: (titles or {}).get(option, option), help=text
+        choice.label, options, key=key, format_func=lambda option: titled(option, option), help=choice.text
     )
 
 
-def measures(shares_only: bool) -> tuple[str, str, bool]:
+def measures(address: Address, shares_only: bool) -> tuple[str, str, bool]:
     """Switches: sign, value, background. shares_only: an imported table, which holds no signs."""
-    sign = "abs" if shares_only else _asked_segments("Attribution counted", "sign", SIGNS, SIGN_HELP)
-    value = _asked_segments("Measure", "value", VALUES, VALUE_HELP)
-    wish = asked("background")
+    sign = "abs" if shares_only else _asked_segments(address, "Attribution counted", "sign", SIGNS, SIGN_HELP)
+    value = _asked_segments(address, "Measure", "value", VALUES, VALUE_HELP)
+    key, wish = address.key("background"), address.asked("background")
     if wish:
-        st.session_state[f"{_KEY}background"] = wish == ["on"]
-    background = st.toggle("With background", key=f"{_KEY}background", help=BACKGROUND_HELP)
+        st.session_state[key] = wish == ["on"]
+    background = st.toggle("With background", key=key, help=BACKGROUND_HELP)
     return sign, value, background
 
 
@@ -131,9 +114,9 @@ def segments(label: str, key: str, titles: dict[str, str], usual: str, text: str
     return str(chosen or usual)
 
 
-def _asked_segments(label: str, name: str, titles: dict[str, str], text: str) -> str:
+def _asked_segments(address: Address, label: str, name: str, titles: dict[str, str], text: str) -> str:
     """Such a row that follows the link once; its first choice is the usual one."""
-    key, wish = _KEY + name, asked(name)
+    key, wish = address.key(name), address.asked(name)
     if wish and wish[0] in titles:
         st.session_state[key] = wish[0]
     return segments(label, key, titles, next(iter(titles)), text)
@@ -142,78 +125,81 @@ def _asked_segments(label: str, name: str, titles: dict[str, str], text: str) ->
 # ---- filtering -----------------------------------------------------------------------------------
 
 
-def narrow(root: Path, selection: Selection, labels: LabelSet) -> Selection:
-    """The filter widgets of a cohort; the selection with what they say."""
-    st.session_state[_NEUTRAL] = {}
-    where = tuple(
-        condition
-        for column in data.metadata_columns(root, selection.cohort).to_dict("records")
-        if (condition := _condition(selection.cohort, column)) is not None
-    )
-    organs = [name for name in data.targets(root, selection.cohort, selection.run) if name != charts.BACKGROUND]
-    titles = {name: charts.organ_of(labels, name).title for name in organs}
-    dice = _dice(selection.cohort, titles) if data.cases(root, selection)["dice"].notna().any() else None
-    present = _several("Organ present", "present", selection.cohort, organs, titles.__getitem__)
-    return Selection(
-        selection.cohort, selection.run, selection.sign, selection.value, selection.background, where, dice,
-        tuple(present),
-    )  # fmt: skip
+class Filters:
+    """The filter widgets of one cohort on one page; their keys name the cohort, as each has its own columns."""
+
+    def __init__(self, address: Address, cohort: str):
+        self.address, self.cohort = address, cohort
+        self.neutral: dict[str, Any] = {}
+
+    def narrow(self, root: Path, selection: Selection, labels: LabelSet) -> Selection:
+        """Draw the widgets; the selection with what they say."""
+        where = tuple(
+            condition
+            for column in data.metadata_columns(root, self.cohort).to_dict("records")
+            if (condition := self._condition(column)) is not None
+        )
+        organs = [name for name in data.targets(root, self.cohort, selection.run) if name != BACKGROUND]
+        titles = {name: organ_of(labels, name).title for name in organs}
+        dice = self._dice(titles) if data.cases(root, selection)["dice"].notna().any() else None
+        present = self._several("Organ present", "present", organs, titles.__getitem__)
+        st.session_state[self.address.key(_NEUTRAL)] = self.neutral
+        return replace(selection, where=where, dice=dice, present=tuple(present))
+
+    def _key(self, name: str) -> str:
+        return self.address.key(f"filter_{self.cohort}_{name}")
+
+    def _condition(self, column: dict[Any, Any]) -> Condition | None:
+        name = column["column"]
+        if column["kind"] == "number":
+            return self._between(name, float(column["low"]), float(column["high"]))
+        title = words.plain(str(name).capitalize())
+        chosen = self._several(title, f"is.{name}", list(column["values"]), in_words)
+        return Condition(name, values=tuple(chosen)) if chosen else None
+
+    def _several(self, label: str, name: str, options: list[Any], shown: Callable[[Any], str]) -> list[Any]:
+        key, wish = self._key(name), self.address.asked(name)
+        if wish is not None:
+            st.session_state[key] = [option for option in options if str(option) in wish]
+        self.neutral[key] = []
+        return st.multiselect(label, options, key=key, format_func=shown, placeholder="Any")
+
+    def _between(self, name: str, low: float, high: float) -> Condition | None:
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            return None
+        chosen = self._slider(words.plain(str(name).capitalize()), f"in.{name}", (low, high))
+        return None if chosen == (low, high) else Condition(name, low=chosen[0], high=chosen[1])
+
+    def _dice(self, titles: dict[str, str]) -> tuple[str, float, float] | None:
+        chosen = self._slider("Dice", "dice", ALL_DICE)
+        key, wish = self._key("dice_of"), self.address.asked("dice_of")
+        if wish and wish[0] in titles:
+            st.session_state[key] = wish[0]
+        self.neutral[key] = ""
+        organ = st.selectbox(
+            "Dice of", ["", *titles], key=key, format_func=lambda name: titles.get(name, "Mean over organs"),
+            help="Overlap of prediction and label, 0 to 1. The range above applies to this organ, or to the mean.",
+        )  # fmt: skip
+        return None if chosen == ALL_DICE else (organ, *chosen)
+
+    def _slider(self, label: str, name: str, ends: tuple[float, float]) -> tuple[float, float]:
+        """A range; whole numbers step by one, others by a hundredth of the range."""
+        key, (low, high) = self._key(name), ends
+        whole = low.is_integer() and high.is_integer() and high - low > 2
+        step = 1.0 if whole else 10.0 ** math.floor(math.log10((high - low) / 50))
+        low, high = math.floor(low / step) * step, math.ceil(high / step) * step
+        if wish := _asked_range(self.address, name, low, high):
+            st.session_state[key] = wish
+        self.neutral[key] = (low, high)
+        st.session_state.setdefault(key, (low, high))
+        chosen: Any = st.slider(label, low, high, step=step, key=key, format="%d" if whole else "%g")
+        first, last = chosen
+        return (ends[0] if first <= low else first), (ends[1] if last >= high else last)
 
 
-def _condition(cohort: str, column: dict[Any, Any]) -> Condition | None:
-    name = column["column"]
-    if column["kind"] == "number":
-        return _between(cohort, name, float(column["low"]), float(column["high"]))
-    chosen = _several(words.plain(str(name).capitalize()), f"is.{name}", cohort, list(column["values"]), in_words)
-    return Condition(name, values=tuple(chosen)) if chosen else None
-
-
-def _several(label: str, name: str, cohort: str, options: list[Any], shown: Callable[[Any], str]) -> list[Any]:
-    key, wish = f"{_KEY}filter_{cohort}_{name}", asked(name)
-    if wish is not None:
-        st.session_state[key] = [option for option in options if str(option) in wish]
-    st.session_state[_NEUTRAL][key] = []
-    return st.multiselect(label, options, key=key, format_func=shown, placeholder="Any")
-
-
-def _between(cohort: str, name: str, low: float, high: float) -> Condition | None:
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        return None
-    chosen = _slider(words.plain(str(name).capitalize()), f"in.{name}", cohort, (low, high))
-    return None if chosen == (low, high) else Condition(name, low=chosen[0], high=chosen[1])
-
-
-def _dice(cohort: str, titles: dict[str, str]) -> tuple[str, float, float] | None:
-    chosen = _slider("Dice", "dice", cohort, ALL_DICE)
-    key, wish = f"{_KEY}filter_{cohort}_dice_of", asked("dice_of")
-    if wish and wish[0] in titles:
-        st.session_state[key] = wish[0]
-    st.session_state[_NEUTRAL][key] = ""
-    organ = st.selectbox(
-        "Dice of", ["", *titles], key=key, format_func=lambda name: titles.get(name, "Mean over organs"),
-        help="Overlap of prediction and label, 0 to 1. The range above applies to this organ, or to the mean.",
-    )  # fmt: skip
-    return None if chosen == ALL_DICE else (organ, *chosen)
-
-
-def _slider(label: str, name: str, cohort: str, ends: tuple[float, float]) -> tuple[float, float]:
-    """A range; whole numbers step by one, others by a hundredth of the range."""
-    key, (low, high) = f"{_KEY}filter_{cohort}_{name}", ends
-    whole = low.is_integer() and high.is_integer() and high - low > 2
-    step = 1.0 if whole else 10.0 ** math.floor(math.log10((high - low) / 50))
-    low, high = math.floor(low / step) * step, math.ceil(high / step) * step
-    if wish := _asked_range(name, low, high):
-        st.session_state[key] = wish
-    st.session_state[_NEUTRAL][key] = (low, high)
-    st.session_state.setdefault(key, (low, high))
-    chosen: Any = st.slider(label, low, high, step=step, key=key, format="%d" if whole else "%g")
-    first, last = chosen
-    return (ends[0] if first <= low else first), (ends[1] if last >= high else last)
-
-
-def clear() -> None:
+def clear(address: Address) -> None:
     """Put every filter back to letting all cases through."""
-    for key, value in st.session_state.get(_NEUTRAL, {}).items():
+    for key, value in st.session_state.get(address.key(_NEUTRAL), {}).items():
         st.session_state[key] = value
 
 
@@ -235,6 +221,6 @@ def describe(selection: Selection, labels: LabelSet) -> list[str]:
             parts.append(f"{condition.column} {condition.low:g} to {condition.high:g}")
     if selection.dice:
         organ, low, high = selection.dice
-        whose = f"Dice of {charts.organ_of(labels, organ).title}" if organ else "mean Dice"
+        whose = f"Dice of {organ_of(labels, organ).title}" if organ else "mean Dice"
         parts.append(f"{whose} {low:g} to {high:g}")
-    return [*parts, *(f"{charts.organ_of(labels, name).title} present" for name in selection.present)]
+    return [*parts, *(f"{organ_of(labels, name).title} present" for name in selection.present)]

@@ -22,7 +22,7 @@ from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import InputError, Method, SumTable, Volume
 from agg2exp_core.store import cohorts, published_csv, results
 from agg2exp_core.volumes import read_volume, write_volume
-from dashboard.charts_case import importance_bars
+from dashboard.charts.bars import importance_bars
 from dashboard.views import case, compute
 
 LABELS = load_label_set("thorax17")

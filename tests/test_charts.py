@@ -10,7 +10,9 @@ import pandas as pd
 import pytest
 
 from agg2exp_core.organs import load_label_set, made_label_set
-from dashboard import charts
+from dashboard.charts import common
+from dashboard.charts.boxes import CLICK_COLUMNS, MOST_OUTLIERS, region_boxes, thinned
+from dashboard.charts.matrix import organ_matrix
 
 LABELS = load_label_set("thorax17")
 REGIONS = ["heart", "ribs", "aorta", "somewhere_else"]
@@ -48,7 +50,7 @@ def test_organs_that_no_label_set_describes_keep_their_class_and_get_a_colour_ea
 
 
 def test_boxes_keep_order_and_quartiles() -> None:
-    figure = charts.region_boxes(_stats(), LABELS, "mass")
+    figure = region_boxes(_stats(), LABELS, "mass")
     drawn = {
         int(place): (q1, median, q3, low, high)
         for box in figure.data
@@ -65,31 +67,29 @@ def test_boxes_keep_order_and_quartiles() -> None:
 
 
 def test_boxes_take_their_groups_colour() -> None:
-    colors = {
-        box.name: box.line.color for box in charts.region_boxes(_stats(), LABELS, "mean").data if box.type == "box"
-    }
+    colors = {box.name: box.line.color for box in region_boxes(_stats(), LABELS, "mean").data if box.type == "box"}
     assert colors == {"Cardiovascular system": LABELS["aorta"].color, "Skeleton": LABELS["ribs"].color}
 
 
 def test_every_box_answers_to_a_click_along_its_whole_row() -> None:
-    figure = charts.region_boxes(_stats(), LABELS, "mass", picked="aorta")
+    figure = region_boxes(_stats(), LABELS, "mass", picked="aorta")
     grid = _clickable(figure)
     for place, region in enumerate(REGIONS[:3]):
         xs = [x for x, y, (name,) in zip(grid.x, grid.y, grid.customdata, strict=True) if y == place and name == region]
-        assert len(xs) == charts.CLICK_COLUMNS and (xs[0], xs[-1]) == (0, pytest.approx(90))
+        assert len(xs) == CLICK_COLUMNS and (xs[0], xs[-1]) == (0, pytest.approx(90))
     assert "median 50.0 %" in grid.text[0] and "2 beyond" in grid.text[0]
     assert (figure.layout.shapes[0].y0, figure.layout.shapes[0].y1) == (1.5, 2.5)
 
 
 def test_of_many_outliers_both_ends_are_drawn() -> None:
-    kept = charts.thinned(np.random.default_rng(0).permutation(5000))
-    assert len(kept) == charts.MOST_OUTLIERS and (kept[0], kept[-1]) == (0, 4999)
-    assert list(charts.thinned([3.0, 1.0])) == [1.0, 3.0]
+    kept = thinned(np.random.default_rng(0).permutation(5000))
+    assert len(kept) == MOST_OUTLIERS and (kept[0], kept[-1]) == (0, 4999)
+    assert list(thinned([3.0, 1.0])) == [1.0, 3.0]
 
 
 def test_cells_show_and_answer_for_the_same_target_and_region() -> None:
     table = _matrix()
-    figure = charts.organ_matrix(table, LABELS, "mass", picked=("ribs", "background"))
+    figure = organ_matrix(table, LABELS, "mass", picked=("ribs", "background"))
     order = ["aorta", "ribs", "background"]  # group by group, background last
     drawn, grid = figure.data[0], _clickable(figure)
     given = table.set_index(["target", "region"])["value"]
@@ -101,7 +101,7 @@ def test_cells_show_and_answer_for_the_same_target_and_region() -> None:
 
 
 def test_a_cell_says_its_share_in_words_and_an_absent_one_that_it_is_absent() -> None:
-    grid = _clickable(charts.organ_matrix(_matrix(), LABELS, "mass"))
+    grid = _clickable(organ_matrix(_matrix(), LABELS, "mass"))
     told = {tuple(names): text for names, text in zip(grid.customdata, grid.text, strict=True)}
     assert "<b>Aorta</b>" in told["aorta", "ribs"] and "17.8 % lies on" in told["aorta", "ribs"]
     assert "in none of these scans" in told["ribs", "aorta"]
@@ -109,7 +109,7 @@ def test_a_cell_says_its_share_in_words_and_an_absent_one_that_it_is_absent() ->
 
 @pytest.mark.parametrize("measure", ["mass", "mean"])
 def test_the_colour_bar_is_labelled_with_the_values_it_colours(measure: str) -> None:
-    bar = charts.organ_matrix(_matrix(), LABELS, measure).data[0].colorbar
+    bar = organ_matrix(_matrix(), LABELS, measure).data[0].colorbar
     for place, text in zip(bar.tickvals, bar.ticktext, strict=True):
         value = float(text.rstrip(" %")) / (100 if measure == "mass" else 1)
         assert place**2 == pytest.approx(value, rel=0.05, abs=1e-9)
@@ -120,9 +120,10 @@ def test_the_colour_bar_is_labelled_with_the_values_it_colours(measure: str) -> 
     [(0.0969, "mass", "9.7 %"), (5432.1, "mean", "5430"), (0.000123, "mean", "0.000123"), (float("nan"), "mass", "–")],
 )
 def test_numbers_in_words(value: float, measure: str, shown: str) -> None:
-    assert charts.number(value, measure) == shown
+    assert common.number(value, measure) == shown
 
 
 def test_charts_know_no_streamlit() -> None:
-    script = "import sys, dashboard.charts; sys.exit('streamlit' in sys.modules)"
+    imports = "import sys, dashboard.charts.boxes, dashboard.charts.matrix, dashboard.charts.bars"
+    script = f"{imports}; sys.exit('streamlit' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0

@@ -10,6 +10,7 @@ from streamlit.testing.v1 import AppTest
 from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import Condition, Selection
 from dashboard import data, filters
+from dashboard.address import Link
 
 LABELS = load_label_set("thorax17")
 BASE = Selection("clinic", "a-run")
@@ -49,18 +50,21 @@ def _script() -> None:
     from agg2exp_core.organs import load_label_set
     from agg2exp_core.records import Selection
     from dashboard import filters
+    from dashboard.address import Address
 
     labels = load_label_set("thorax17")
-    filters.follow_link()
-    st.session_state["cohort_cohort"] = "clinic"
-    sign, value, background = filters.measures(shares_only=False)
-    said = filters.narrow(Path(), Selection("clinic", "a-run", sign, value, background), labels)
+    address = Address("cohort")
+    address.follow()
+    sign, value, background = filters.measures(address, shares_only=False)
+    said = filters.Filters(address, "clinic").narrow(
+        Path(), Selection("clinic", "a-run", sign, value, background), labels
+    )
     st.session_state["said"] = said
-    st.button("Clear", on_click=filters.clear)
-    filters.write_link(filters.link_of(said, "heart"))
+    st.button("Clear", on_click=filters.clear, args=(address,))
+    address.write(filters.link_of(said, "heart"))
 
 
-def _opened(link: filters.Link) -> AppTest:
+def _opened(link: Link) -> AppTest:
     app = AppTest.from_function(_script)
     for name, values in link.items():
         app.query_params[name] = values
@@ -69,7 +73,7 @@ def _opened(link: filters.Link) -> AppTest:
     return app
 
 
-def _address(app: AppTest) -> filters.Link:
+def _address(app: AppTest) -> Link:
     """The parameters after a run; AppTest unpacks single ones."""
     return {name: [found] if isinstance(found, str) else found for name, found in app.query_params.items()}
 
@@ -112,7 +116,7 @@ def test_clear_lets_all_cases_through_and_keeps_the_measures() -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_nonsense_in_a_link_filters_nothing(link: filters.Link) -> None:
+def test_nonsense_in_a_link_filters_nothing(link: Link) -> None:
     said = _opened(link).session_state["said"]
     assert (said.sign, said.where, said.dice, said.present) == ("abs", (), None, ())
 
@@ -127,8 +131,9 @@ def test_active_filters_in_words() -> None:
 
 def _imported() -> None:
     from dashboard import filters
+    from dashboard.address import Address
 
-    filters.measures(shares_only=True)
+    filters.measures(Address("cohort"), shares_only=True)
 
 
 def test_an_imported_table_has_no_signs_to_switch() -> None:

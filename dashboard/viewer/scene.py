@@ -11,7 +11,7 @@ import streamlit as st
 from agg2exp_core import volumes
 from agg2exp_core.organs import LabelSet
 from agg2exp_core.records import InputError, Volume
-from dashboard import charts
+from dashboard.charts.common import organ_of
 from dashboard.viewer import layers, slices
 from dashboard.viewer.stage import Attribution, Scene
 
@@ -36,7 +36,7 @@ def load_scene(sources: Sources, labels: LabelSet) -> Scene:
         str([image, prediction, attribution]),
         _scan(*image),
         labels,
-        charts.organ_of(labels, sources.target).id,
+        organ_of(labels, sources.target).id,
         _labels(*prediction) if prediction else None,
         _attribution(*attribution) if attribution else None,
     )

@@ -14,15 +14,19 @@ from agg2exp_core.records import InputError, Method, Selection
 from agg2exp_core.settings import data_root
 from agg2exp_core.store import cohorts, results
 from agg2exp_core.store.queries import NO_METADATA, NOT_EXPLAINED
-from dashboard import charts, charts_case, data, filters, words
+from dashboard import data, filters, words
+from dashboard.address import Address, Link
+from dashboard.charts import bars, common
+from dashboard.filters import Choice
 from dashboard.viewer import layers, slices
 from dashboard.viewer.scene import Sources, load_scene
 from dashboard.viewer.slices import Voxel
 from dashboard.viewer.stage import Legend, Look, Scene, moved_to, stage, stage_data, voxel_inside
 from dashboard.views import compute
 
+ADDRESS = Address("case")
 MAPS = {"signed": "Signed", "absolute": "Absolute", "off": "Hidden"}
-STAGE = "case_stage"
+STAGE, LINKED = "case_stage", "case_linked_voxel"
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,16 +55,21 @@ class Chosen:
         return Method(name, **parameters) if name in compute.METHODS else None
 
     def title(self, organ: str) -> str:
-        return charts.organ_of(self.labels, organ).title
+        return common.organ_of(self.labels, organ).title
 
 
 @words.told
 def page() -> None:
     """Draw the page."""
+    ADDRESS.follow()
     chosen = _choose(data_root())
     if chosen is None:
         st.info("No cohort is here yet. `agg2exp demo` brings two, or upload a scan at the left.")
         return
+    linked = ADDRESS.asked("at")
+    if linked:
+        st.session_state[LINKED] = linked[0]
+    ADDRESS.write(_link(chosen))
     _heading(chosen)
     if chosen.case.image is None:
         _without_image(chosen)
@@ -108,22 +117,23 @@ def _choose(root: Path) -> Chosen | None:
     """The choosers at the left. The link names what is shown, so a copied link opens the same view."""
     with st.sidebar:
         known = cohorts.list_cohorts(root)
-        cohort = _pick("Cohort", known, "cohort") if known else None
+        cohort = filters.pick_one(ADDRESS, Choice("Cohort", "cohort"), known) if known else None
         if cohort is None:
             _compute(root, None)
             return None
         cases = list(cohorts.read_cases(root, cohort)["case_id"])
-        case_id = _pick("Case", cases, "case")
+        case_id = filters.pick_one(ADDRESS, Choice("Case", "case"), cases)
         if case_id is None:
             st.info("This cohort has no case.")
             return None
         _neighbours(cases, case_id)
         records = data.run_records(root, cohort)
         titles = {run: run_title(record) for run, record in records.items()}
-        run = _pick("Run", list(records), "run", titles) if records else None
+        run = filters.pick_one(ADDRESS, Choice("Run", "run", titles), list(records)) if records else None
         record = records.get(run or "", {})
         labels = data.labels(root, cohort, record)
-        target = _pick("Target organ", *_targets(root, cohort, run, labels))
+        names, titles = _targets(root, cohort, run, labels)
+        target = filters.pick_one(ADDRESS, Choice("Target organ", "target", titles), names)
         chosen = Chosen(
             root, cohort, cohorts.find_case(root, cohort, case_id), run, record, labels, target or BACKGROUND
         )
@@ -131,26 +141,10 @@ def _choose(root: Path) -> Chosen | None:
     return chosen
 
 
-def _pick(label: str, options: list[str], name: str, titles: dict[str, str] | None = None) -> str | None:
-    """A select box that follows the link's parameter `name` and writes it.
-
-    Only a parameter that came from outside moves the box: what the box itself wrote is known already.
-    """
-    key, written = f"case_{name}", f"case_{name}_written"
-    asked = st.query_params.get(name)
-    from_outside = asked is not None and asked != st.session_state.get(written)
-    if from_outside and asked in options:
-        st.session_state[key] = asked
-    elif st.session_state.get(key) not in options:
-        kept = st.session_state.get(written)
-        st.session_state[key] = kept if kept in options else (options[0] if options else None)
-    if asked is not None and from_outside and asked not in options:
-        words.not_here(label, asked)
-    value = st.selectbox(label, options, key=key, format_func=lambda option: (titles or {}).get(option, option))
-    st.session_state[written] = value
-    if value is not None and asked != value:
-        st.query_params[name] = value
-    return value
+def _link(chosen: Chosen) -> Link:
+    """The parameters that open this view again."""
+    link = {"cohort": chosen.cohort, "case": chosen.case.case_id, "run": chosen.run, "target": chosen.target}
+    return {name: [value] for name, value in link.items() if value is not None}
 
 
 def _neighbours(cases: list[str], case_id: str) -> None:
@@ -174,14 +168,14 @@ def _neighbours(cases: list[str], case_id: str) -> None:
         st.caption(f"{here + 1} of {len(cases)}")
 
 
-def _targets(root: Path, cohort: str, run: str | None, labels: LabelSet) -> tuple[list[str], str, dict[str, str]]:
-    """Organs to ask about, group by group, background last; with the parameter's name and their titles."""
+def _targets(root: Path, cohort: str, run: str | None, labels: LabelSet) -> tuple[list[str], dict[str, str]]:
+    """Organs to ask about, group by group, background last; with their titles."""
     stored = data.targets(root, cohort, run) if run else []
     groups = [*(group for group in labels.groups if group != BACKGROUND), BACKGROUND]
     organs = sorted(labels.organs, key=lambda organ: groups.index(organ.group))
     names = [organ.name for organ in organs if organ.name in stored or not stored]
     titles = {organ.name: f"{organ.title} ({organ.group})" if organ.id else organ.title for organ in organs}
-    return [*names, *(name for name in stored if name not in titles)], "target", titles
+    return [*names, *(name for name in stored if name not in titles)], titles
 
 
 def run_title(record: dict[str, Any]) -> str:
@@ -262,10 +256,7 @@ def _viewer(chosen: Chosen, scene: Scene) -> None:
 
 def _linked_voxel(shape: Voxel) -> Voxel | None:
     """The position that the link names, if it lies in this scan. It counts once: for the case linked to."""
-    if st.session_state.get("case_link_followed"):
-        return None
-    st.session_state["case_link_followed"] = True
-    return voxel_inside(st.query_params.get("at", "").split("."), shape)
+    return voxel_inside(st.session_state.pop(LINKED, "").split("."), shape)
 
 
 def _legend(chosen: Chosen, scene: Scene, look: Look) -> Legend | None:
@@ -300,7 +291,7 @@ def _importance(chosen: Chosen, dice: bool = True) -> None:
         value = filters.segments("Measure", "case_value", filters.VALUES, "mass")
         background = st.toggle("With background", key="case_background")
     table = _table(chosen, Selection(chosen.cohort, chosen.run, sign, value, background))
-    figure = charts_case.importance_bars(table, chosen.labels, charts.group_colors(chosen.labels), value)
+    figure = bars.importance_bars(table, chosen.labels, common.group_colors(chosen.labels), value)
     with st.container(key="case_bars_box"):
         st.plotly_chart(figure, key="case_bars", config={"displayModeBar": False})
     if not background:

@@ -14,10 +14,16 @@ from agg2exp_core.organs import BACKGROUND, LabelSet
 from agg2exp_core.records import Selection
 from agg2exp_core.settings import data_root
 from agg2exp_core.store.queries import NO_METADATA
-from dashboard import charts, data, filters, words
-from dashboard.charts import Pick
+from dashboard import data, filters, words
+from dashboard.address import Address
+from dashboard.charts import common
+from dashboard.charts.boxes import region_boxes
+from dashboard.charts.common import Pick
+from dashboard.charts.matrix import organ_matrix
+from dashboard.filters import Choice, Filters
 from dashboard.views import case
 
+ADDRESS = Address("cohort")
 PICKED = "cohort_picked"
 TABLE_HEIGHT = 420
 NOT_SHOWN = ("cohort", "dice", "explained", *NO_METADATA)
@@ -57,13 +63,13 @@ class Chosen:
         return self.record.get("values") == "shares"
 
     def title(self, organ: str) -> str:
-        return charts.organ_of(self.labels, organ).title
+        return common.organ_of(self.labels, organ).title
 
 
 @words.told
 def page() -> None:
     """Draw the page."""
-    filters.follow_link()
+    ADDRESS.follow()
     with st.sidebar:
         chosen = _choose(data_root())
     if isinstance(chosen, str):
@@ -76,29 +82,28 @@ def page() -> None:
 def _choose(root: Path) -> Chosen | str:
     """The choosers at the left; where there is nothing to choose, what to do about it."""
     known = list(data.cohorts(root)["cohort"])
-    cohort = filters.pick_one("Cohort", "cohort", known) if known else None
+    cohort = filters.pick_one(ADDRESS, Choice("Cohort", "cohort"), known) if known else None
     if cohort is None:
         return "No cohort is here yet. `agg2exp demo` brings two, `agg2exp cohort add` takes a folder of your scans."
     records = data.run_records(root, cohort)
     titles = {run: case.run_title(record) for run, record in records.items()}
-    run = (
-        filters.pick_one("Run", "run", list(records), titles, "A model and an attribution method.") if records else None
-    )
+    choice = Choice("Run", "run", titles, "A model and an attribution method.")
+    run = filters.pick_one(ADDRESS, choice, list(records)) if records else None
     if run is None:
         return f"Nothing in **{words.plain(cohort)}** is explained yet. {EXPLAIN}"
     labels = data.labels(root, cohort, records[run])
     stored = data.targets(root, cohort, run)
     if not stored:
         return f"No case of the run **{words.plain(titles[run])}** is finished yet. {EXPLAIN}"
-    names = charts.in_group_order(pd.Series(stored, dtype=object), labels)
+    names = common.in_group_order(pd.Series(stored, dtype=object), labels)
     titles = {name: _grouped_title(labels, name) for name in names}
-    help_text = "The organ whose segmentation is explained."
-    target = filters.pick_one("Target organ", "target", names, titles, help_text)
+    choice = Choice("Target organ", "target", titles, "The organ whose segmentation is explained.")
+    target = filters.pick_one(ADDRESS, choice, names)
     return Chosen(root, cohort, records[run], labels, target or names[0])
 
 
 def _grouped_title(labels: LabelSet, name: str) -> str:
-    organ = charts.organ_of(labels, name)
+    organ = common.organ_of(labels, name)
     return organ.title if name == BACKGROUND else f"{organ.title} ({organ.group})"
 
 
@@ -109,11 +114,11 @@ def _grouped_title(labels: LabelSet, name: str) -> str:
 def _explore(chosen: Chosen) -> None:
     heading, switches = st.container(), st.container(horizontal=True, vertical_alignment="bottom", gap="medium")
     with switches:
-        sign, value, background = filters.measures(chosen.shares_only)
+        sign, value, background = filters.measures(ADDRESS, chosen.shares_only)
         st.html(legend(chosen.labels), width="content")
     everything = Selection(chosen.cohort, chosen.run, sign, value, background)
     with st.sidebar, st.expander("Filter scans", icon=":material/filter_alt:", expanded=True):
-        selection = filters.narrow(chosen.root, everything, chosen.labels)
+        selection = Filters(ADDRESS, chosen.cohort).narrow(chosen.root, everything, chosen.labels)
     cases, total = data.cases(chosen.root, selection), len(data.cases(chosen.root, everything))
     picked = _picked(chosen)
     with heading:
@@ -123,7 +128,7 @@ def _explore(chosen: Chosen) -> None:
     else:
         _charts(chosen, selection, picked)
         _table(chosen, selection, cases, picked)
-    filters.write_link(filters.link_of(selection, chosen.target, picked))
+    ADDRESS.write(filters.link_of(selection, chosen.target, picked))
 
 
 def _heading(chosen: Chosen, selection: Selection, count: int, total: int) -> None:
@@ -136,6 +141,7 @@ def _heading(chosen: Chosen, selection: Selection, count: int, total: int) -> No
             st.button(
                 "Clear all filters",
                 on_click=filters.clear,
+                args=(ADDRESS,),
                 icon=":material/close:",
                 key="cohort_clear",
                 type="tertiary",
@@ -145,13 +151,11 @@ def _heading(chosen: Chosen, selection: Selection, count: int, total: int) -> No
 def _charts(chosen: Chosen, selection: Selection, picked: Pick | None) -> None:
     left, right = st.columns([1, 1], gap="small")
     region = picked[1] if picked and picked[0] == chosen.target else None
-    boxes = charts.region_boxes(
-        data.box_stats(chosen.root, selection, chosen.target), chosen.labels, selection.value, region
-    )
+    boxes = region_boxes(data.box_stats(chosen.root, selection, chosen.target), chosen.labels, selection.value, region)
     table = data.matrix(chosen.root, selection)
     if not selection.background:
         table = table[table["target"] != BACKGROUND]
-    matrix = charts.organ_matrix(table, chosen.labels, selection.value, picked)
+    matrix = organ_matrix(table, chosen.labels, selection.value, picked)
     with left:
         st.markdown(f"##### Where the attribution of {words.plain(chosen.title(chosen.target))} lies", help=BOX_HELP)
         _clickable(boxes, "cohort_boxes", f"Box plots of every region for {chosen.title(chosen.target)}")
@@ -162,7 +166,7 @@ def _charts(chosen: Chosen, selection: Selection, picked: Pick | None) -> None:
 
 def legend(labels: LabelSet) -> str:
     """The groups' colours, for both charts, as HTML."""
-    colors = charts.group_colors(labels)
+    colors = common.group_colors(labels)
     squares = [
         f"<div><span style='color:{colors[group]}'>■</span> {escape(group.capitalize())}</div>"
         for group in labels.groups
@@ -195,11 +199,11 @@ def _pick(key: str) -> None:
 
 def _picked(chosen: Chosen) -> Pick | None:
     """What the link or a click picked, as long as the run shown has its target and region."""
-    wish, picked = filters.asked("pick"), st.session_state.get(PICKED)
+    wish, picked = ADDRESS.asked("pick"), st.session_state.get(PICKED)
     if wish:
         picked = tuple(wish[0].split("~"))
     if picked and not _is_here(chosen, picked):
-        if wish:
+        if wish and ADDRESS.from_outside:
             words.not_here("Box or cell", wish[0])
         picked = None
     st.session_state[PICKED] = picked

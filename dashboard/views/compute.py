@@ -18,7 +18,8 @@ from agg2exp_core.organs import LabelSet
 from agg2exp_core.records import InputError, Method
 from agg2exp_core.settings import list_models
 from agg2exp_core.store import cohorts
-from dashboard import charts, data, words
+from dashboard import data, words
+from dashboard.charts import common
 
 UPLOADS = "uploads"
 METHODS = {"smoothgrad": "SmoothGrad", "gradient": "Gradient", "integrated_gradients": "Integrated gradients"}
@@ -55,7 +56,7 @@ def ask(subject: Subject) -> None:
         return
     index = models.index(subject.model) if subject.model in models else 0
     model = st.selectbox("Model", models, index=index, key="compute_model") if len(models) > 1 else models[0]
-    title = charts.organ_of(subject.labels, subject.target).title
+    title = common.organ_of(subject.labels, subject.target).title
     method = _ask_method(subject.method or Method(samples=4))
     scope = st.radio("Organs", [title, "All organs"], format_func=words.plain, horizontal=True, key="compute_scope")
     targets = (subject.target,) if scope == title else ()
@@ -147,7 +148,7 @@ def _stop_button(root: Path, job: JobState) -> None:
 
 
 def _headline(labels: LabelSet, job: JobState) -> str:
-    organs = ", ".join(words.plain(charts.organ_of(labels, name).title) for name in job.request.targets) or "All organs"
+    organs = ", ".join(words.plain(common.organ_of(labels, name).title) for name in job.request.targets) or "All organs"
     method = job.request.method
     copies = f" × {method.samples}" if method.name in SAMPLES else ""
     word, color = STATUS[job.status]

@@ -1,4 +1,4 @@
-"""Charts of the Case page: DataFrame → Plotly figure. No streamlit."""
+"""Bars of one case, a region each: DataFrame → Plotly figure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from agg2exp_core.organs import BACKGROUND, LabelSet
-from dashboard.charts import GREY, organ_of
+from dashboard.charts.common import GREY, organ_of
 
 ROW = 25
 """Height in px of one region's bar."""

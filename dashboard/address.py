@@ -1,0 +1,80 @@
+"""The browser's address: a link opens the same view for a colleague. A page follows it once, then its widgets rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import streamlit as st
+
+Link = dict[str, list[str]]
+"""A link's parameters: name → values."""
+
+_WRITTEN, _SHOWN = "address_written", "address_shown"
+SHARED = ("cohort", "run", "target")
+"""What goes along from page to page."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """What one page reads from the address and writes to it.
+
+    side: where a page shows two sets, the name of one: its parameters begin with it and a dot.
+    """
+
+    page: str
+    side: str = ""
+
+    def key(self, name: str) -> str:
+        """The session's key of a widget."""
+        return "_".join(part for part in (self.page, self.side, name) if part)
+
+    def follow(self) -> None:
+        """Note what a link asks for if it came from outside, else, if the page was left, what it showed last.
+
+        Once a page, before its widgets.
+        """
+        written = st.session_state.setdefault(_WRITTEN, {})
+        now = {name: st.query_params.get_all(name) for name in st.query_params}
+        if now in [link for page, link in written.items() if page != self.page]:
+            now = {}  # the browser's Back leaves another page's parameters in place
+        left = st.session_state.get("address_page") != self.page
+        st.session_state["address_page"] = self.page
+        if now and now != written.get(self.page):
+            self._ask(now, outside=True)
+        elif left:
+            self._ask(written.get(self.page, {}) | st.session_state.get(_SHOWN, {}), outside=False)
+
+    def asked(self, name: str) -> list[str] | None:
+        """What the link asks for under this name, once."""
+        return st.session_state.get(self._asked, {}).pop(self._named(name), None)
+
+    @property
+    def from_outside(self) -> bool:
+        """Whether a user followed a link, and so should hear of what is not here."""
+        return bool(st.session_state.get(f"{self.page}_from_outside"))
+
+    def own(self, link: Link) -> Link:
+        """The parameters of this side, as they stand in the address."""
+        return {self._named(name): values for name, values in link.items()}
+
+    def write(self, link: Link) -> None:
+        """Let the address name what is shown; what a link asked for has been answered by then."""
+        st.session_state[self._asked] = {}
+        written = st.session_state.setdefault(_WRITTEN, {})
+        if written.get(self.page) != link or set(st.query_params) != set(link):
+            st.query_params.from_dict(link)
+        written[self.page] = link
+        st.session_state[_SHOWN] = st.session_state.get(_SHOWN, {}) | {
+            name: link[name] for name in SHARED if name in link
+        }
+
+    def _ask(self, link: Link, outside: bool) -> None:
+        st.session_state[self._asked] = dict(link)
+        st.session_state[f"{self.page}_from_outside"] = outside
+
+    def _named(self, name: str) -> str:
+        return f"{self.side}.{name}" if self.side else name
+
+    @property
+    def _asked(self) -> str:
+        return f"{self.page}_asked"

@@ -1,0 +1,1 @@
+"""DataFrame → Plotly figure, one kind of chart a file. No streamlit."""

@@ -1,0 +1,106 @@
+"""Box plots of one target's regions: DataFrame → Plotly figure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from agg2exp_core.organs import LabelSet
+from dashboard.charts.common import GREY, faint, frame, group_colors, invisible, named_axis, number, organ_of, plain
+
+CLICK_COLUMNS = 24
+"""Points along a box's row that answer to hover and click; Plotly takes the nearest within 20 px."""
+
+MOST_OUTLIERS = 40
+"""Outliers drawn for one box; of more, an even spread over their range that keeps both ends."""
+
+
+def region_boxes(stats: pd.DataFrame, labels: LabelSet, measure: str, picked: str | None = None) -> go.Figure:
+    """One box a region, sorted as given (largest median first, on top), coloured by group.
+
+    stats: as `queries.box_stats` gives it. measure: "mass" (share of 1, drawn in %) or "mean".
+    A click on a row answers with customdata [region].
+    """
+    rows = _box_rows(stats, labels, measure)
+    figure = go.Figure()
+    colors = group_colors(labels)
+    for group, part in rows.groupby("group", sort=False):
+        _add_boxes(figure, part, str(group), colors.get(str(group), GREY))
+    _add_outliers(figure, rows, colors)
+    end = max([*rows["high"], *(value for values in rows["outliers"] for value in values), 1e-12])
+    _add_rows_to_click(figure, rows, end)
+    if picked in list(rows["region"]):
+        place = list(rows["region"]).index(str(picked))
+        frame(figure, (-0.01 * end, end * 1.02), (place - 0.5, place + 0.5))
+    title = "share of attribution, %" if measure == "mass" else "attribution per voxel"
+    figure.update_layout(
+        xaxis={"title": {"text": title, "standoff": 6}, "range": [-0.01 * end, end * 1.02], "zeroline": False,
+               "showgrid": True, "gridcolor": "rgba(128, 134, 142, 0.25)"},
+        yaxis=named_axis(rows["title"], [colors.get(group, GREY) for group in rows["group"]]),
+        showlegend=False,
+        margin={"l": 4, "r": 8, "t": 8, "b": 40},
+    )  # fmt: skip
+    return plain(figure)
+
+
+def _box_rows(stats: pd.DataFrame, labels: LabelSet, measure: str) -> pd.DataFrame:
+    rows = stats[stats["n"] > 0].reset_index(drop=True)
+    organs = [organ_of(labels, name) for name in rows["region"]]
+    rows["title"] = [organ.title for organ in organs]
+    rows["group"] = [organ.group for organ in organs]
+    rows["told"] = [_box_words(row, measure) for row in rows.to_dict("records")]
+    scale = 100.0 if measure == "mass" else 1.0
+    numbers = ["low", "q1", "median", "q3", "high"]
+    rows[numbers] = rows[numbers].astype(float) * scale
+    rows["outliers"] = [list(scale * thinned(values)) for values in rows["outliers"]]
+    return rows
+
+
+def _box_words(row: dict[Any, Any], measure: str) -> str:
+    def told(name: str) -> str:
+        return number(row[name], measure)
+
+    outliers = len(row["outliers"])
+    beyond = f"<br>{outliers} beyond" if outliers else ""
+    return (
+        f"<b>{row['title']}</b>: median {told('median')}<br>middle half {told('q1')} to {told('q3')}"
+        f"<br>whiskers {told('low')} to {told('high')}{beyond}<br>{row['n']} scans · click to list them"
+    )
+
+
+def thinned(values: Any) -> np.ndarray:
+    """At most MOST_OUTLIERS of the values, sorted, both ends among them."""
+    ordered = np.sort(np.asarray(values, dtype=float))
+    if len(ordered) <= MOST_OUTLIERS:
+        return ordered
+    return ordered[np.linspace(0, len(ordered) - 1, MOST_OUTLIERS).round().astype(int)]
+
+
+def _add_boxes(figure: go.Figure, rows: pd.DataFrame, group: str, color: str) -> None:
+    figure.add_box(
+        y=rows.index, q1=rows["q1"], median=rows["median"], q3=rows["q3"], lowerfence=rows["low"],
+        upperfence=rows["high"], orientation="h", width=0.62, whiskerwidth=0.5, name=group.capitalize(),
+        line={"color": color, "width": 1.6}, fillcolor=faint(color), hoverinfo="skip",
+    )  # fmt: skip
+
+
+def _add_outliers(figure: go.Figure, rows: pd.DataFrame, colors: dict[str, str]) -> None:
+    places = [place for place, values in enumerate(rows["outliers"]) for _ in values]
+    figure.add_scatter(
+        y=places, x=[value for values in rows["outliers"] for value in values], mode="markers", showlegend=False,
+        marker={"size": 4, "opacity": 0.8, "color": [colors.get(rows["group"][place], GREY) for place in places]},
+        hoverinfo="skip", unselected={"marker": {"opacity": 0.8}},
+    )  # fmt: skip
+
+
+def _add_rows_to_click(figure: go.Figure, rows: pd.DataFrame, end: float) -> None:
+    figure.add_scatter(
+        y=np.repeat(np.arange(len(rows)), CLICK_COLUMNS),
+        x=np.round(np.tile(np.linspace(0, end, CLICK_COLUMNS), len(rows)), 6),
+        customdata=[[region] for region in np.repeat(rows["region"], CLICK_COLUMNS)],
+        text=np.repeat(rows["told"], CLICK_COLUMNS),
+        **invisible(),
+    )

@@ -1,0 +1,87 @@
+"""What all charts share: organs' names and colours, numbers in words, how an axis of organs looks. No streamlit."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from agg2exp_core.organs import BACKGROUND, LabelSet, Organ, plain_name
+
+GREY = "#80868e"
+HOVER = {"align": "left", "bgcolor": "#17212b", "bordercolor": "#17212b", "font": {"color": "#ffffff", "size": 13}}
+CHART_HEIGHT = 500
+"""Height in px of charts that stand side by side."""
+
+Pick = tuple[str, str]
+"""A target and a region, as a click on a box or a cell names them."""
+
+
+def group_colors(labels: LabelSet) -> dict[str, str]:
+    """Group → colour: that of the group's first organ."""
+    return {organ.group: organ.color for organ in reversed(labels.organs)}
+
+
+def organ_of(labels: LabelSet, name: str) -> Organ:
+    """The organ of that name, or a grey one for a region that the label set does not know."""
+    known = {organ.name: organ for organ in labels.organs}
+    return known.get(name) or Organ(-1, name, "other regions", GREY, plain_name(name))
+
+
+def number(value: float, measure: str) -> str:
+    """A share in per cent, a mean to three digits."""
+    if not math.isfinite(value):
+        return "–"
+    return f"{100 * value:.1f} %" if measure == "mass" else rounded(value, 3)
+
+
+def rounded(value: float, digits: int) -> str:
+    """To so many digits, without an exponent while a million is not reached."""
+    return f"{float(f'{value:.{digits}g}'):g}"
+
+
+def in_group_order(names: pd.Series, labels: LabelSet) -> list[str]:
+    """The label set's organs among the names, group by group; then others; background last."""
+    present = set(names)
+    groups = [*(group for group in labels.groups if group != BACKGROUND), BACKGROUND]
+    organs = sorted(labels.organs, key=lambda organ: groups.index(organ.group))
+    known = [organ.name for organ in organs if organ.name in present and organ.name != BACKGROUND]
+    others = sorted(present - {organ.name for organ in organs})
+    return [*known, *others, *([BACKGROUND] if BACKGROUND in present else [])]
+
+
+def named_axis(titles: Any, colors: list[str]) -> dict[str, Any]:
+    """Places 0, 1, 2 … with their names, each with a square in its group's colour."""
+    names = [f"{title} <span style='color:{color}'>■</span>" for title, color in zip(titles, colors, strict=True)]
+    return {
+        "tickvals": list(range(len(names))), "ticktext": names, "range": [len(names) - 0.5, -0.5],
+        "automargin": True, "showgrid": False, "zeroline": False, "ticks": "", "tickfont": {"size": 13},
+    }  # fmt: skip
+
+
+def invisible() -> dict[str, Any]:
+    """Boxes with given quartiles, and heatmaps, answer to no click: these squares over them do."""
+    clear = {"marker": {"opacity": 0}}
+    return {
+        "mode": "markers", "marker": {"opacity": 0, "size": 18, "symbol": "square"}, "showlegend": False,
+        "hovertemplate": "%{text}<extra></extra>", "selected": clear, "unselected": clear,
+    }  # fmt: skip
+
+
+def frame(figure: go.Figure, x: tuple[float, float], y: tuple[float, float]) -> None:
+    """Show which box or cell the list is about."""
+    line = {"color": "#e0115f", "width": 2}
+    figure.add_shape(type="rect", x0=x[0], x1=x[1], y0=y[0], y1=y[1], line=line, layer="above")
+
+
+def plain(figure: go.Figure) -> go.Figure:
+    return figure.update_layout(
+        height=CHART_HEIGHT, dragmode=False, hovermode="closest", hoverlabel=HOVER, boxmode="overlay"
+    )
+
+
+def faint(color: str) -> str:
+    red, green, blue = (int(color[place : place + 2], 16) for place in (1, 3, 5))
+    return f"rgba({red}, {green}, {blue}, 0.4)"

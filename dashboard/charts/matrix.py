@@ -1,0 +1,92 @@
+"""The organ × organ matrix: DataFrame → Plotly figure."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from agg2exp_core.organs import LabelSet
+from dashboard.charts.common import (
+    GREY,
+    Pick,
+    frame,
+    group_colors,
+    in_group_order,
+    invisible,
+    named_axis,
+    number,
+    organ_of,
+    plain,
+    rounded,
+)  # fmt: skip
+
+SCALE = "Viridis"
+
+
+def organ_matrix(matrix: pd.DataFrame, labels: LabelSet, measure: str, picked: Pick | None = None) -> go.Figure:
+    """Medians as colours: one row a target, one column a region, both group by group.
+
+    matrix: as `queries.matrix` gives it (target, region, value, n). Colour grows with the square root, so that
+    small shares stay apart beside the background's. A click on a cell answers with customdata [target, region].
+    """
+    targets, regions = in_group_order(matrix["target"], labels), in_group_order(matrix["region"], labels)
+    values = matrix.pivot_table(index="target", columns="region", values="value", dropna=False)
+    values = values.reindex(index=targets, columns=regions).astype(float)
+    top = float(np.nanmax(values.to_numpy(), initial=1e-12))
+    figure = go.Figure()
+    figure.add_heatmap(
+        z=np.sqrt(values.to_numpy()), zmin=0, zmax=math.sqrt(top), colorscale=SCALE, xgap=1, ygap=1,
+        hoverinfo="skip", colorbar=_color_bar(top, measure),
+    )  # fmt: skip
+    _add_cells_to_click(figure, matrix, labels, measure)
+    if picked and picked[0] in targets and picked[1] in regions:
+        x, y = regions.index(picked[1]), targets.index(picked[0])
+        frame(figure, (x - 0.5, x + 0.5), (y - 0.5, y + 0.5))
+    figure.update_layout(
+        xaxis=_matrix_axis(regions, labels) | {"tickangle": -90, "range": [-0.5, len(regions) - 0.5]},
+        yaxis=_matrix_axis(targets, labels) | {"range": [len(targets) - 0.5, -0.5]},
+        margin={"l": 4, "r": 0, "t": 8, "b": 4},
+    )
+    return plain(figure)
+
+
+def _add_cells_to_click(figure: go.Figure, matrix: pd.DataFrame, labels: LabelSet, measure: str) -> None:
+    targets, regions = in_group_order(matrix["target"], labels), in_group_order(matrix["region"], labels)
+    cells = matrix[["target", "region", "value", "n"]].to_dict("records")
+    figure.add_scatter(
+        x=[regions.index(cell["region"]) for cell in cells],
+        y=[targets.index(cell["target"]) for cell in cells],
+        customdata=[[cell["target"], cell["region"]] for cell in cells],
+        text=[_cell_words(cell, labels, measure) for cell in cells],
+        **invisible(),
+    )
+
+
+def _cell_words(cell: dict[Any, Any], labels: LabelSet, measure: str) -> str:
+    target, region = organ_of(labels, cell["target"]).title, organ_of(labels, cell["region"]).title
+    if not cell["n"] or not math.isfinite(cell["value"]):
+        return f"<b>{target}</b><br>{region}: in none of these scans"
+    amount = number(cell["value"], measure)
+    what = f"{amount} lies on<br><b>{region}</b>" if measure == "mass" else f"{amount} per voxel of<br><b>{region}</b>"
+    return f"Of the attribution of <b>{target}</b><br>{what}<br>median of {cell['n']} scans · click to list them"
+
+
+def _color_bar(top: float, measure: str) -> dict[str, Any]:
+    shares = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
+    ticks = [0.0, *(share for share in shares if 0.02 * top < share <= top)]
+    if measure != "mass":
+        ticks = [0.0, *(float(f"{top * part:.1g}") for part in (0.05, 0.2, 0.5)), top]
+    text = [f"{100 * tick:g} %" if measure == "mass" else rounded(tick, 2) for tick in ticks]
+    places = [math.sqrt(tick) for tick in ticks]
+    return {"tickvals": places, "ticktext": text, "thickness": 10, "outlinewidth": 0, "xpad": 6, "ypad": 0, "len": 1.0}
+
+
+def _matrix_axis(names: list[str], labels: LabelSet) -> dict[str, Any]:
+    organs = [organ_of(labels, name) for name in names]
+    colors = group_colors(labels)
+    axis = named_axis([organ.title for organ in organs], [colors.get(organ.group, GREY) for organ in organs])
+    return axis | {"tickfont": {"size": 12}}
