@@ -10,6 +10,7 @@ import duckdb
 import pandas as pd
 import streamlit as st
 
+from agg2exp_core.analysis.importance import Importance, to_array
 from agg2exp_core.organs import LabelSet, load_label_set, made_label_set
 from agg2exp_core.records import InputError, Selection
 from agg2exp_core.store import catalog, queries
@@ -106,3 +107,14 @@ def case_importance(root: Path, selection: Selection, case_id: str, target: str)
 
 def agreement(root: Path, cohort: str, run: str, case_id: str) -> pd.DataFrame:
     return _ask(root, "agreement", cohort, run, case_id)
+
+
+@st.cache_data(max_entries=20, show_spinner="Reading the explanations …")
+def _importance(root: str, fingerprint: str, selection: Selection) -> Importance:
+    table = _answer(root, fingerprint, "local_explanations", selection)
+    return to_array(table, organ_names(Path(root), selection.cohort, selection.run))
+
+
+def importance(root: Path, selection: Selection) -> Importance:
+    """All local explanations of the cases that pass, as one array."""
+    return _importance(str(root), _fingerprint(str(root)), selection)
