@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pandas as pd
 import streamlit as st
 
+from agg2exp_core.analysis import outliers
 from agg2exp_core.analysis.importance import Importance, to_array
 from agg2exp_core.organs import LabelSet, load_label_set, made_label_set
 from agg2exp_core.records import InputError, Selection
@@ -34,87 +38,23 @@ def _connection(root: str, fingerprint: str) -> duckdb.DuckDBPyConnection:
     return catalog.connect(Path(root))
 
 
-@st.cache_data(max_entries=500, show_spinner=False)
-def _answer(root: str, fingerprint: str, query: str, *arguments: object) -> Any:
-    # A cursor of its own: sessions run in threads, and a connection serves one at a time.
-    return getattr(queries, query)(_connection(root, fingerprint).cursor(), *arguments)
+@st.cache_data(max_entries=50, show_spinner=False)
+def _judged(
+    root: str, fingerprint: str, judges: Judges, judged: Selection, _own: np.ndarray | None
+) -> tuple[tuple[str, ...], np.ndarray]:
+    # Own scores follow from the judges, which the answer is kept under.
+    all_usual = importance(Path(root), judges.usual)
+    usual, others = outliers.shared(all_usual, importance(Path(root), judged))
+    columns = [all_usual.targets.index(target) for target in usual.targets]
+    own = None if _own is None else _own[:, columns]
+    return usual.targets, outliers.judge(judges.detector, usual, others, own)
 
 
-def _ask(root: Path, query: str, *arguments: object) -> Any:
-    return _answer(str(root), _fingerprint(str(root)), query, *arguments)
+def judged_scores(
+    root: Path, judges: Judges, judged: Selection, own: np.ndarray | None = None
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """The targets that both sides explain, and the scores (cases, targets) of the judged ones.
 
-
-def cohorts(root: Path) -> pd.DataFrame:
-    return _ask(root, "cohorts")
-
-
-def run_records(root: Path, cohort: str) -> dict[str, dict[str, Any]]:
-    """Run → its record, see `queries.runs`; `parameters` as a dict."""
-    records = {}
-    for row in _ask(root, "runs", cohort).to_dict("records"):
-        record = {str(name): value for name, value in row.items()}
-        parameters = record["parameters"]
-        record["parameters"] = json.loads(parameters) if isinstance(parameters, str) else parameters
-        records[str(record["run"])] = record
-    return records
-
-
-def targets(root: Path, cohort: str, run: str) -> list[str]:
-    return list(_ask(root, "targets", cohort, run)["target"])
-
-
-def organ_names(root: Path, cohort: str, run: str) -> list[str]:
-    return list(_ask(root, "organ_names", cohort, run))
-
-
-def labels(root: Path, cohort: str, record: dict[str, Any]) -> LabelSet:
-    """The label set of a run; where it is not here, as a bundle need not bring one, one made of the run's organs.
-
-    record: see `run_records`; empty for a case that nothing has explained.
+    own: `held_out_scores` where both sides are cases of one run: those seen while learning keep these.
     """
-    name = record.get("label_set") or DEFAULT_LABELS
-    try:
-        return load_label_set(name, root)
-    except InputError:
-        if not record:
-            raise
-        return made_label_set(name, organ_names(root, cohort, record["run"]))
-
-
-def metadata_columns(root: Path, cohort: str) -> pd.DataFrame:
-    return _ask(root, "metadata_columns", cohort)
-
-
-def cases(root: Path, selection: Selection) -> pd.DataFrame:
-    return _ask(root, "cases", selection)
-
-
-def box_stats(root: Path, selection: Selection, target: str) -> pd.DataFrame:
-    return _ask(root, "box_stats", selection, target)
-
-
-def matrix(root: Path, selection: Selection) -> pd.DataFrame:
-    return _ask(root, "matrix", selection)
-
-
-def ranked(root: Path, selection: Selection, target: str, region: str) -> pd.DataFrame:
-    return _ask(root, "ranked", selection, target, region)
-
-
-def case_importance(root: Path, selection: Selection, case_id: str, target: str) -> pd.DataFrame:
-    return _ask(root, "case_importance", selection, case_id, target)
-
-
-def agreement(root: Path, cohort: str, run: str, case_id: str) -> pd.DataFrame:
-    return _ask(root, "agreement", cohort, run, case_id)
-
-
-@st.cache_data(max_entries=20, show_spinner="Reading the explanations …")
-def _importance(root: str, fingerprint: str, selection: Selection) -> Importance:
-    table = _answer(root, fingerprint, "local_explanations", selection)
-    return to_array(table, organ_names(Path(root), selection.cohort, selection.run))
-
-
-def importance(root: Path, selection: Selection) -> Importance:
-    """All local explanations of the cases that pass, as one array."""
-    return _importance(str(root), _fingerprint(str(root)), selection)
+    return _judged(str(root), _fingerprint(str(root)), judges, judged, own)
