@@ -363,6 +363,11 @@ def _agreement(chosen: Chosen, expanded: bool = False) -> None:
 
 
 def _compute(root: Path, chosen: Chosen | None) -> None:
+    here = (chosen.cohort, chosen.case.case_id) if chosen else None
+    labels = chosen.labels if chosen else data.labels(root, "", {})
+    running = compute.is_running(root)
+    if running:
+        compute.jobs(root, labels, here)  # above the forms, where its progress and its Stop are in sight
     if chosen is not None and chosen.case.image is not None:
         model = chosen.record.get("model")
         subject = compute.Subject(
@@ -372,5 +377,5 @@ def _compute(root: Path, chosen: Chosen | None) -> None:
             compute.ask(subject)
     with st.expander("Bring a scan", icon=":material/upload_file:"):
         compute.upload(root)
-    labels = chosen.labels if chosen else data.labels(root, "", {})
-    compute.jobs(root, labels, (chosen.cohort, chosen.case.case_id) if chosen else None)
+    if not running:
+        compute.jobs(root, labels, here)
