@@ -38,6 +38,128 @@ def _connection(root: str, fingerprint: str) -> duckdb.DuckDBPyConnection:
     return catalog.connect(Path(root))
 
 
+@st.cache_data(max_entries=500, show_spinner=False)
+def _answer(root: str, fingerprint: str, query: str, *arguments: object) -> Any:
+    # A cursor of its own: sessions run in threads, and a connection serves one at a time.
+    return getattr(queries, query)(_connection(root, fingerprint).cursor(), *arguments)
+
+
+def _ask(root: Path, query: str, *arguments: object) -> Any:
+    return _answer(str(root), _fingerprint(str(root)), query, *arguments)
+
+
+def cohorts(root: Path) -> pd.DataFrame:
+    return _ask(root, "cohorts")
+
+
+def run_records(root: Path, cohort: str) -> dict[str, dict[str, Any]]:
+    """Run → its record, see `queries.runs`; `parameters` as a dict."""
+    records = {}
+    for row in _ask(root, "runs", cohort).to_dict("records"):
+        record = {str(name): value for name, value in row.items()}
+        parameters = record["parameters"]
+        record["parameters"] = json.loads(parameters) if isinstance(parameters, str) else parameters
+        records[str(record["run"])] = record
+    return records
+
+
+def targets(root: Path, cohort: str, run: str) -> list[str]:
+    return list(_ask(root, "targets", cohort, run)["target"])
+
+
+def organ_names(root: Path, cohort: str, run: str) -> list[str]:
+    return list(_ask(root, "organ_names", cohort, run))
+
+
+def labels(root: Path, cohort: str, record: dict[str, Any]) -> LabelSet:
+    """The label set of a run; where it is not here, as a bundle need not bring one, one made of the run's organs.
+
+    record: see `run_records`; empty for a case that nothing has explained.
+    """
+    name = record.get("label_set") or DEFAULT_LABELS
+    try:
+        return load_label_set(name, root)
+    except InputError:
+        if not record:
+            raise
+        return made_label_set(name, organ_names(root, cohort, record["run"]))
+
+
+def metadata_columns(root: Path, cohort: str) -> pd.DataFrame:
+    return _ask(root, "metadata_columns", cohort)
+
+
+def cases(root: Path, selection: Selection) -> pd.DataFrame:
+    return _ask(root, "cases", selection)
+
+
+def box_stats(root: Path, selection: Selection, target: str) -> pd.DataFrame:
+    return _ask(root, "box_stats", selection, target)
+
+
+def matrix(root: Path, selection: Selection) -> pd.DataFrame:
+    return _ask(root, "matrix", selection)
+
+
+def ranked(root: Path, selection: Selection, target: str, region: str) -> pd.DataFrame:
+    return _ask(root, "ranked", selection, target, region)
+
+
+def case_importance(root: Path, selection: Selection, case_id: str, target: str) -> pd.DataFrame:
+    return _ask(root, "case_importance", selection, case_id, target)
+
+
+def agreement(root: Path, cohort: str, run: str, case_id: str) -> pd.DataFrame:
+    return _ask(root, "agreement", cohort, run, case_id)
+
+
+@st.cache_data(max_entries=20, show_spinner="Reading the explanations …")
+def _importance(root: str, fingerprint: str, selection: Selection) -> Importance:
+    table = _answer(root, fingerprint, "local_explanations", selection)
+    return to_array(table, organ_names(Path(root), selection.cohort, selection.run))
+
+
+def importance(root: Path, selection: Selection) -> Importance:
+    """All local explanations of the cases that pass, as one array."""
+    return _importance(str(root), _fingerprint(str(root)), selection)
+
+
+# ---- outliers --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Judges:
+    """A detector, and the cases from which it learns what is usual."""
+
+    detector: str
+    usual: Selection
+
+
+def agreements(root: Path, cohort: str, run: str) -> pd.DataFrame:
+    """case_id, target, dice, iou of every case."""
+    return _ask(root, "exported_agreement", cohort, run)
+
+
+@st.cache_resource(max_entries=100, show_spinner=False)
+def _scored_folds(root: str, fingerprint: str, judges: Judges) -> dict[int, np.ndarray]:
+    """`held_out_scores` fills it fold by fold: what a user's next click interrupts goes on where it was."""
+    return {}
+
+
+def held_out_scores(root: Path, judges: Judges, report: Callable[[int, int], None]) -> np.ndarray:
+    """(cases, targets) of the usual cases, each scored by a detector that has not seen it; told how far it is."""
+    values = importance(root, judges.usual).values
+    done, folds = _scored_folds(str(root), _fingerprint(str(root)), judges), outliers.usual_folds(len(values))
+    for number in range(folds):
+        if number not in done:
+            report(number, folds)
+            done[number] = outliers.score_fold(judges.detector, values, number, folds)
+    scores = np.full(values.shape[:2], np.nan)
+    for number in range(folds):
+        scores[number::folds] = done[number]
+    return scores
+
+
 @st.cache_data(max_entries=50, show_spinner=False)
 def _judged(
     root: str, fingerprint: str, judges: Judges, judged: Selection, _own: np.ndarray | None
@@ -58,3 +180,18 @@ def judged_scores(
     own: `held_out_scores` where both sides are cases of one run: those seen while learning keep these.
     """
     return _judged(str(root), _fingerprint(str(root)), judges, judged, own)
+
+
+@st.cache_data(max_entries=500, show_spinner=False)
+def _deviations(
+    root: str, fingerprint: str, usual: Selection, judged: Selection, case_id: str, target: str | None, n: int
+) -> pd.DataFrame:
+    sides = (importance(Path(root), cases) for cases in (usual, judged))
+    return outliers.case_deviations(*sides, case_id, target, n)
+
+
+def deviations(
+    root: Path, usual: Selection, judged: Selection, case_id: str, target: str | None = None, n: int = 6
+) -> pd.DataFrame:
+    """target, region, value, median, z: where one case is most unlike the usual ones, see `case_deviations`."""
+    return _deviations(str(root), _fingerprint(str(root)), usual, judged, case_id, target, n)

@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from agg2exp_core.analysis.detectors import DETECTORS, RobustZ, RowDetector
-from agg2exp_core.analysis.importance import Importance, take_organs
+from agg2exp_core.analysis.importance import Importance, take_cases, take_organs
 from agg2exp_core.analysis.significance import benjamini_hochberg
 from agg2exp_core.records import InputError
 
@@ -173,8 +173,8 @@ def shared(one: Importance, other: Importance) -> tuple[Importance, Importance]:
 def judge(name: str, usual: Importance, judged: Importance, own: np.ndarray | None = None) -> np.ndarray:
     """(cases, targets): scores of the judged cases by a detector fitted on the usual ones; organs as `shared` has them.
 
-    own: `held_out` scores of the usual cases (cases, targets), if a case of the same id is the same explanation in both:
-    it then keeps these, so that nobody is judged by what has seen him.
+    own: `held_out` scores of the usual cases (cases, targets), if a case of the same id is the same explanation on both
+    sides: it then keeps these, so that nobody is judged by what has seen him.
     """
     place = {case: row for row, case in enumerate(usual.cases)} if own is not None else {}
     seen = np.array([case in place for case in judged.cases], bool)
@@ -208,6 +208,27 @@ def deviations(cohort: Importance, row: np.ndarray, n: int = 10) -> pd.DataFrame
         }
     )
     return table.dropna(subset="z", ignore_index=True)
+
+
+def case_deviations(
+    usual: Importance, judged: Importance, case: str, target: str | None = None, n: int = 10
+) -> pd.DataFrame:
+    """`deviations` of one judged case, of all targets or of one; organs as `shared` has them.
+
+    A usual case of the same id does not count: nobody is compared with himself. InputError: as `shared`, no such case,
+    an unknown target, or fewer than LEAST_CASES usual cases.
+    """
+    if case not in judged.cases:
+        raise InputError("a case must be explained to be compared", repr(case))
+    others = take_cases(usual, np.array([name != case for name in usual.cases], bool))
+    if len(others.cases) < LEAST_CASES:
+        raise InputError(f"what is usual is told from at least {LEAST_CASES} other cases", len(others.cases))
+    others, own = shared(others, take_cases(judged, np.array([judged.cases.index(case)])))
+    if target is not None:
+        if target not in own.targets:
+            raise InputError("target must be explained on both sides", repr(target), ", ".join(own.targets))
+        others, own = (take_organs(side, [target], side.regions) for side in (others, own))
+    return deviations(others, own.values[0], n)
 
 
 def roc_auc(scores: np.ndarray, abnormal: np.ndarray) -> float:

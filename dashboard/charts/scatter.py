@@ -20,9 +20,8 @@ NOTHING = "none"
 MANY = 2000
 """More points than these are drawn by WebGL."""
 
-RIGHT_UNUSUAL, WRONG_UNUSUAL, WRONG_USUAL, RIGHT_USUAL = (
-    "Right for unusual reasons", "Wrong, on unusual evidence", "Wrong despite usual evidence", "Right for usual reasons",
-)  # fmt: skip
+RIGHT_UNUSUAL, WRONG_UNUSUAL = "Right for unusual reasons", "Wrong, on unusual evidence"
+RIGHT_USUAL, WRONG_USUAL = "Right for usual reasons", "Wrong despite usual evidence"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,15 @@ from agg2exp_core.analysis.outliers import overall, threshold
 from agg2exp_core.organs import BACKGROUND
 from agg2exp_core.records import Selection
 from dashboard import data
+from dashboard.address import Address
 from dashboard.data import Judges
+
+ADDRESS = Address("outliers")
+USUAL = Address("outliers", "usual")
+"""The filters of the scans to learn from."""
+
+SELECTED = "outliers_selected"
+"""The session's key of the case ids that are selected."""
 
 TITLES = {
     "robust_z": "Robust z",
