@@ -19,7 +19,7 @@ def still(scene: Scene, plane: Plane, voxel: Voxel, look: Look, height: int = 24
     """The plane's slice through the voxel, `height` pixels high and true in millimetres, in radiological convention."""
     index = voxel[plane.across]
     grey = layers.grey(slices.cut(scene.scan.array, plane, index), layers.WINDOWS[look.window])
-    picture = np.repeat(grey[..., None].astype(np.float32), 3, axis=-1)
+    picture: np.ndarray = np.repeat(grey[..., None].astype(np.float32), 3, axis=-1)
     if scene.attribution is not None:
         values = slices.sample(scene.attribution.volume, scene.scan, plane, index, order=1)
         colors = layers.palette(look.signed)[layers.quantised(values, scene.attribution.end).astype(np.int16) + 128]
