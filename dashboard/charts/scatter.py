@@ -17,6 +17,10 @@ POINT = "#1f86e0"
 NOTHING = "none"
 """What an empty metadata value is called; it is drawn in grey."""
 
+DICE_TICKS = (0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.965, 0.98, 0.99, 0.995)
+FINEST = 1e-3
+"""Dice nearer to 1 than this is drawn as if it were that near."""
+
 MANY = 2000
 """More points than these are drawn by WebGL."""
 
@@ -53,25 +57,67 @@ def evidence_scatter(points: pd.DataFrame, lines: Lines, words: Words, dragmode:
     """Scores over Dice with four named corners; without Dice, a strip of scores, the most unusual first.
 
     points: case_id, x, score, told (hover), color (text or numbers), selected; one row a scan. Every point answers with
-    customdata [case_id].
+    customdata [case_id]. Scores are drawn on a logarithmic axis, and Dice `stretched`: most scans are well segmented
+    and usual, and would lie on one another.
     """
     figure = go.Figure()
-    for trace in _traces(points, words):
-        figure.add_trace(trace)
-    x, y = _range(points["x"], 0.05), _range(points["score"], 0.14, lines.limit)
-    if lines.good is not None:
-        x = min(x[0], lines.good - 0.02), max(x[1], lines.good + 0.02)
-    _divide(figure, points, lines, (x, y))
-    grid = {"zeroline": False, "showgrid": True, "gridcolor": "rgba(128, 134, 142, 0.18)"}
     strip = lines.good is None
+    drawn = points if strip else points.assign(x=stretched(points["x"].to_numpy(float)))
+    for trace in _traces(drawn, words):
+        figure.add_trace(trace)
+    x, y = _range(drawn["x"], 0.05, *([] if strip else [_place(lines.good)])), _log_range(points["score"], lines.limit)
+    _divide(figure, points, lines, (x, (10 ** y[0], 10 ** y[1])))
+    grid = {"zeroline": False, "showgrid": True, "gridcolor": "rgba(128, 134, 142, 0.18)"}
+    legend_rows = math.ceil(len(figure.data) / 4) if words.color else 0
     figure.update_layout(
         height=CHART_HEIGHT, hovermode="closest", hoverlabel=HOVER, dragmode=dragmode, clickmode="event+select",
-        margin={"l": 4, "r": 4, "t": 8 if not words.color else 30, "b": 40},
-        xaxis={"title": {"text": words.x, "standoff": 6}, "range": x, **grid} | ({"tickvals": []} if strip else {}),
-        yaxis={"title": {"text": words.y, "standoff": 8}, "range": y, "automargin": True, **grid},
-        legend={"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "title": {"text": ""}},
+        margin={"l": 62, "r": 6, "t": 6, "b": 44 + 21 * legend_rows},
+        xaxis={"title": {"text": words.x, "standoff": 6}, "range": x, **grid} | _dice_ticks(strip),
+        yaxis={"title": {"text": words.y, "standoff": 10}, "type": "log", "range": y, "minor": {"showgrid": False},
+               "tickvals": _log_ticks(y), **grid},
+        legend={"orientation": "h", "xref": "container", "yref": "container", "x": 0.02, "y": 0, "yanchor": "bottom",
+                "title": {"text": ""}},
     )  # fmt: skip
     return figure
+
+
+def stretched(dice: np.ndarray) -> np.ndarray:
+    """−log₁₀ of what is missing to a Dice of 1, which parts 0.95 from 0.98 as well as 0.5 from 0.8."""
+    return -np.log10(np.maximum(1 - dice, FINEST))
+
+
+def _place(dice: float | None) -> float:
+    return float(stretched(np.array(dice, float)))
+
+
+def _dice_ticks(strip: bool) -> dict[str, Any]:
+    if strip:
+        return {"tickvals": []}
+    return {"tickvals": [_place(tick) for tick in DICE_TICKS], "ticktext": [f"{tick:g}" for tick in DICE_TICKS]}
+
+
+def _log_range(scores: pd.Series, limit: float) -> tuple[float, float]:
+    """Exponents of ten around the positive scores and the limit, with room for the corners' words."""
+    known = np.array([*scores, limit], float)
+    known = known[np.isfinite(known) & (known > 0)]
+    return _range(pd.Series(np.log10(known)), 0.14)
+
+
+def _log_ticks(ends: tuple[float, float]) -> list[float]:
+    """Four to nine round values inside the range."""
+    low, high = 10 ** ends[0], 10 ** ends[1]
+    for steps in (
+        (1, 2, 5),
+        (1, 1.5, 2, 3, 5, 7),
+        tuple(np.arange(10, 100, 5) / 10),
+        tuple(np.arange(100, 1000) / 100),
+    ):
+        decades = range(math.floor(ends[0]), math.ceil(ends[1]) + 1)
+        ticks = [float(f"{step * 10.0**decade:.6g}") for decade in decades for step in steps]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) >= 4:
+            return ticks[:: math.ceil(len(ticks) / 9)]
+    return []
 
 
 def _traces(points: pd.DataFrame, words: Words) -> list[Any]:
@@ -120,11 +166,12 @@ def _divide(figure: go.Figure, points: pd.DataFrame, lines: Lines, ends: tuple[A
         if known:
             _corner(figure, f"Unusual: {_scans(unusual)}", (1, 1))
         return
-    figure.add_shape(type="line", x0=lines.good, x1=lines.good, y0=low, y1=high, line=line, layer="below")
+    good = _place(lines.good)
+    figure.add_shape(type="line", x0=good, x1=good, y0=low, y1=high, line=line, layer="below")
     if known:
         # The corner that no other measure shows.
         figure.add_shape(
-            type="rect", x0=lines.good, x1=right, y0=lines.limit, y1=high, line={"width": 0},
+            type="rect", x0=good, x1=right, y0=lines.limit, y1=high, line={"width": 0},
             fillcolor="rgba(224, 17, 95, 0.07)", layer="below",
         )  # fmt: skip
     corners = [lines.quadrant(score, dice) for score, dice in zip(points["score"], points["x"], strict=True)]

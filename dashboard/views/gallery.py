@@ -19,7 +19,7 @@ CARDS = 5
 HELP = (
     "Axial slices, radiological convention (the patient’s left is at the right). Through the strongest attribution of "
     "the organ named, where a map of it is stored, else through the organ’s middle; the organ is outlined. "
-    "**Open** shows the scan there."
+    "The number is the score, the sentence what deviates most. **Open** shows the scan there."
 )
 
 
@@ -43,10 +43,10 @@ def draw(listed: Listed) -> None:
 def _card(listed: Listed, row: dict, name: str) -> None:
     case_id, target = str(row["case_id"]), str(row["target"])
     at = _picture(listed, case_id, target)
-    figures = [f"score {rounded(row['score'], 3)}", *([f"Dice {row['dice']:.2f}"] if pd.notna(row["dice"]) else [])]
-    st.markdown(f"**{words.plain(case_id)}**  \n:gray[{' · '.join(figures)}]")
+    dice = f" · Dice {row['dice']:.2f}" if pd.notna(row["dice"]) else ""
+    st.markdown(f"**{words.plain(case_id)}** :gray[{rounded(row['score'], 3)}{dice}]")
     try:
-        told = unusual.why_unusual(listed.case(case_id), listed.usual, listed.organ or None, 1)
+        told = unusual.why_unusual(listed.case(case_id), listed.usual, target, 1)
     except InputError:
         told = []
     if told:

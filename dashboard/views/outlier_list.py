@@ -14,8 +14,9 @@ import streamlit as st
 from agg2exp_core.analysis.metadata import compare_metadata
 from agg2exp_core.organs import LabelSet
 from agg2exp_core.records import InputError, Selection
-from agg2exp_core.store import lists
-from dashboard import data, words
+from agg2exp_core.store.lists import CaseList, save_list
+from dashboard import data, filters, saved, words
+from dashboard.address import Address
 from dashboard.charts.common import organ_of, rounded
 from dashboard.charts.scatter import RIGHT_UNUSUAL
 from dashboard.filters import in_words
@@ -23,14 +24,12 @@ from dashboard.views import case, unusual
 from dashboard.views.scoring import ADDRESS, ALL, SELECTED, USUAL
 
 WHICH = "outliers_which"
-NAME, NOTE, THEN, SAID = "outliers_list_name", "outliers_list_note", "outliers_list_then", "outliers_list_said"
+TOLD = "outliers_told"
 MOST_IN_LINK = 60
 """Selected scans that a link names; of more, it would be longer than some servers take."""
 
 HEIGHT = 318
-THEN_TITLES = {"nothing": "go on", "here": "leave them out here", "usual": "leave them out of what is learned"}
 LIST_HELP = "Click a scan to open it where its evidence is strongest."
-SAVE_HELP = "A list has a name of letters, digits, - and _. Every page can show the scans of a list, or leave them out."
 COMPARE_HELP = (
     "The listed scans against the others shown. Numbers: means, tested by ranks (Mann–Whitney) and, in brackets, by "
     "Welch’s t. Categories: shares of scans, tested by Fisher’s exact test. The interval is that of the difference "
@@ -118,6 +117,9 @@ def _table(listed: Listed, rows: pd.DataFrame) -> None:
         key="outliers_table", on_select="rerun", selection_mode="single-cell", placeholder="–", height=HEIGHT,
     )  # fmt: skip
     if event["selection"]["cells"]:
+        st.session_state[case.ORDER] = case.CaseOrder(
+            listed.place.cohort, tuple(rows["case_id"]), "by unusual evidence"
+        )
         row = rows.iloc[event["selection"]["cells"][0][0]]
         open_case(listed, str(row["case_id"]), str(row["target"]))
 
@@ -145,46 +147,50 @@ def open_case(listed: Listed, case_id: str, target: str, at: Sequence[int] = ())
 
 
 def _actions(listed: Listed, rows: pd.DataFrame) -> None:
-    count = "1 scan" if len(rows) == 1 else f"{len(rows)} scans"
+    ids = tuple(rows["case_id"])
+    count = "1 scan" if len(ids) == 1 else f"{len(ids)} scans"
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        with st.popover(f"Save {count} as a list", icon=":material/bookmark_add:"):
-            _save_form(listed, list(rows["case_id"]))
+        saved.keep(listed.root, CaseList("", listed.place.cohort, ids), "outliers")
+        with st.popover(f"Leave out {count}", icon=":material/block:", type="tertiary", key="outliers_leave_out"):
+            _leave_out_form(listed, ids)
         st.download_button(
             f"CSV of {count}", csv(listed, rows), f"outliers-{listed.place.cohort}.csv", "text/csv",
-            icon=":material/download:", on_click="ignore", key="outliers_csv",
+            icon=":material/download:", on_click="ignore", key="outliers_csv", type="tertiary",
         )  # fmt: skip
         if listed.selected:
             st.button("Let go of the selection", key="outliers_unselect", type="tertiary", on_click=_unselect)
-    said = st.session_state.pop(SAID, None)
-    if isinstance(said, InputError):
-        words.refuse(said)
-    elif said:
-        st.success(words.plain(said), icon=":material/bookmark_added:")
+    if told := st.session_state.pop(TOLD, None):
+        words.refuse(told)
 
 
-def _save_form(listed: Listed, ids: list[str]) -> None:
-    st.text_input("Name", key=NAME, placeholder="unusual-clinic", help=SAVE_HELP)
-    st.text_input("Note", key=NOTE, placeholder="why these scans")
-    own = listed.usual.cohort == listed.place.cohort
-    titles = {name: title for name, title in THEN_TITLES.items() if own or name != "usual"}
-    st.radio("And then", list(titles), format_func=titles.__getitem__, key=THEN)
-    st.button("Save", key="outliers_save", type="primary", on_click=_save, args=(listed, ids))
+def _leave_out_form(listed: Listed, ids: tuple[str, ...]) -> None:
+    st.markdown(f"They join the list **{words.plain(_left_out(listed))}**, which can be changed under *Saved lists*.")
+    choices = {"of this page": ADDRESS}
+    if listed.usual.cohort == listed.place.cohort:
+        choices["of what is learned"] = USUAL
+    with st.container(horizontal=True, gap="small"):
+        for title, side in choices.items():
+            key = f"outliers_leave_out_{side.side or 'here'}"
+            st.button(f"Out {title}", key=key, on_click=_leave_out, args=(listed, ids, side))
 
 
-def _save(listed: Listed, ids: list[str]) -> None:
-    state = st.session_state
-    name, cohort = str(state[NAME]).strip(), listed.place.cohort
+def _left_out(listed: Listed) -> str:
+    return f"left-out-{listed.place.cohort}"[:64]
+
+
+def _leave_out(listed: Listed, ids: tuple[str, ...], side: Address) -> None:
+    """Add the scans to the cohort's list of those left out, and let one side's filter leave that list out."""
+    cohort, name = listed.place.cohort, _left_out(listed)
+    before = next((found.cases for found in data.lists(listed.root, cohort) if found.name == name), None)
     try:
-        lists.save_list(listed.root, lists.CaseList(name, cohort, tuple(ids), str(state[NOTE]).strip()))
+        save_list(listed.root, CaseList(name, cohort, (*(before or ()), *ids)), replacing=before is not None)
     except InputError as error:
-        state[SAID] = error
+        st.session_state[TOLD] = error
         return
     data.forget()
-    state[SAID] = f"Saved {len(ids)} scans as {name}."
-    for choice, side in (("here", ADDRESS), ("usual", USUAL)):
-        if state[THEN] == choice:
-            key = side.key(f"filter_{cohort}_not_list")
-            state[key] = [*state.get(key, []), name]
+    filters.leave_out_list(side, cohort, name)
+    _unselect()
+    st.toast(f"Left out {len(ids)} of {words.plain(cohort)}", icon=":material/block:")
 
 
 def _unselect() -> None:

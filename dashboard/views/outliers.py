@@ -16,7 +16,7 @@ from agg2exp_core.analysis.outliers import FLAGGED_ABOVE, ONE_BY_ONE, rank_corre
 from agg2exp_core.organs import BACKGROUND, LabelSet
 from agg2exp_core.records import Selection
 from agg2exp_core.settings import data_root
-from dashboard import data, filters, words
+from dashboard import data, filters, saved, words
 from dashboard.address import Link
 from dashboard.charts import common
 from dashboard.charts.scatter import Lines, Words, evidence_scatter
@@ -40,8 +40,8 @@ ALL_TITLE = "All organs: mean"
 
 SCATTER_HELP = (
     "One point a scan. Up: its evidence is more unusual. Right: it is segmented better (Dice, overlap of prediction "
-    "and label). The dotted lines can be moved below. Draw around points, or click one, to list them; double-click to "
-    "let go of them."
+    "and label). Both axes are stretched where most scans lie (logarithms). The dotted lines can be moved below. "
+    "Draw around points, or click one, to list them; double-click to let go of them."
 )
 STRIP_HELP = "One point a scan, the most unusual first. Draw around points, or click one, to list them."
 LIMIT_HELP = (
@@ -196,8 +196,11 @@ def _explore(chosen: Chosen) -> None:
     with st.sidebar:
         with st.expander("Filter scans", icon=":material/filter_alt:"):
             selection = Filters(ADDRESS, chosen.cohort).narrow(chosen.root, chosen.everything, chosen.labels)
+            if filters.describe(selection, chosen.labels):
+                st.button("Clear all filters", on_click=filters.clear, args=(ADDRESS,), icon=":material/close:")
         with st.expander("Learn from some of them only", icon=":material/school:"):
             usual = Filters(USUAL, chosen.usual.cohort).narrow(chosen.root, chosen.usual, chosen.labels)
+        saved.shelf(ADDRESS, chosen.root, chosen.cohort)
     chosen = replace(chosen, usual=usual)
     waiting = st.empty()
     with st.spinner(f"{TITLES[detector]}: learning what is usual …"):
@@ -207,6 +210,7 @@ def _explore(chosen: Chosen) -> None:
     cases = _explained(chosen, selection)
     if cases.empty:
         st.info("No explained scan passes these filters. Widen one of them.", icon=":material/filter_alt_off:")
+        _write(chosen, detector, link)
         return
     shown, later = _overview(chosen, detector, scores, cases)
     with heading:
@@ -239,15 +243,15 @@ def _explained(chosen: Chosen, selection: Selection) -> pd.DataFrame:
 
 def _heading(chosen: Chosen, selection: Selection, shown: Shown) -> None:
     unusual, count = int(shown.flagged.sum()), len(shown.ids)
-    st.markdown("### Whose evidence is unlike the rest", width="content")
-    st.markdown(f"**{unusual} of {count} scans** of {words.plain(chosen.cohort)} are unusual", width="content")
+    st.markdown("### Unusual evidence", width="content")
     usual = len(data.importance(chosen.root, chosen.usual).cases)
     if chosen.question.same:
         alone = "all others" if usual <= ONE_BY_ONE else "nine tenths of them, never on itself"
         learned = f"each scored by a detector that learned from {alone}"
     else:
         learned = f"by what a detector learned from {usual} scans of {words.plain(chosen.usual.cohort)}"
-    st.markdown(f":gray[{learned}]", width="content")
+    scans = f"**{unusual} of {count} scans** of {words.plain(chosen.cohort)} are unusual"
+    st.markdown(f"{scans} :gray[{learned}]", width="content")
     active = filters.describe(selection, chosen.labels)
     for side, said in (("", active), ("learned from: ", filters.describe(chosen.usual, chosen.labels))):
         if said:
@@ -258,20 +262,23 @@ def _overview(chosen: Chosen, detector: str, scores: Scores, cases: pd.DataFrame
     """The chart with its switches, and at the right what the scores are worth."""
     left, right = st.columns([8, 5], gap="medium")
     with left:
-        title, chart = st.container(), st.container()
+        title, chart = st.container(horizontal=True, vertical_alignment="bottom"), st.container()
         with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
-            share = _slider("Unusual above the score of", "limit", (0.5, 0.99, FLAGGED_ABOVE), LIMIT_HELP)
+            share = _slider("Unusual above", "limit", (0.5, 0.99, FLAGGED_ABOVE), LIMIT_HELP)
             dice = _dice(chosen, scores, cases)
             good = _good(chosen, dice[1])
             color = _color(chosen)
-            drag = filters.segments("Draw a", "outliers_drag", DRAG, "lasso")
-        place = {name: row for row, name in enumerate(scores.cases)}
-        rows = np.array([place[name] for name in cases["case_id"]], int)
+        name = (
+            "Dice against how unusual the evidence is" if np.isfinite(dice[1]).any() else "How unusual the evidence is"
+        )
+        with title:
+            st.markdown(f"##### {name}", help=SCATTER_HELP if np.isfinite(dice[1]).any() else STRIP_HELP)
+            drag = filters.segments("Select with a", "outliers_drag", DRAG, "lasso")
+        place = {case_id: row for row, case_id in enumerate(scores.cases)}
+        rows = np.array([place[case_id] for case_id in cases["case_id"]], int)
         lines = Lines(scores.limit(chosen.organ, share), good)
         shown = Shown(cases, rows, scores.of(chosen.organ)[rows], dice[1], dice[0], lines)
         figure = _figure(chosen, detector, shown, color, drag)
-        name = "Dice against how unusual the evidence is" if shown.has_dice else "How unusual the evidence is"
-        title.markdown(f"##### {name}", help=SCATTER_HELP if shown.has_dice else STRIP_HELP)
         with chart:
             key = f"outliers_chart_{chosen.cohort}_{chosen.run}"
             st.plotly_chart(
@@ -280,7 +287,7 @@ def _overview(chosen: Chosen, detector: str, scores: Scores, cases: pd.DataFrame
             )  # fmt: skip
             _gaps(shown)
     with right:
-        st.markdown("##### What the detectors are worth here", help=DETECTORS_HELP)
+        st.markdown("##### Which detector to trust", help=DETECTORS_HELP)
         abnormal = _abnormal(chosen, cases)
         table = st.container()
         _by_target(chosen, scores, shown)
@@ -299,7 +306,7 @@ def _slider(label: str, name: str, ends: tuple[float, float, float], text: str, 
     st.session_state.setdefault(key, usual)
     percent = name == "limit"
     shown = "percent" if percent else "%.2f"
-    return float(st.slider(label, low, high, step=0.01, key=key, format=shown, help=text, width=190))
+    return float(st.slider(label, low, high, step=0.01, key=key, format=shown, help=text, width=170))
 
 
 def _dice(chosen: Chosen, scores: Scores, cases: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -501,7 +508,8 @@ def _by_target(chosen: Chosen, scores: Scores, shown: Shown) -> None:
 _OF_THE_COHORT_PAGE = ("target", "sign", "value", "background")
 
 
-def _write(chosen: Chosen, detector: str, narrowed: Link, shown: Shown) -> None:
+def _write(chosen: Chosen, detector: str, narrowed: Link, shown: Shown | None = None) -> None:
+    """The parameters that open this view again. shown: None where no scan is."""
     link = {
         name: values for name, values in narrowed.items() if name.rpartition("usual.")[2] not in _OF_THE_COHORT_PAGE
     }
@@ -509,8 +517,11 @@ def _write(chosen: Chosen, detector: str, narrowed: Link, shown: Shown) -> None:
     state = st.session_state
     link |= {
         "usual": [f"{chosen.usual.cohort}:{chosen.usual.run}"], "detector": [detector], "organ": [chosen.organ],
-        "limit": [f"{state[ADDRESS.key('limit')]:g}"],
+        "limit": [f"{state.get(ADDRESS.key('limit'), FLAGGED_ABOVE):g}"],
     }  # fmt: skip
+    if shown is None:
+        ADDRESS.write(link)
+        return
     if shown.lines.good is not None:
         link["good"] = [f"{shown.lines.good:g}"]
     for name in ("color", "abnormal"):
