@@ -193,7 +193,7 @@ def judged_scores(
     return _judged(str(root), _fingerprint(str(root)), judges, judged, own)
 
 
-@st.cache_data(max_entries=500, show_spinner=False)
+@st.cache_data(max_entries=500, show_spinner="Comparing with the usual scans …")
 def _deviations(
     root: str, fingerprint: str, usual: Selection, judged: Selection, case_id: str, target: str | None, n: int
 ) -> pd.DataFrame:

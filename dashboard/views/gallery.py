@@ -44,7 +44,7 @@ def _card(listed: Listed, row: dict, name: str) -> None:
     case_id, target = str(row["case_id"]), str(row["target"])
     at = _picture(listed, case_id, target)
     dice = f" · Dice {row['dice']:.2f}" if pd.notna(row["dice"]) else ""
-    st.markdown(f"**{words.plain(case_id)}** :gray[{rounded(row['score'], 3)}{dice}]")
+    st.markdown(f"**{words.plain(case_id)}**  \n:gray[{rounded(row['score'], 3)}{dice}]")
     try:
         told = unusual.why_unusual(listed.case(case_id), listed.usual, target, 1)
     except InputError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +49,7 @@ LIMIT_HELP = (
     "A scan is unusual if its score is higher than that of this share of the usual scans. Their own scores are held "
     "out: each comes from a detector that has not learned from that scan."
 )
+DICE_TITLE, STRIP_TITLE = "Dice against how unusual the evidence is", "How unusual the evidence is"
 GOOD_HELP = "Dice from which a segmentation counts as good. At first a quarter of the scans lie below it."
 DETECTORS_HELP = (
     "**ROC AUC**: the probability that an abnormal scan scores above an ordinary one; 0.5 is chance, 1 is perfect. "
@@ -62,6 +64,21 @@ USUAL_HELP = (
     "Detectors learn from these scans what is usual. A scan that they would learn from themselves is scored by a "
     "detector that has not seen it."
 )
+
+
+@dataclass(frozen=True)
+class Line:
+    """A slider of one of the lines that divide the chart."""
+
+    label: str
+    low: float
+    high: float
+    usual: float
+    format: str
+    text: str
+
+
+LIMIT = Line("Unusual above", 0.5, 0.99, FLAGGED_ABOVE, "percent", LIMIT_HELP)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +127,7 @@ class Shown:
     def flagged(self) -> np.ndarray:
         return self.scores > self.lines.limit
 
-    @property
+    @cached_property
     def ids(self) -> list[str]:
         return list(self.cases["case_id"])
 
@@ -215,8 +232,9 @@ def _explore(chosen: Chosen) -> None:
     shown, later = _overview(chosen, detector, scores, cases)
     with heading:
         _heading(chosen, selection, shown)
-    listed = outlier_list.draw(_list(chosen, shown, scores))
-    gallery.draw(_list(chosen, shown, scores))
+    scans = _list(chosen, shown, scores)
+    listed = outlier_list.draw(scans)
+    gallery.draw(scans)
     outlier_list.compare(chosen.root, chosen.cohort, shown.cases, np.isin(shown.ids, listed))
     _write(chosen, detector, link, shown)
     later()
@@ -258,33 +276,25 @@ def _heading(chosen: Chosen, selection: Selection, shown: Shown) -> None:
             st.markdown(" ".join(f":primary-badge[{side}{words.plain(word)}]" for word in said), width="content")
 
 
-def _overview(chosen: Chosen, detector: str, scores: Scores, cases: pd.DataFrame) -> tuple[Shown, Any]:
-    """The chart with its switches, and at the right what the scores are worth."""
+def _overview(chosen: Chosen, detector: str, scores: Scores, cases: pd.DataFrame) -> tuple[Shown, Callable[[], None]]:
+    """The chart with its switches, and at the right what the scores are worth; what remains to be scored for that."""
     left, right = st.columns([8, 5], gap="medium")
+    every, dice = _dice(chosen, scores, cases)
     with left:
         title, chart = st.container(horizontal=True, vertical_alignment="bottom"), st.container()
         with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
-            share = _slider("Unusual above", "limit", (0.5, 0.99, FLAGGED_ABOVE), LIMIT_HELP)
-            dice = _dice(chosen, scores, cases)
-            good = _good(chosen, dice[1])
-            color = _color(chosen)
-        name = (
-            "Dice against how unusual the evidence is" if np.isfinite(dice[1]).any() else "How unusual the evidence is"
-        )
-        with title:
-            st.markdown(f"##### {name}", help=SCATTER_HELP if np.isfinite(dice[1]).any() else STRIP_HELP)
-            drag = filters.segments("Select with a", "outliers_drag", DRAG, "lasso")
+            share = _slider(ADDRESS.key("limit"), "limit", LIMIT)
+            good, color = _good(chosen, dice), _color(chosen)
         place = {case_id: row for row, case_id in enumerate(scores.cases)}
         rows = np.array([place[case_id] for case_id in cases["case_id"]], int)
         lines = Lines(scores.limit(chosen.organ, share), good)
-        shown = Shown(cases, rows, scores.of(chosen.organ)[rows], dice[1], dice[0], lines)
-        figure = _figure(chosen, detector, shown, color, drag)
+        shown = Shown(cases, rows, scores.of(chosen.organ)[rows], dice, every, lines)
+        with title:
+            name, text = (DICE_TITLE, SCATTER_HELP) if shown.has_dice else (STRIP_TITLE, STRIP_HELP)
+            st.markdown(f"##### {name}", help=text)
+            drag = filters.segments("Select with a", "outliers_drag", DRAG, "lasso")
         with chart:
-            key = f"outliers_chart_{chosen.cohort}_{chosen.run}"
-            st.plotly_chart(
-                figure, key=key, on_select=lambda: _select(key), selection_mode=("points", "box", "lasso"),
-                config={"displayModeBar": False}, alt=name,
-            )  # fmt: skip
+            _chart(chosen, _figure(chosen, detector, shown, color, drag), name)
             _gaps(shown)
     with right:
         st.markdown("##### Which detector to trust", help=DETECTORS_HELP)
@@ -294,19 +304,26 @@ def _overview(chosen: Chosen, detector: str, scores: Scores, cases: pd.DataFrame
     return shown, lambda: _all_detectors(table, chosen, shown, abnormal, (detector, scores))
 
 
-def _slider(label: str, name: str, ends: tuple[float, float, float], text: str, key: str = "") -> float:
-    """Low, high and usual value; follows the link once."""
-    low, high, usual = ends
-    key, wish = key or ADDRESS.key(name), ADDRESS.asked(name)
+def _chart(chosen: Chosen, figure: Any, name: str) -> None:
+    key = f"outliers_chart_{chosen.cohort}_{chosen.run}"
+    st.plotly_chart(
+        figure, key=key, on_select=lambda: _select(key), selection_mode=("points", "box", "lasso"),
+        config={"displayModeBar": False}, alt=name,
+    )  # fmt: skip
+
+
+def _slider(key: str, name: str, line: Line) -> float:
+    """One of the two dividing lines; follows the link once."""
     try:
-        value = float((wish or [""])[0])
-        st.session_state[key] = min(max(value, low), high)
+        value = float((ADDRESS.asked(name) or [""])[0])
     except ValueError:
-        pass
-    st.session_state.setdefault(key, usual)
-    percent = name == "limit"
-    shown = "percent" if percent else "%.2f"
-    return float(st.slider(label, low, high, step=0.01, key=key, format=shown, help=text, width=170))
+        value = math.nan
+    if math.isfinite(value):
+        st.session_state[key] = min(max(value, line.low), line.high)
+    st.session_state.setdefault(key, line.usual)
+    return float(
+        st.slider(line.label, line.low, line.high, step=0.01, key=key, format=line.format, help=line.text, width=170)
+    )
 
 
 def _dice(chosen: Chosen, scores: Scores, cases: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -325,7 +342,7 @@ def _good(chosen: Chosen, dice: np.ndarray) -> float | None:
         return None
     usual = math.floor(100 * float(np.quantile(known, 0.25))) / 100
     key = f"outliers_good_{chosen.cohort}_{chosen.run}_{chosen.organ}"
-    return _slider("Good Dice from", "good", (0.0, 1.0, usual), GOOD_HELP, key)
+    return _slider(key, "good", Line("Good Dice from", 0.0, 1.0, usual, "%.2f", GOOD_HELP))
 
 
 def _color(chosen: Chosen) -> str:
@@ -390,10 +407,11 @@ def _select(key: str) -> None:
 
 
 def _selected(shown: Shown) -> list[str]:
-    """The scans that a link, the chart or a button selected, as far as they are shown."""
+    """The scans that a link or the chart selected, as far as they are shown."""
     wish = ADDRESS.asked("pick")
     if wish:
         st.session_state[SELECTED] = tuple(wish)
+        st.session_state[outlier_list.WHICH] = "selected"
     known = set(shown.ids)
     return [name for name in st.session_state.get(SELECTED, ()) if name in known]
 
@@ -405,8 +423,7 @@ def _list(chosen: Chosen, shown: Shown, scores: Scores) -> outlier_list.Listed:
     table["corner"] = [shown.lines.quadrant(*pair) for pair in zip(shown.scores, shown.dice, strict=True)]
     table["target"] = targets
     return outlier_list.Listed(
-        chosen.root, chosen.everything, chosen.usual, chosen.labels, chosen.organ, table, shown.cases,
-        [name for name in st.session_state.get(SELECTED, ()) if name in set(shown.ids)],
+        chosen.root, chosen.everything, chosen.usual, chosen.labels, chosen.organ, table, shown.cases, _selected(shown),
     )  # fmt: skip
 
 
@@ -438,7 +455,9 @@ def _abnormal(chosen: Chosen, cases: pd.DataFrame) -> tuple[str, np.ndarray] | N
         st.session_state.setdefault(ordinary_key, [value for value in values if value == ""] or values[:1])
         ordinary = st.multiselect("Its ordinary values", values, key=ordinary_key, format_func=in_words)
     abnormal = ~cases[column].fillna("").astype(str).isin(ordinary).to_numpy(bool)
-    return (column, abnormal) if 0 < abnormal.sum() < len(abnormal) else None
+    count = int(abnormal.sum())
+    st.caption(f"{count} of {len(abnormal)} scans are abnormal by *{words.plain(column)}*.")
+    return (column, abnormal) if 0 < count < len(abnormal) else None
 
 
 def _all_detectors(
@@ -473,19 +492,13 @@ def _detector_table(
     place: Any, rows: dict[str, dict[str, Any]], abnormal: tuple[str, np.ndarray] | None, shown: Shown
 ) -> None:
     number = st.column_config.NumberColumn
-    config: dict[str, Any] = {"detector": st.column_config.TextColumn("Detector", width=130)}
+    config: dict[str, Any] = {"detector": st.column_config.TextColumn("Detector", width=118)}
     if abnormal:
-        title = f"ROC AUC, {words_of(abnormal)}"
-        config["auc"] = st.column_config.ProgressColumn(title, min_value=0, max_value=1, format="%.3f")
+        config["auc"] = st.column_config.ProgressColumn("ROC AUC", min_value=0, max_value=1, format="%.3f", width=120)
     if shown.has_dice:
-        config |= {"rho": number("ρ with Dice", format="%.3f"), "p": number("p", format="%.2g")}
+        config |= {"rho": number("ρ with Dice", format="%.2f", width=84), "p": number("p", format="%.2g", width=62)}
     table = pd.DataFrame(rows.values()).reindex(columns=list(config))
     place.dataframe(table, hide_index=True, column_config=config, placeholder="…", key="outliers_detectors")
-
-
-def words_of(abnormal: tuple[str, np.ndarray]) -> str:
-    """`planted: 9 of 16`."""
-    return f"{abnormal[0]}: {int(abnormal[1].sum())} of {len(abnormal[1])}"
 
 
 def _by_target(chosen: Chosen, scores: Scores, shown: Shown) -> None:
@@ -496,8 +509,8 @@ def _by_target(chosen: Chosen, scores: Scores, shown: Shown) -> None:
     st.markdown("##### Score and Dice, target by target", help=TARGETS_HELP)
     number = st.column_config.NumberColumn
     config = {
-        "target": st.column_config.TextColumn("Target", width=190), "rho": number("ρ", format="%.2f"),
-        "p_adjusted": number("p, adjusted", format="%.2g"), "n": number("Scans"),
+        "target": st.column_config.TextColumn("Target", width=160), "rho": number("ρ", format="%.2f", width=58),
+        "p_adjusted": number("p, adjusted", format="%.2g", width=92), "n": number("Scans", width=62),
     }  # fmt: skip
     table["target"] = [chosen.title(name) for name in table["target"]]
     st.dataframe(table[list(config)], hide_index=True, column_config=config, key="outliers_targets", height=318)
@@ -528,5 +541,5 @@ def _write(chosen: Chosen, detector: str, narrowed: Link, shown: Shown | None = 
         link |= {name: [str(state[ADDRESS.key(name)])]} if ADDRESS.key(name) in state else {}
     ordinary = state.get(f"outliers_ordinary_{chosen.cohort}_{state.get(ADDRESS.key('abnormal'))}")
     link |= {"ordinary": ordinary} if ordinary else {}
-    picked = [name for name in state.get(SELECTED, ()) if name in set(shown.ids)]
+    picked = _selected(shown)
     ADDRESS.write(link | ({"pick": picked} if 0 < len(picked) <= outlier_list.MOST_IN_LINK else {}))
