@@ -101,6 +101,7 @@ def explain(
     samples: Annotated[int, typer.Option(help="Noisy copies, or steps of integrated gradients.")] = 20,
     sigma: Annotated[float, typer.Option(help="SmoothGrad's noise as a share of the scan's range.")] = 0.1,
     baseline: Annotated[str, typer.Option(help="Integrated gradients start from: air, ones, mean.")] = "air",
+    mask: Annotated[str, typer.Option(help="Explained voxels: prediction, label, tp, fp or fn.")] = "prediction",
     seed: Seed = 0,
     device: Device = "auto",
     saliency_dtype: Annotated[str, typer.Option(help="float16, float32 or none: what is kept to look at.")] = "float16",
@@ -116,7 +117,7 @@ def explain(
 
         plan = pipeline.Plan(
             model,
-            Method(method, samples, sigma, baseline, seed),
+            Method(method, samples, sigma, baseline, seed, mask),
             () if targets == "all" else tuple(name.strip() for name in targets.split(",")),
             device,
             saliency_dtype,
