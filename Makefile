@@ -46,6 +46,7 @@ precompute: $(VENV)/.package
 	$(EXPLAIN) --cohort clinic --case cli-02 --case cli-04 --case cli-07 --case cli-08 --case cli-12 --targets $(TOUR)
 	$(EXPLAIN) --cohort reference --saliency-dtype none
 	$(EXPLAIN) --cohort clinic --saliency-dtype none
+	$(BIN)/agg2exp aggregate --cohort clinic --run thorax17_swinunetr-smoothgrad-4 --masks data/cohorts/clinic/pathology --name pathology
 
 pictures: $(VENV)/.tools
 	$(BIN)/agg2exp demo

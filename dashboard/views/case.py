@@ -375,11 +375,15 @@ def _importance(chosen: Chosen, dice: bool = True) -> None:
         value = filters.segments("Measure", "case_value", filters.VALUES, "mass")
         background = st.toggle("With background", key="case_background")
     table = _table(chosen, Selection(chosen.cohort, chosen.run, sign, value, background))
-    figure = bars.importance_bars(table, chosen.labels, common.group_colors(chosen.labels), value)
+    masked = data.case_masked(
+        chosen.root, Selection(chosen.cohort, chosen.run, sign, value), chosen.case.case_id, chosen.target
+    )
+    figure = bars.importance_bars(table, chosen.labels, common.group_colors(chosen.labels), value, masked)
     with st.container(key="case_bars_box"):
         st.plotly_chart(figure, key="case_bars", config={"displayModeBar": False})
     if not background:
-        st.caption("Background left out; the shares of the organs are renormalised to 100 %.")
+        whole = " Masks keep their share of the whole." if masked["value"].notna().any() else ""
+        st.caption(f"Background left out; the shares of the organs are renormalised to 100 %.{whole}")
     if dice:
         _agreement(chosen)
 
