@@ -81,33 +81,55 @@ def folders(run: Path) -> list[Path]:
     return sorted(path for path in found if path.is_dir() and ID.fullmatch(path.name) and path.name != ORGANS)
 
 
+_known: dict[Path, tuple[tuple[int, ...], tuple[pa.Table | None, str]]] = {}
+"""What was read before, and the state of the files that it was read from: a growing set is not read again and again."""
+
+
 def read(run: Path) -> pa.Table:
     """All sums of a run's region sets: PLACE and COLUMNS. What is damaged or out of date is left out and told."""
     tables, left = [pa.schema({**PLACE, **COLUMNS}).empty_table()], []
     for folder in folders(run):
         for path in sorted(folder.glob("[!.]*.csv")):
-            try:
-                table = read_numbers(path, COLUMNS)
-            except (InputError, OSError, pa.ArrowException) as error:
-                left.append(f"{folder.name} of {path.stem}: {' '.join(str(error).split())}")
-                continue
-            current = _current(run, path.stem, table)
-            if len(current) < len(table):
-                left.append(f"{folder.name} of {path.stem}: its attribution was computed anew, sum it again")
-            place = [pa.array([name] * len(current), pa.string()) for name in (folder.name, path.stem)]
-            tables.append(pa.Table.from_arrays([*place, *current.columns], schema=tables[0].schema))
+            table, complaint = _case(path, run / "cases" / path.stem)
+            tables += [] if table is None else [table]
+            left += [f"{folder.name} of {path.stem}: {complaint}"] if complaint else []
     if left:
         logging.warning("run %s: sums over masks left out, %d: %s", run.name, len(left), "; ".join(left[:3]))
     return pa.concat_tables(tables)
 
 
-def _current(run: Path, case_id: str, table: pa.Table) -> pa.Table:
+def _case(path: Path, case: Path) -> tuple[pa.Table | None, str]:
+    """One case's rows that still hold, and what is wrong with the others. case: the folder of its results."""
+    stamp = (*_state(path), *_state(case / "manifest.json"))
+    known = _known.get(path)
+    if known is None or known[0] != stamp:
+        known = _known[path] = (stamp, _read_case(path, case))
+    return known[1]
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """A file that was replaced is another one, however fast that was."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _read_case(path: Path, case: Path) -> tuple[pa.Table | None, str]:
+    try:
+        table = read_numbers(path, COLUMNS)
+    except (InputError, OSError, pa.ArrowException) as error:
+        return None, " ".join(str(error).split())
+    current = _current(case, table)
+    place = [pa.array([name] * len(current), pa.string()) for name in (path.parent.name, path.stem)]
+    complaint = "its attribution was computed anew, sum it again" if len(current) < len(table) else ""
+    return pa.Table.from_arrays([*place, *current.columns], schema=pa.schema({**PLACE, **COLUMNS})), complaint
+
+
+def _current(case: Path, table: pa.Table) -> pa.Table:
     """The rows whose attribution is still the one that the case's manifest names."""
-    files = (results.read_manifest(run / "cases" / case_id) or {}).get("files", {})
-    stored = {
-        name.removeprefix("saliency/").removesuffix(".nii.gz"): file["sha256"]
-        for name, file in files.items()
-        if name.startswith("saliency/")
-    }
-    pairs = zip(table["target"].to_pylist(), table["saliency_sha256"].to_pylist(), strict=True)
-    return table.filter(pa.array([stored.get(target) == digest for target, digest in pairs], pa.bool_()))
+    files = (results.read_manifest(case) or {}).get("files", {})
+    digests = [files.get(f"saliency/{target}.nii.gz", {}).get("sha256") for target in table["target"].to_pylist()]
+    same = [old == new for old, new in zip(table["saliency_sha256"].to_pylist(), digests, strict=True)]
+    return table.filter(pa.array(same, pa.bool_()))

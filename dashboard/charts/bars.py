@@ -36,7 +36,11 @@ def importance_bars(
         )  # fmt: skip
     figure.add_bar(
         y=rows["title"], x=rows["value"], width=0.42, orientation="h", name="this case", showlegend=False,
-        marker={"color": rows["color"], "line": {"width": 0}, "pattern": {"shape": rows["pattern"], "size": 6}},
+        marker={
+            "color": rows["color"], "pattern": {"shape": rows["pattern"], "size": 5, "solidity": 0.4},
+            # A hatched bar of a few pixels needs its outline to be seen.
+            "line": {"width": rows["pattern"].map({"": 0, "/": 1.5}), "color": MASKED},
+        },
         customdata=rows["told"],
         hovertemplate="%{customdata}<extra></extra>",
     )  # fmt: skip
