@@ -48,7 +48,9 @@ precompute: $(VENV)/.package
 		$(EXPLAIN) --model $$model --cohort clinic --case cli-02 --case cli-04 --case cli-07 --case cli-08 --case cli-12 \
 			--targets $(TOUR) && \
 		$(EXPLAIN) --model $$model --cohort reference --saliency-dtype none && \
-		$(EXPLAIN) --model $$model --cohort clinic --saliency-dtype none || exit 1; \
+		$(EXPLAIN) --model $$model --cohort clinic --saliency-dtype none && \
+		$(BIN)/agg2exp aggregate --cohort clinic --run $$model-smoothgrad-4 --masks data/cohorts/clinic/pathology \
+			--name pathology || exit 1; \
 	done
 
 pictures: $(VENV)/.tools

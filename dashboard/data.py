@@ -106,6 +106,18 @@ def case_importance(root: Path, selection: Selection, case_id: str, target: str)
     return _ask(root, "case_importance", selection, case_id, target)
 
 
+def case_masked(root: Path, selection: Selection, case_id: str, target: str) -> pd.DataFrame:
+    return _ask(root, "case_masked", selection, case_id, target)
+
+
+def masked_values(root: Path, selection: Selection, target: str) -> pd.DataFrame:
+    return _ask(root, "masked_values", selection, target)
+
+
+def region_sets(root: Path, cohort: str, run: str) -> pd.DataFrame:
+    return _ask(root, "region_sets", cohort, run)
+
+
 def agreement(root: Path, cohort: str, run: str, case_id: str) -> pd.DataFrame:
     return _ask(root, "agreement", cohort, run, case_id)
 

@@ -203,15 +203,20 @@ def _targets(root: Path, cohort: str, run: str | None, labels: LabelSet) -> tupl
 
 
 def run_title(record: dict[str, Any]) -> str:
-    """`SmoothGrad × 20, seed 7, thorax17_swinunetr`, unusual parameters only; a run of another kind keeps its id."""
+    """`SmoothGrad × 20, seed 7, thorax17_swinunetr`, unusual parameters only; a run of another kind keeps its id.
+
+    An unusual mask comes first of them: `SmoothGrad × 20, false positives, …`.
+    """
     method = compute.METHODS.get(str(record.get("method")))
     if method is None:
         return str(record["run"])
     parameters = record.get("parameters") or {}
     copies = f" × {parameters['samples']}" if "samples" in parameters else ""
     usual = Method(str(record["method"])).parameters() | {"samples": parameters.get("samples")}
-    unusual = [f"{name} {value}" for name, value in parameters.items() if value != usual.get(name)]
-    return ", ".join([f"{method}{copies}", *unusual, str(record.get("model"))])
+    mask = compute.mask_words(Method(str(record["method"]), mask=str(parameters.get("mask", "prediction"))))
+    others = {name: value for name, value in parameters.items() if name != "mask"}
+    unusual = [f"{name} {value}" for name, value in others.items() if value != usual.get(name)]
+    return ", ".join([f"{method}{copies}", *mask, *unusual, str(record.get("model"))])
 
 
 # ---- heading and what is missing -----------------------------------------------------------------
@@ -280,7 +285,8 @@ def _missing(chosen: Chosen, scene: Scene) -> None:
     if reason == NOT_EXPLAINED:
         text = "This case has not been explained" + (" in this run" if chosen.run else "")
     elif reason:
-        st.info(f"Nothing to attribute: {organ} is {words.plain(reason)} in this case.", icon=":material/info:")
+        verb = "is" if reason.startswith("not ") else "has"
+        st.info(f"Nothing to attribute: {organ} {verb} {words.plain(reason)} in this case.", icon=":material/info:")
         return
     else:
         text = f"No attribution map of {organ} is stored for this case"
@@ -288,12 +294,15 @@ def _missing(chosen: Chosen, scene: Scene) -> None:
 
 
 def _absent(chosen: Chosen) -> str | None:
-    """Why there is no attribution of the target, as the row of its own region tells, in computed runs and tables."""
+    """Why there is no attribution of the target, as the row of its own region tells, in computed runs and tables.
+
+    None while any region has a value: a target of which nothing is predicted may still have false negatives.
+    """
     root, cohort, run = chosen.root, chosen.cohort, chosen.run
     if chosen.folder is None or run is None or chosen.target not in data.targets(root, cohort, run):
         return NOT_EXPLAINED
-    reasons = _table(chosen, Selection(cohort, run, value="mean")).set_index("region")["absent"].dropna()
-    return reasons.get(chosen.target)
+    table = _table(chosen, Selection(cohort, run, value="mean")).set_index("region")
+    return None if table["value"].notna().any() else table["absent"].dropna().get(chosen.target)
 
 
 # ---- slices --------------------------------------------------------------------------------------
@@ -366,11 +375,15 @@ def _importance(chosen: Chosen, dice: bool = True) -> None:
         value = filters.segments("Measure", "case_value", filters.VALUES, "mass")
         background = st.toggle("With background", key="case_background")
     table = _table(chosen, Selection(chosen.cohort, chosen.run, sign, value, background))
-    figure = bars.importance_bars(table, chosen.labels, common.group_colors(chosen.labels), value)
+    masked = data.case_masked(
+        chosen.root, Selection(chosen.cohort, chosen.run, sign, value), chosen.case.case_id, chosen.target
+    )
+    figure = bars.importance_bars(table, chosen.labels, common.group_colors(chosen.labels), value, masked)
     with st.container(key="case_bars_box"):
         st.plotly_chart(figure, key="case_bars", config={"displayModeBar": False})
     if not background:
-        st.caption("Background left out; the shares of the organs are renormalised to 100 %.")
+        whole = " Masks keep their share of the whole." if masked["value"].notna().any() else ""
+        st.caption(f"Background left out; the shares of the organs are renormalised to 100 %.{whole}")
     if dice:
         _agreement(chosen)
 
@@ -446,8 +459,9 @@ def _compute(root: Path, chosen: Chosen | None) -> None:
     if chosen is not None and chosen.case.image is not None:
         model = chosen.record.get("model")
         subject = compute.Subject(
-            root, chosen.cohort, chosen.case.case_id, chosen.target, chosen.labels, model, chosen.method
-        )
+            root, chosen.cohort, chosen.case.case_id, chosen.target, chosen.labels, model, chosen.method,
+            chosen.case.label is not None,
+        )  # fmt: skip
         with st.expander("Explain this case", icon=":material/bolt:", expanded=chosen.folder is None):
             compute.ask(subject)
     with st.expander("Bring a scan", icon=":material/upload_file:"):
