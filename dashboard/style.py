@@ -30,6 +30,8 @@ CSS = """
 .st-key-cohort_clear button, .st-key-cohort_unpick button { min-height: 0; padding-top: 0; padding-bottom: 0.15rem; }
 /* Charts that answer to a click look as if they do. */
 .st-key-cohort_boxes .nsewdrag, .st-key-cohort_matrix .nsewdrag { cursor: pointer; }
+/* Reading ahead says nothing. */
+.st-key-review_next { display: none; }
 </style>
 """
 

@@ -266,9 +266,18 @@ def test_a_draft_waits_where_it_was_left(root: Path) -> None:
     reviews.change_place(root, "round-1", "Ada", lambda place: replace(place, at=item, skipped=(Item("c1", "heart"),)))
     place = reviews.read_place(root, "round-1", "ada")
     assert place.draft(item, "final") == Draft("<b>?", ("too large",)) and place.at == item
-    assert place.draft(item, "segmentation") == Draft() and place.skipped == (Item("c1", "heart"),)
+    assert place.draft(item, "segmentation") is None and place.skipped == (Item("c1", "heart"),)
     assert reviews.read_place(root, "round-1", "Grace") == Place()
-    assert place.with_draft(item, "final", Draft()).drafts == {}
+    assert place.with_draft(item, "final", None).drafts == {}
+
+
+def test_what_was_skipped_comes_back_when_nothing_else_is_left() -> None:
+    a, b, c = (Item(name, "heart") for name in "abc")
+    assert reviews.upcoming((a, b, c), {}, (), None) == a
+    assert reviews.upcoming((a, b, c), {a}, (b,), a) == c
+    assert reviews.upcoming((a, b, c), {c}, (b,), c) == a
+    assert reviews.upcoming((a, b, c), {a, c}, (b,), c) == b
+    assert reviews.upcoming((a, b, c), {a, b, c}, (b,), c) is None
 
 
 def test_a_damaged_draft_is_a_beginning(root: Path) -> None:

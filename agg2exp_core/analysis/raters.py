@@ -90,9 +90,10 @@ def outcomes(session: Session, verdicts: Verdicts) -> list[Outcome]:
     """One for each item, in the session's own order."""
     finals: dict[Item, dict[str, Verdict]] = {}
     settled: dict[Item, Verdict] = {}
+    names = {reviewer_id(name): name for name in verdicts.reviewers}
     for one in verdicts.current:
         if one.phase == "final":
-            finals.setdefault(one.item, {})[one.reviewer] = one
+            finals.setdefault(one.item, {})[names[reviewer_id(one.reviewer)]] = one
         elif one.phase == "adjudication":
             settled[one.item] = one
     items = [Item(case, target) for case in session.cases for target in session.targets]

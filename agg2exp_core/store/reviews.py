@@ -16,7 +16,7 @@ import json
 import random
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,8 +28,8 @@ from agg2exp_core.settings import checked_id
 from agg2exp_core.store import cohorts, results
 from agg2exp_core.volumes import content_sha256
 
-VERDICTS = ("accept", "correct", "reject", "unsure")
-"""Use it as it is, after a correction, not at all, or cannot say."""
+VERDICTS = {"accept": "Accept", "correct": "Needs correction", "reject": "Reject", "unsure": "Unsure"}
+"""Verdict → its title: use it as it is, after a correction, not at all; or cannot say."""
 
 PHASES = ("segmentation", "final", "adjudication")
 """Before the evidence was shown (blinded sessions only); with it; and of a third eye on two verdicts that differ."""
@@ -416,14 +416,26 @@ class Place:
     drafts: dict[str, Draft] = field(default_factory=dict)
     saw_others: bool = False
 
-    def draft(self, item: Item, phase: str) -> Draft:
-        return self.drafts.get(_draft_key(item, phase), Draft())
+    def draft(self, item: Item, phase: str) -> Draft | None:
+        """What was begun for a verdict, if anything."""
+        return self.drafts.get(_draft_key(item, phase))
 
-    def with_draft(self, item: Item, phase: str, draft: Draft) -> Place:
-        """The same with this draft; an empty one is dropped."""
-        key = _draft_key(item, phase)
-        others = {name: one for name, one in self.drafts.items() if name != key}
-        return replace(self, drafts=others if draft == Draft() else others | {key: draft})
+    def with_draft(self, item: Item, phase: str, draft: Draft | None) -> Place:
+        """The same with this draft, or without any."""
+        others = {key: one for key, one in self.drafts.items() if key != _draft_key(item, phase)}
+        return replace(self, drafts=others if draft is None else others | {_draft_key(item, phase): draft})
+
+
+def upcoming(items: Sequence[Item], done: Collection[Item], skipped: Sequence[Item], after: Item | None) -> Item | None:
+    """The next item to judge: the first open one behind `after`, going round; skipped ones when no other is left.
+
+    None when all are done.
+    """
+    start = items.index(after) + 1 if after in items else 0
+    around = [*items[start:], *items[:start]]
+    fresh = [item for item in around if item not in done and item not in skipped]
+    waiting = [item for item in skipped if item in items and item not in done]
+    return next(iter([*fresh, *waiting]), None)
 
 
 def read_place(root: Path, session: str, reviewer: str) -> Place:
