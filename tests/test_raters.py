@@ -5,18 +5,13 @@ from __future__ import annotations
 import io
 import re
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 
-from agg2exp_core.analysis import pictures, raters, review_report
+from agg2exp_core.analysis import raters, review_report
 from agg2exp_core.organs import load_label_set
-from agg2exp_core.records import Volume
 from agg2exp_core.store.reviews import Item, Seen, Session, Verdict, Verdicts
-from agg2exp_core.volumes import write_volume
 
 LABELS = load_label_set("thorax17")
 EVIL = "<script>alert(1)</script> & \"quoted\" 'text'"
@@ -128,20 +123,3 @@ def test_the_report_needs_nothing_and_runs_nothing(verdicts: Verdicts) -> None:
     )
     assert "default-src 'none'" in page and page.count("<article>") == 3 and page.count("<img") == 1
     assert "Ada, Grace" in page and "33 %" in page and "c1: Heart" in page
-
-
-def test_the_key_slice_shows_the_organ_where_it_is_largest_in_its_colour(tmp_path: Path) -> None:
-    """Stored LPS: the organ lies at the patient's left and front, so at the right and top of the picture."""
-    affine = np.array([[-4.0, 0, 0, 80], [0, -4, 0, 70], [0, 0, 6, -50], [0, 0, 0, 1]])
-    hu, labels = np.full((40, 32, 24), -160, np.int16), np.zeros((40, 32, 24), np.uint8)
-    labels[28:38, 2:12, 18] = labels[30:34, 4:6, 3] = LABELS["heart"].id
-    hu[:, :, 18] = 40
-    for name, array in (("scan", hu), ("labels", labels)):
-        write_volume(tmp_path / f"{name}.nii.gz", Volume(array, affine))
-    png = pictures.key_slice(tmp_path / "scan.nii.gz", tmp_path / "labels.nii.gz", LABELS["heart"])
-    picture = np.array(Image.open(io.BytesIO(png)))
-    assert picture.shape == (240, 300, 3)
-    red = (picture == [0xA3, 0x2A, 0x3A]).all(axis=2)
-    rows, columns = np.nonzero(red)
-    assert 200 < columns.min() < columns.max() < 290 and 10 < rows.min() < rows.max() < 95
-    assert (picture[200, 20] == 127).all()  # the slice of the organ, 40 HU: half way from −160 to 240

@@ -125,12 +125,13 @@ def progress(session: Session, verdicts: Verdicts) -> pd.DataFrame:
 
 
 def seconds_an_item(verdicts: Verdicts, reviewer: str) -> float | None:
-    """Median over items of the time to its first final verdict, all phases together; a break spoils no median."""
+    """Median over judged items of the time to the first final verdict, both phases together; breaks spoil no median."""
     spent: dict[Item, float] = {}
     for one in verdicts.given:
         if one.phase != "adjudication" and reviewer_id(one.reviewer) == reviewer_id(reviewer) and not one.replaces:
             spent[one.item] = spent.get(one.item, 0.0) + (one.seconds or 0.0)
-    return median(spent.values()) if spent else None
+    judged = verdicts.of(reviewer, "final")
+    return median(spent[item] for item in judged) if judged and all(item in spent for item in judged) else None
 
 
 def counts(session: Session, verdicts: Verdicts) -> pd.DataFrame:

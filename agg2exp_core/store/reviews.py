@@ -309,7 +309,7 @@ def _check_verdict(session: Session, verdict: Verdict) -> None:
         ("phase", verdict.phase, (*session.phases, "adjudication")),
     ):
         if value not in allowed:
-            raise InputError(f"{what} must be one of the session's", repr(value)[:80], ", ".join(allowed[:6]))
+            raise InputError(f"{what} must be one of the session's", repr(value)[:80], ", ".join(tuple(allowed)[:6]))
     tags = TAGS if verdict.phase == "segmentation" else TAGS + EVIDENCE_TAGS
     if unknown := [tag for tag in verdict.tags if tag not in tags]:
         raise InputError("tags must be known", ", ".join(unknown)[:80], ", ".join(tags))

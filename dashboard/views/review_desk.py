@@ -17,13 +17,16 @@ from agg2exp_core.store.reviews import Draft, Item, Place, Seen, Session, Verdic
 from dashboard import filters, words
 from dashboard.charts.common import organ_of
 from dashboard.note import note
-from dashboard.viewer import layers, slices
+from dashboard.viewer import layers, slices, still
 from dashboard.viewer.scene import Sources, load_scene
 from dashboard.viewer.slices import Voxel
 from dashboard.viewer.stage import Legend, Look, Scene, moved_to, stage, stage_data
 
 NOTE, STAGE, SINCE, REFUSED = "review_note", "review_stage", "review_since", "review_refused"
 WINDOW, MAP = "review_window", "review_map"
+PICTURE = 240
+"""Height in px of a report's picture."""
+
 MAPS = {"signed": "Signed", "absolute": "Absolute", "off": "Hidden"}
 KEYS = {"accept": "1", "correct": "2", "reject": "3", "unsure": "4"}
 ICONS = {"accept": "check_circle", "correct": "edit", "reject": "cancel", "unsure": "help"}
@@ -159,6 +162,12 @@ def _legend(desk: Desk, question: Question, scene: Scene, look: Look) -> Legend:
     ends = ("less of the organ", "more of the organ") if look.signed else ("no influence", "strong influence")
     note_ = f"100 % is {end:.2g}, the 99.9th percentile of this map; stronger voxels share its colour."
     return Legend(f"{organ}: {desk.method}", *ends, note_)
+
+
+def key_picture(desk: Desk, item: Item) -> bytes:
+    """A PNG of the axial slice where a reviewer begins, with the organ's outline and without the evidence."""
+    scene = scene_of(desk, item, evidence=False)
+    return still.png(still.still(scene, slices.PLANES[0], _start(scene), Look(), height=PICTURE))
 
 
 def prepare(desk: Desk, question: Question) -> None:

@@ -7,13 +7,12 @@ from dataclasses import replace
 import pandas as pd
 import streamlit as st
 
-from agg2exp_core.analysis import pictures, raters, review_report
+from agg2exp_core.analysis import raters, review_report
 from agg2exp_core.analysis.raters import Outcome
 from agg2exp_core.records import InputError
-from agg2exp_core.store import cohorts, reviews
+from agg2exp_core.store import reviews
 from agg2exp_core.store.reviews import Item
 from dashboard import words
-from dashboard.charts.common import organ_of
 from dashboard.charts.confusion import confusion
 from dashboard.views import review_desk as desks
 from dashboard.views.review_desk import Desk, Question
@@ -210,10 +209,8 @@ def _html(desk: Desk) -> str:
 
 
 def _picture(desk: Desk, item: Item) -> bytes | None:
-    """The item's key slice, or None where its scan is not here any more."""
+    """The axial slice through the middle of the organ as predicted; None where its files cannot be read any more."""
     try:
-        image = cohorts.find_case(desk.root, desk.session.cohort, item.case).image
-        organ = organ_of(desk.labels, item.target)
-        return pictures.key_slice(image, desk.result(item) / "prediction.nii.gz", organ) if image else None
+        return desks.key_picture(desk, item)
     except InputError:
         return None
