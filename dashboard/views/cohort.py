@@ -231,6 +231,9 @@ def _table(chosen: Chosen, selection: Selection, cases: pd.DataFrame, picked: Pi
         selection_mode="single-cell", placeholder="–", height=TABLE_HEIGHT,
     )  # fmt: skip
     if event["selection"]["cells"]:
+        title = " and ".join(filters.describe(selection, chosen.labels)) or "all scans"
+        title += f", by {_amount(selection)} on {chosen.title(picked[1])}" if picked else ""
+        st.session_state[case.ORDER] = case.CaseOrder(chosen.cohort, tuple(shown["case_id"]), title)
         _open(chosen, str(shown["case_id"].iloc[event["selection"]["cells"][0][0]]), picked)
 
 
@@ -251,8 +254,12 @@ def _open(chosen: Chosen, case_id: str, picked: Pick | None) -> None:
 def _table_title(chosen: Chosen, selection: Selection, picked: Pick | None) -> str:
     if picked is None:
         return "Scans"
-    amount = "share" if selection.value == "mass" else "mean per voxel"
-    return f"Scans by {amount} of {chosen.title(picked[0])}’s attribution on {chosen.title(picked[1])}, highest first"
+    target, region = (chosen.title(name) for name in picked)
+    return f"Scans by {_amount(selection)} of {target}’s attribution on {region}, highest first"
+
+
+def _amount(selection: Selection) -> str:
+    return "share" if selection.value == "mass" else "mean per voxel"
 
 
 def table_of(cases: pd.DataFrame) -> pd.DataFrame:
