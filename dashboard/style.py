@@ -30,6 +30,12 @@ CSS = """
 .st-key-cohort_clear button, .st-key-cohort_unpick button { min-height: 0; padding-top: 0; padding-bottom: 0.15rem; }
 /* Charts that answer to a click look as if they do. */
 .st-key-cohort_boxes .nsewdrag, .st-key-cohort_matrix .nsewdrag { cursor: pointer; }
+/* A question, its tags and steps fit beside the scan. */
+.st-key-review_tags { gap: 0.35rem; }
+.st-key-review_tags button { min-height: 1.9rem; padding: 0 0.55rem; }
+.st-key-review_tags button p { font-size: 0.85rem; }
+.st-key-review_verdicts { gap: 0.5rem; }
+.st-key-review_verdicts .stElementContainer { flex: 1 1 45%; }
 /* Reading ahead says nothing. */
 .st-key-review_next { display: none; }
 </style>

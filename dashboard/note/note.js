@@ -29,8 +29,7 @@ class Note {
       this.timer = setTimeout(() => this.flush(), PAUSE);
     });
     this.area.addEventListener("blur", () => this.flush());
-    // Letters typed here are text: they never reach the page's shortcuts.
-    for (const kind of ["keydown", "keyup", "keypress"]) this.area.addEventListener(kind, (event) => this.key(event));
+    this.area.addEventListener("keydown", (event) => this.key(event));
     this.reach = (event) => {
       const typing = event.composedPath().some((place) => /^(input|textarea|select)$/i.test(place.tagName ?? ""));
       if (typing || event.key.toLowerCase() !== "n" || event.ctrlKey || event.metaKey || event.altKey) return;
@@ -40,10 +39,12 @@ class Note {
     document.addEventListener("keydown", this.reach);
   }
 
+  // Letters typed here are text and never reach the page's shortcuts. Releases do: a key of which the page saw
+  // no release counts as held down, and then no shortcut fires.
   key(event) {
     event.stopPropagation();
     const leaves = event.key === "Escape" || (event.key === "Enter" && (event.ctrlKey || event.metaKey));
-    if (event.type === "keydown" && leaves) this.area.blur();
+    if (leaves) this.area.blur();
   }
 
   close() {

@@ -18,7 +18,7 @@ from dashboard.views import compute, review_item, review_new, review_results
 from dashboard.views.review_desk import Desk, refused
 
 ADDRESS = Address("review")
-REVIEWER, NEW, SECTION = "review_reviewer", "review_is_new", "review_section"
+REVIEWER, NEW, MADE, SECTION = "review_reviewer", "review_is_new", "review_made", "review_section"
 SECTIONS = {"judge": "Judge", "adjudicate": "Adjudicate", "results": "Results"}
 ON_TRUST = "It stands on every verdict. There is no login: names are taken on trust."
 
@@ -36,7 +36,7 @@ def page() -> None:
     if name is None or st.session_state.get(NEW):
         made = review_new.draw(root, name)
         if made:
-            st.session_state["review_session"] = made
+            st.session_state[MADE] = made
             st.session_state[NEW] = False
             st.rerun()
         return
@@ -57,6 +57,8 @@ def page() -> None:
 
 
 def _choose(known: list[str]) -> str | None:
+    if made := st.session_state.pop(MADE, None):
+        st.session_state[ADDRESS.key("session")] = made
     name = filters.pick_one(ADDRESS, Choice("Session", "session"), known) if known else None
     if name is not None:
         new = bool(st.session_state.get(NEW))
@@ -119,7 +121,9 @@ def _section(reviewer: str) -> str:
     section = filters.segments("Part", SECTION, SECTIONS, "judge")
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.markdown(f"Reviewing as **{words.plain(reviewer)}**", width="content", help=ON_TRUST)
-        st.button("Leave", key="review_leave", type="tertiary", on_click=lambda: st.session_state.pop(REVIEWER))
+        leave = "Another name, or the next reviewer. What you gave is stored."
+        st.button("", key="review_leave", icon=":material/logout:", type="tertiary", help=leave,
+                  on_click=lambda: st.session_state.pop(REVIEWER))  # fmt: skip
     return section
 
 

@@ -83,7 +83,7 @@ def _minutes(seconds: float) -> str:
 def _ask(desk: Desk, question: Question) -> None:
     organ = words.plain(desk.title(question.item.target))
     if question.phase == "segmentation":
-        st.markdown(f"##### 1 · Is {organ} segmented well?", help="The evidence is shown once you have answered.")
+        st.markdown(f"##### 1 · Is {organ} segmented well?")
         st.caption("Where the evidence lies stays hidden until your answer is stored.")
     else:
         number = "2 · " if desk.session.blinded else ""
@@ -126,9 +126,9 @@ def _steps(desk: Desk, question: Question, items: tuple[Item, ...]) -> None:
 
         _move(desk, skipped)
 
-    with st.container(horizontal=True, gap="small"):
+    with st.container(horizontal=True, gap="small", key="review_steps"):
         st.button("Back", key="review_back", shortcut="B", icon=":material/chevron_left:", on_click=go, args=(-1,))
-        st.button("Skip for now", key="review_skip", shortcut="S", icon=":material/redo:", on_click=skip)
+        st.button("Skip", key="review_skip", shortcut="S", icon=":material/redo:", on_click=skip)
         st.button(
             "Forward", key="review_forward", shortcut="F", icon=":material/chevron_right:", on_click=go, args=(1,)
         )

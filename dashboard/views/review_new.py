@@ -78,8 +78,9 @@ def _cases(root: Path, known: list[str]) -> tuple[str, str, Source, tuple[str, .
     source = sources[names.index(picked or names[0])]
     reviewable = tuple(case for case in source.cases if _is_reviewable(root, cohort, run, case))
     gone = len(source.cases) - len(reviewable)
-    said = f"**{len(reviewable)} cases** have a scan and a segmentation of this run."
-    st.markdown(said + (f" {gone} more do not and are left out." if gone else ""))
+    has = "**1 case** has" if len(reviewable) == 1 else f"**{len(reviewable)} cases** have"
+    left_out = f" {gone} more {'does' if gone == 1 else 'do'} not and {'is' if gone == 1 else 'are'} left out."
+    st.markdown(f"{has} a scan and a segmentation of this run.{left_out if gone else ''}")
     return cohort, run, source, reviewable
 
 
