@@ -89,6 +89,7 @@ class Selection:
 
     sign: abs | pos | neg. value: mass | mean. background False: rows are renormalised without it.
     dice: (target or "" for the mean over organs, lowest, highest). present: organs the case must have.
+    within, without: names of saved lists; the case must be in one of the first and in none of the second.
     """
 
     cohort: str
@@ -99,3 +100,5 @@ class Selection:
     where: tuple[Condition, ...] = ()
     dice: tuple[str, float, float] | None = None
     present: tuple[str, ...] = ()
+    within: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()

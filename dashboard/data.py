@@ -14,6 +14,7 @@ from agg2exp_core.analysis.importance import Importance, to_array
 from agg2exp_core.organs import LabelSet, load_label_set, made_label_set
 from agg2exp_core.records import InputError, Selection
 from agg2exp_core.store import catalog, queries
+from agg2exp_core.store.lists import CaseList, list_lists
 
 DEFAULT_LABELS = "thorax17"
 
@@ -107,6 +108,16 @@ def case_importance(root: Path, selection: Selection, case_id: str, target: str)
 
 def agreement(root: Path, cohort: str, run: str, case_id: str) -> pd.DataFrame:
     return _ask(root, "agreement", cohort, run, case_id)
+
+
+@st.cache_data(max_entries=20, show_spinner=False)
+def _lists(root: str, fingerprint: str, cohort: str) -> list[CaseList]:
+    return list_lists(Path(root), cohort)
+
+
+def lists(root: Path, cohort: str) -> list[CaseList]:
+    """The saved lists of a cohort, by name."""
+    return _lists(str(root), _fingerprint(str(root)), cohort)
 
 
 @st.cache_data(max_entries=20, show_spinner="Reading the explanations …")

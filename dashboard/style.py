@@ -27,7 +27,9 @@ CSS = """
 .groups { display: grid; grid-template-rows: auto auto; grid-auto-flow: column; column-gap: 1.2rem; }
 .groups div { font-size: 0.85rem; }
 /* In line with the words beside it. */
-.st-key-cohort_clear button, .st-key-cohort_unpick button { min-height: 0; padding-top: 0; padding-bottom: 0.15rem; }
+.st-key-cohort_clear button, .st-key-cohort_unpick button, [class*="st-key-keep_"] button[kind="tertiary"] {
+  min-height: 0; padding-top: 0; padding-bottom: 0.15rem;
+}
 /* Charts that answer to a click look as if they do. */
 .st-key-cohort_boxes .nsewdrag, .st-key-cohort_matrix .nsewdrag { cursor: pointer; }
 /* A question, its tags and steps fit beside the scan. */

@@ -13,8 +13,9 @@ import streamlit as st
 from agg2exp_core.organs import BACKGROUND, LabelSet
 from agg2exp_core.records import Selection
 from agg2exp_core.settings import data_root
+from agg2exp_core.store.lists import CaseList
 from agg2exp_core.store.queries import NO_METADATA
-from dashboard import data, filters, words
+from dashboard import data, filters, saved, words
 from dashboard.address import Address
 from dashboard.charts import common
 from dashboard.charts.boxes import region_boxes
@@ -119,33 +120,32 @@ def _explore(chosen: Chosen) -> None:
     everything = Selection(chosen.cohort, chosen.run, sign, value, background)
     with st.sidebar, st.expander("Filter scans", icon=":material/filter_alt:", expanded=True):
         selection = Filters(ADDRESS, chosen.cohort).narrow(chosen.root, everything, chosen.labels)
+    with st.sidebar:
+        saved.shelf(ADDRESS, chosen.root, chosen.cohort)
     cases, total = data.cases(chosen.root, selection), len(data.cases(chosen.root, everything))
     picked = _picked(chosen)
-    with heading:
+    link = filters.link_of(selection, chosen.target, picked)
+    with heading, st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         _heading(chosen, selection, len(cases), total)
+        saved.keep(chosen.root, CaseList("", chosen.cohort, tuple(cases["case_id"]), link=link), "cohort")
     if cases.empty:
         st.info("No scan passes these filters. Widen one of them, or clear all.", icon=":material/filter_alt_off:")
     else:
         _charts(chosen, selection, picked)
         _table(chosen, selection, cases, picked)
-    ADDRESS.write(filters.link_of(selection, chosen.target, picked))
+    ADDRESS.write(link)
 
 
 def _heading(chosen: Chosen, selection: Selection, count: int, total: int) -> None:
     active = filters.describe(selection, chosen.labels)
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
-        st.markdown(f"### {words.plain(chosen.title(chosen.target))}: what the model looks at", width="content")
-        st.markdown(f"**{count} of {total} scans**" if active else f"**{total} scans**", width="content")
-        if active:
-            st.markdown(" ".join(f":primary-badge[{words.plain(word)}]" for word in active), width="content")
-            st.button(
-                "Clear all filters",
-                on_click=filters.clear,
-                args=(ADDRESS,),
-                icon=":material/close:",
-                key="cohort_clear",
-                type="tertiary",
-            )
+    st.markdown(f"### {words.plain(chosen.title(chosen.target))}: what the model looks at", width="content")
+    st.markdown(f"**{count} of {total} scans**" if active else f"**{total} scans**", width="content")
+    if active:
+        st.markdown(" ".join(f":primary-badge[{words.plain(word)}]" for word in active), width="content")
+        st.button(
+            "Clear all filters", on_click=filters.clear, args=(ADDRESS,), icon=":material/close:", key="cohort_clear",
+            type="tertiary",
+        )  # fmt: skip
 
 
 def _charts(chosen: Chosen, selection: Selection, picked: Pick | None) -> None:
@@ -200,8 +200,8 @@ def _pick(key: str) -> None:
 def _picked(chosen: Chosen) -> Pick | None:
     """What the link or a click picked, as long as the run shown has its target and region."""
     wish, picked = ADDRESS.asked("pick"), st.session_state.get(PICKED)
-    if wish:
-        picked = tuple(wish[0].split("~"))
+    if wish is not None:
+        picked = tuple(wish[0].split("~")) if wish else None
     if picked and not _is_here(chosen, picked):
         if wish and ADDRESS.from_outside:
             words.not_here("Box or cell", wish[0])
