@@ -38,8 +38,9 @@ CSS = """
 .st-key-review_tags button p { font-size: 0.85rem; }
 .st-key-review_verdicts { gap: 0.5rem; }
 .st-key-review_verdicts .stElementContainer { flex: 1 1 45%; }
-/* Reading ahead says nothing. */
-.st-key-review_next { display: none; }
+.st-key-review_view .stButton button { padding: 0 0.4rem; }
+/* Reading ahead says nothing, and some keys need no button to be seen. */
+.st-key-review_next, .st-key-review_slices { display: none; }
 </style>
 """
 

@@ -115,11 +115,11 @@ def test_nothing_of_the_evidence_is_sent_before_the_verdict(monkeypatch: pytest.
         assert all(plane["color"] is plane["attribution"] is None for plane in data["planes"].values())
         assert data["planes"]["axial"]["labels"]
     assert sent and sent[0]["cursor"] == [6, 8, 8]  # in the organ, not at the peak of its attribution
-    assert "on itself" not in _texts(app) and "secret" not in _texts(app) and not app.get("plotly_chart")
+    assert "on the organ" not in _texts(app) and "secret" not in _texts(app) and not app.get("plotly_chart")
     sent.clear()
     _press(app, "say_accept")
     assert sent[-1]["legend"] and sent[-1]["peak"] == (20, 3, 2) and sent[-1]["planes"]["axial"]["attribution"]
-    assert "on itself" in _texts(app) and app.get("plotly_chart")
+    assert "on the organ" in _texts(app) and app.get("plotly_chart")
 
 
 def test_a_verdict_names_all_that_was_seen(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
@@ -255,7 +255,7 @@ def test_a_link_brings_cases_and_a_session_takes_those_that_can_be_seen(
 def test_an_open_session_shows_the_evidence_at_once(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     reviews.create_session(root, replace(SESSION, name="open", mode="open"))
     app = _open(monkeypatch, root, session="open")
-    assert "on itself" in _texts(app)
+    assert "on the organ" in _texts(app)
     _press(app, "say_accept")
     assert "c2" in app.markdown[0].value
 
@@ -273,7 +273,7 @@ def test_damage_and_what_is_not_here_are_told(monkeypatch: pytest.MonkeyPatch, r
 
 # ---- the journey -------------------------------------------------------------------------------------
 
-EVIDENCE = re.compile(rb'"color": ?"data:|"attribution": ?"|on itself')
+EVIDENCE = re.compile(rb'"color": ?"data:|"attribution": ?"|on the organ, ')
 
 
 @pytest.mark.browser

@@ -27,7 +27,7 @@ WINDOW, MAP = "review_window", "review_map"
 PICTURE = 240
 """Height in px of a report's picture."""
 
-MAPS = {"signed": "Signed", "absolute": "Absolute", "off": "Hidden"}
+MAPS = {"signed": "Signed", "absolute": "Absolute", "off": "Off"}
 KEYS = {"accept": "1", "correct": "2", "reject": "3", "unsure": "4"}
 ICONS = {"accept": "check_circle", "correct": "edit", "reject": "cancel", "unsure": "help"}
 MEANINGS = {
@@ -120,7 +120,7 @@ def _scan(desk: Desk, question: Question) -> None:
         i, j, k = st.session_state[place]
         st.session_state[place] = (i, j, min(max(k + by, 0), scene.shape[2] - 1))
 
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="xsmall", key="review_view"):
         windows = {name: window.title for name, window in layers.WINDOWS.items()}
         window = filters.segments("HU window", WINDOW, windows, "soft")
         _turn(WINDOW, list(windows), "W", "Next HU window")
@@ -128,6 +128,7 @@ def _scan(desk: Desk, question: Question) -> None:
         if scene.attribution is not None:
             shown = filters.segments("Attribution map", MAP, MAPS, "signed")
             _turn(MAP, list(MAPS), "M", "Next way to show the attribution map")
+    with st.container(key="review_slices"):  # keys only: the stage itself says what ↑ and ↓ do
         for by, key, side in ((1, "Up", "upward"), (-1, "Down", "downward")):
             st.button(
                 "", key=f"review_{key}", icon=f":material/arrow_{side}:", shortcut=key, on_click=step, args=(by,),
@@ -235,8 +236,13 @@ def _change(desk: Desk, question: Question, change: Callable[[Draft], Draft]) ->
         draft = change(place.draft(question.item, question.phase) or question.draft)
         return place.with_draft(question.item, question.phase, draft)
 
+    move(desk, changed)
+
+
+def move(desk: Desk, change: Callable[[Place], Place]) -> None:
+    """A button's answer: change the reviewer's place, or say at the next drawing why that cannot be stored."""
     try:
-        reviews.change_place(desk.root, desk.session.name, desk.reviewer, changed)
+        reviews.change_place(desk.root, desk.session.name, desk.reviewer, change)
     except InputError as error:
         st.session_state[REFUSED] = str(error)
 

@@ -17,11 +17,11 @@ from dashboard.charts import bars, common
 from dashboard.views import review_desk as desks
 from dashboard.views.review_desk import Desk, Question
 
-LARGEST = 8
+LARGEST = 6
 """Regions in the small chart: a verdict is given on one screen, without scrolling."""
 
 BARS_HELP = (
-    "Share of the absolute attribution on each region, background included; the eight largest of this case. "
+    "Share of the absolute attribution on each region, background included; the six largest of this case. "
     "The grey bands and the mark behind a bar are the cohort’s spread and median."
 )
 
@@ -42,9 +42,10 @@ def draw(desk: Desk) -> None:
         desks.scan(desk, question)
     with right:
         _ask(desk, question)
-        _steps(desk, question, items)
         if question.evidence:
             _evidence(desk, item)
+        desks.remarks(desk, question, placeholder="What should others know? It is stored with your verdict.")
+        _steps(desk, question, items)
     with st.container(key="review_next"):
         _prepare_next(desk, question, items, place)
 
@@ -81,16 +82,13 @@ def _minutes(seconds: float) -> str:
 
 
 def _ask(desk: Desk, question: Question) -> None:
-    organ = words.plain(desk.title(question.item.target))
     if question.phase == "segmentation":
-        st.markdown(f"##### 1 · Is {organ} segmented well?")
+        st.markdown("##### 1 · Is the segmentation right?")
         st.caption("Where the evidence lies stays hidden until your answer is stored.")
     else:
-        number = "2 · " if desk.session.blinded else ""
-        st.markdown(f"##### {number}Seeing where the evidence lies: do you trust {organ}?")
+        st.markdown(f"##### {'2 · ' if desk.session.blinded else ''}Seeing the evidence, do you trust it?")
         _said_before(desk, question)
     desks.verdict_buttons(desk, question)
-    desks.remarks(desk, question, placeholder="What should others know? It is stored with your verdict.")
 
 
 def _said_before(desk: Desk, question: Question) -> None:
@@ -115,7 +113,7 @@ def _steps(desk: Desk, question: Question, items: tuple[Item, ...]) -> None:
 
     def go(by: int) -> None:
         to = items[(items.index(question.item) + by) % len(items)]
-        _move(desk, lambda place: replace(place, at=to))
+        desks.move(desk, lambda place: replace(place, at=to))
 
     def skip() -> None:
         done = desk.verdicts.of(desk.reviewer, "final")
@@ -124,7 +122,7 @@ def _steps(desk: Desk, question: Question, items: tuple[Item, ...]) -> None:
             waiting = (*(item for item in place.skipped if item != question.item), question.item)
             return replace(place, skipped=waiting, at=reviews.upcoming(items, done, waiting, question.item))
 
-        _move(desk, skipped)
+        desks.move(desk, skipped)
 
     with st.container(horizontal=True, gap="small", key="review_steps"):
         st.button("Back", key="review_back", shortcut="B", icon=":material/chevron_left:", on_click=go, args=(-1,))
@@ -132,10 +130,6 @@ def _steps(desk: Desk, question: Question, items: tuple[Item, ...]) -> None:
         st.button(
             "Forward", key="review_forward", shortcut="F", icon=":material/chevron_right:", on_click=go, args=(1,)
         )
-
-
-def _move(desk: Desk, change) -> None:  # type: ignore[no-untyped-def]
-    reviews.change_place(desk.root, desk.session.name, desk.reviewer, change)
 
 
 def _all_done(desk: Desk, items: tuple[Item, ...]) -> None:
@@ -147,12 +141,12 @@ def _all_done(desk: Desk, items: tuple[Item, ...]) -> None:
     to = items[-1]
     st.button(
         "Back to the last one", key="review_back", shortcut="B", icon=":material/chevron_left:",
-        on_click=lambda: _move(desk, lambda place: replace(place, at=to)),
+        on_click=lambda: desks.move(desk, lambda place: replace(place, at=to)),
     )  # fmt: skip
 
 
 def _prepare_next(desk: Desk, question: Question, items: tuple[Item, ...], place: Place) -> None:
-    """The scan that follows, read while this one is looked at; before that, this one with its evidence."""
+    """Read the scan that follows while this one is looked at."""
     done = {*desk.verdicts.of(desk.reviewer, "final"), question.item}
     following = reviews.upcoming(items, done, place.skipped, question.item)
     if following is not None and following != question.item:
@@ -170,9 +164,8 @@ def _evidence(desk: Desk, item: Item) -> None:
         return
     table = data.case_importance(desk.root, Selection(session.cohort, session.run), item.case, item.target)
     shares = table.set_index("region")["value"].astype(float)
-    organ = words.plain(desk.title(item.target))
-    st.markdown(f"##### Evidence for {organ}: on itself **{_percent(shares.get(item.target))}**, off all organs "
-                f"**{_percent(shares.get(BACKGROUND))}**", help=BARS_HELP)  # fmt: skip
+    own, off = _percent(shares.get(item.target)), _percent(shares.get(BACKGROUND))
+    st.markdown(f"##### Evidence: {own} on the organ, {off} off all organs", help=BARS_HELP)
     if not shares.notna().any():
         st.info("The model did not draw this organ here, so there is nothing to explain.", icon=":material/info:")
         return
