@@ -42,10 +42,8 @@ def page() -> None:
         return
     session = reviews.read_session(root, name)
     reviewer = _who(session)
-    link = {"session": [session.name]}
     if reviewer is None:
-        ADDRESS.write(link)
-        return
+        return  # the address stays as it is: what a link asks for waits for the name
     with st.sidebar:
         section = _section(reviewer)
     desk = _desk(root, session, reviewer)

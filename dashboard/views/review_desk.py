@@ -277,7 +277,8 @@ def say(desk: Desk, question: Question, verdict: str) -> None:
     seconds = round(time.monotonic() - since[1], 1) if since and since[0] == question.of else None
     session = desk.session
     try:
-        hashes = replace(seen(desk, question), settings=_settings(question))
+        hashes = seen(desk, question)
+        hashes = replace(hashes, settings=_settings(hashes))
         given = Verdict(
             session.name, session.cohort, session.run, *question.item, question.phase, desk.reviewer, verdict, hashes,
             draft.note, draft.tags, seconds, question.holding.file if question.holding else None,
@@ -294,10 +295,10 @@ def say(desk: Desk, question: Question, verdict: str) -> None:
         )
 
 
-def _settings(question: Question) -> dict[str, str]:
-    """How it was shown."""
+def _settings(hashes: Seen) -> dict[str, str]:
+    """How it was shown: the HU window, and the attribution map where there was one."""
     shown = {"window": str(st.session_state.get(WINDOW, "soft"))}
-    return shown | ({"map": str(st.session_state.get(MAP, "signed"))} if question.evidence else {})
+    return shown | ({"map": str(st.session_state.get(MAP, "signed"))} if hashes.saliency else {})
 
 
 def _after(desk: Desk, place: Place, question: Question) -> Place:

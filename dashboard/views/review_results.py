@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -151,7 +152,7 @@ def _organs(desk: Desk) -> None:
         return
     st.markdown("##### Organ by organ")
     shown = table.assign(target=[desk.title(name) for name in table["target"]]).sort_values(["target", "reviewer"])
-    config = {"reviewer": "Reviewer", "target": "Organ", **reviews.VERDICTS}
+    config: dict[str, Any] = {"reviewer": "Reviewer", "target": "Organ", **reviews.VERDICTS}
     st.dataframe(
         shown[["target", "reviewer", *reviews.VERDICTS]], hide_index=True, column_config=config, key="review_organs"
     )
