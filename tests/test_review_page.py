@@ -260,6 +260,16 @@ def test_an_open_session_shows_the_evidence_at_once(monkeypatch: pytest.MonkeyPa
     assert "c2" in app.markdown[0].value
 
 
+def test_what_a_link_opens_waits_for_the_name(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    app = _open(monkeypatch, root, None, session="round-1", view="results")
+    app.text_input(key="review_name").set_value(" ")
+    app.button(key="FormSubmitter:review_who-Start").click().run()
+    assert "name must have" in app.error[0].value
+    app.text_input(key="review_name").set_value("Ada")
+    app.button(key="FormSubmitter:review_who-Start").click().run()
+    assert "round-1: results" in _texts(app)
+
+
 def test_damage_and_what_is_not_here_are_told(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     _said(root, "Grace", "c1", "accept")
     path = next(iter((root / "reviews").glob("*/verdicts/*/*.json")))
