@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, help="Why did a 3D segmentation model draw what it drew?")
 cohort_app = typer.Typer(help="Cohorts of scans.")
 model_app = typer.Typer(help="Models.")
+review_app = typer.Typer(help="Review sessions.")
 app.add_typer(cohort_app, name="cohort")
 app.add_typer(model_app, name="model")
+app.add_typer(review_app, name="review")
 
 Root = Annotated[Path | None, typer.Option("--data", help="Data root (default: AGG2EXP_DATA or the project's data).")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
@@ -349,6 +351,41 @@ def model_list(data: Root = None) -> None:
     for name in list_models(root):
         bundle = find_bundle(root, name)
         print(f"{name}\t{len(bundle.classes)} classes\t{bundle.weights.stat().st_size / 2**20:.1f} MiB")
+
+
+@review_app.command("list")
+def review_list(data: Root = None) -> None:
+    """List the review sessions."""
+    from agg2exp_core.store import reviews
+
+    root = data_root(data)
+    for name in reviews.list_sessions(root):
+        session = reviews.read_session(root, name)
+        given = reviews.read_verdicts(root, session)
+        print(
+            f"{name}\t{len(session.items())} to judge\t{len(given.given)} verdicts of {len(given.reviewers)} reviewers"
+        )
+
+
+@review_app.command("export")
+def review_export(
+    session: Annotated[str, typer.Argument(help="A review session.")],
+    out: Annotated[Path, typer.Option("--out", help="The CSV to write.")],
+    data: Root = None,
+) -> None:
+    """Write a review session as a CSV, a row a verdict. The report with pictures is on the Review page."""
+    from agg2exp_core.analysis import review_report
+    from agg2exp_core.files import write_text
+    from agg2exp_core.store import reviews
+
+    root = data_root(data)
+    verdicts = reviews.read_verdicts(root, reviews.read_session(root, session))
+    if not out.parent.is_dir():
+        raise InputError("--out must lie in a folder that is there", str(out.parent))
+    write_text(out, review_report.to_csv(review_report.verdict_table(verdicts)))
+    for line in verdicts.damaged:
+        print(f"agg2exp: left out: {line}", file=sys.stderr)
+    print(f"{len(verdicts.given)} verdicts of session {session} written")
 
 
 @contextmanager

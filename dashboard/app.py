@@ -5,12 +5,13 @@ from __future__ import annotations
 import streamlit as st
 
 from dashboard import style
-from dashboard.views import case, cohort
+from dashboard.views import case, cohort, review
 
 st.set_page_config(page_title="Agg²Exp Explorer", page_icon=style.ICON, layout="wide", initial_sidebar_state=350)
 style.apply()
 pages = [
     st.Page(cohort.page, title="Cohort", icon=":material/groups:", default=True),
     st.Page(case.page, title="Case", icon=":material/person_search:", url_path="case"),
+    st.Page(review.page, title="Review", icon=":material/rate_review:", url_path="review"),
 ]
 st.navigation(pages, position="top").run()

@@ -32,6 +32,15 @@ CSS = """
 }
 /* Charts that answer to a click look as if they do. */
 .st-key-cohort_boxes .nsewdrag, .st-key-cohort_matrix .nsewdrag { cursor: pointer; }
+/* A question, its tags and steps fit beside the scan. */
+.st-key-review_tags { gap: 0.35rem; }
+.st-key-review_tags button { min-height: 1.9rem; padding: 0 0.55rem; }
+.st-key-review_tags button p { font-size: 0.85rem; }
+.st-key-review_verdicts { gap: 0.5rem; }
+.st-key-review_verdicts .stElementContainer { flex: 1 1 45%; }
+.st-key-review_view .stButton button { padding: 0 0.4rem; }
+/* Reading ahead says nothing, and some keys need no button to be seen. */
+.st-key-review_next, .st-key-review_slices { display: none; }
 </style>
 """
 
