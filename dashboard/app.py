@@ -5,12 +5,13 @@ from __future__ import annotations
 import streamlit as st
 
 from dashboard import style
-from dashboard.views import case, cohort
+from dashboard.views import case, cohort, compare
 
 st.set_page_config(page_title="Agg²Exp Explorer", page_icon=style.ICON, layout="wide", initial_sidebar_state=350)
 style.apply()
 pages = [
     st.Page(cohort.page, title="Cohort", icon=":material/groups:", default=True),
     st.Page(case.page, title="Case", icon=":material/person_search:", url_path="case"),
+    st.Page(compare.page, title="Compare", icon=":material/compare_arrows:", url_path="compare"),
 ]
 st.navigation(pages, position="top").run()

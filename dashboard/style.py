@@ -29,7 +29,16 @@ CSS = """
 /* In line with the words beside it. */
 .st-key-cohort_clear button, .st-key-cohort_unpick button { min-height: 0; padding-top: 0; padding-bottom: 0.15rem; }
 /* Charts that answer to a click look as if they do. */
-.st-key-cohort_boxes .nsewdrag, .st-key-cohort_matrix .nsewdrag { cursor: pointer; }
+.st-key-cohort_boxes .nsewdrag, .st-key-cohort_matrix .nsewdrag,
+.st-key-compare_boxes .nsewdrag, .st-key-compare_matrix .nsewdrag { cursor: pointer; }
+/* Two sets: their colours name them wherever they are compared. */
+.side { font-weight: 600; margin-top: 0.2rem; }
+.sides { font-size: 0.9rem; display: flex; flex-wrap: wrap; gap: 0 2rem; }
+/* Sentences that answer to a click read as a list. */
+.st-key-compare_changes button { min-height: 0; padding: 0.28rem 0; justify-content: flex-start; text-align: left; }
+.st-key-compare_changes button p { text-align: left; line-height: 1.3; font-size: 0.9rem; }
+[class*="st-key-compare_less_"] [data-testid="stIconMaterial"] { color: #c2771f; }
+[class*="st-key-compare_more_"] [data-testid="stIconMaterial"] { color: #13928a; }
 </style>
 """
 
