@@ -54,13 +54,15 @@ def _run(root: Path, cohort: str, run: str, on_aorta: float, dice: float, cases:
     }  # fmt: skip
     results.write_run(root, cohort, run, info)
     for place, case_id in enumerate(cases):
-        share = on_aorta + 0.01 * place
+        # Changes differ from scan to scan, around what `root` says.
+        wiggle = 0.001 * (place - 5) if run == NEW else 0
+        share = on_aorta + 0.01 * place + wiggle
         sums = np.zeros((2, 17))
         sums[0, 1], sums[1, [1, 8]] = 1, (share, 1 - share)
         table = SumTable(TARGETS, LABELS.names, sums, np.zeros((2, 17)), np.full(17, 50, np.int64))
         with results.case_folder(root / "runs" / cohort / run / "cases" / case_id, {"case_id": case_id}) as folder:
             results.write_importance(folder, table)
-            scores = np.where(np.array(LABELS.names) == "heart", dice, 0.9)
+            scores = np.where(np.array(LABELS.names) == "heart", dice + wiggle, 0.9)
             results.write_agreement(folder, LABELS.names, scores, scores / (2 - scores))
 
 
@@ -90,13 +92,13 @@ def test_it_opens_with_model_against_model_scan_by_scan(monkeypatch: pytest.Monk
     assert "2 of 32 pairs" in told and "each of 11 scans with itself; 1 scan in only one of the sets left out" in told
     assert "lower for Heart (−0.100)" in told and "none shown for 15 organs" in told
     listed = app.dataframe[0].value
-    assert list(listed["change"]) == pytest.approx([-20] * 11) and len(listed) == 11
+    assert listed["change"].median() == pytest.approx(-20) and len(listed) == 11
 
 
 def test_the_largest_changes_are_sentences_that_pick_their_pair(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     app = _open(monkeypatch, root)
     sentences = [button.label.replace(contrast.NO_BREAK, " ") for button in app.button if "points" in button.label]
-    assert sentences[0] == "**Heart**: **20.0 points less** on **Aorta** :gray[45.0 → 25.0 %, 95 % −20.0 to −20.0]"
+    assert sentences[0].startswith("**Heart**: **20.0 points less** on **Aorta** :gray[45.0 → 25.0 %, 95 % −20.")
     next(button for button in app.button if "points more** on **Heart" in button.label).click().run()
     assert "Share of Heart’s attribution on Heart, scan by scan" in _texts(app)
     assert app.query_params["pick"] == "heart~heart" and not app.exception
@@ -104,7 +106,9 @@ def test_the_largest_changes_are_sentences_that_pick_their_pair(monkeypatch: pyt
 
 def test_one_set_twice_says_what_to_change(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     app = _open(monkeypatch, root, **SAME_COHORT, **{"a.run": OLD, "b.run": OLD})
-    assert "Both sets are the same" in app.info[0].value and "filter one of them, for example by sex" in app.info[0].value
+    assert (
+        "Both sets are the same" in app.info[0].value and "filter one of them, for example by sex" in app.info[0].value
+    )
     assert not app.dataframe
 
 
@@ -189,7 +193,7 @@ def test_dice_of_the_cases_that_pass(root: Path) -> None:
     con = catalog.connect(root)
     table = queries.dice(con, Selection("clinic", NEW, where=(Condition("sex", values=("F",)),)))
     assert set(table["case_id"]) == set(CASES[::2]) and "background" not in set(table["target"])
-    assert table[table["target"] == "heart"]["dice"].unique() == pytest.approx([0.8])
+    assert table[table["target"] == "heart"]["dice"].mean() == pytest.approx(0.8)
 
 
 # ---- the journey -----------------------------------------------------------------------------------
@@ -217,7 +221,7 @@ def _draws_the_numbers(page: Page) -> None:
     """The heart's row is the second of two, the aorta's column the first: −20 points, of which the root is drawn."""
     page.locator(".st-key-compare_matrix .heatmaplayer image").first.wait_for()
     drawn = page.evaluate(
-        "() => document.querySelector('.st-key-compare_matrix .js-plotly-plot')._fullData.map(t => t.z && [...t.z[1]][0])"
+        "() => document.querySelector('.st-key-compare_matrix .js-plotly-plot').data.slice(0, 2).map(t => t.z[1][0])"
     )
     assert drawn[0] == pytest.approx(-np.sqrt(0.2)) and drawn[1] is None
 
