@@ -275,6 +275,17 @@ def local_explanations(con: Connection, selection: Selection) -> pd.DataFrame:
     return con.execute(sql, values).df()
 
 
+def dice(con: Connection, selection: Selection) -> pd.DataFrame:
+    """case_id, target, dice of the organs of cases that pass; no rows without label maps."""
+    _check_selection(con, selection)
+    passing, values = _passing(con, selection)
+    sql = f"""
+        SELECT case_id, target, dice FROM {agreement_view(selection.cohort, selection.run)}
+        JOIN (SELECT case_id, rowid AS place FROM {cohort_table(selection.cohort)}) USING (case_id)
+        WHERE target <> '{BACKGROUND}' AND isfinite(dice) AND case_id IN ({passing}) ORDER BY place"""
+    return con.execute(sql, values).df()
+
+
 # ---- export ----------------------------------------------------------------------------------------
 
 

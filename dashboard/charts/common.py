@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from html import escape
 from typing import Any
 
 import pandas as pd
@@ -15,6 +16,9 @@ MASKED = "#8a5cd6"
 """Of masked regions, which belong to no group of organs."""
 
 HOVER = {"align": "left", "bgcolor": "#17212b", "bordercolor": "#17212b", "font": {"color": "#ffffff", "size": 13}}
+SIDES = ("#c2771f", "#13928a")
+"""Colours of the first and the second of two sets; a difference takes that of the set which has more."""
+
 CHART_HEIGHT = 500
 """Height in px of charts that stand side by side."""
 
@@ -71,6 +75,19 @@ def named_axis(titles: Any, colors: list[str]) -> dict[str, Any]:
         "tickvals": list(range(len(names))), "ticktext": names, "range": [len(names) - 0.5, -0.5],
         "automargin": True, "showgrid": False, "zeroline": False, "ticks": "", "tickfont": {"size": 13},
     }  # fmt: skip
+
+
+def organ_axis(names: list[str], labels: LabelSet) -> dict[str, Any]:
+    """One side of a matrix: organs' titles with their groups' colours."""
+    organs = [organ_of(labels, name) for name in names]
+    colors = group_colors(labels)
+    axis = named_axis([organ.title for organ in organs], [colors.get(organ.group, GREY) for organ in organs])
+    return axis | {"tickfont": {"size": 12}}
+
+
+def short(name: str, length: int = 40) -> str:
+    """A name that fits into a legend; Plotly reads tags in its texts, so that those of others come as they are."""
+    return escape(name if len(name) <= length else f"{name[: length - 1]}…", quote=False)
 
 
 def invisible() -> dict[str, Any]:
