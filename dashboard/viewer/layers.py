@@ -74,6 +74,12 @@ def palette(signed: bool) -> np.ndarray:
     return np.column_stack([colors, alpha]).astype(np.uint8)
 
 
+def stops(name: str) -> list[list[float]]:
+    """The palette's colours from weak to strong, RGB of 0 … 1: of `positive`, `negative` or `absolute` attribution."""
+    colors = {"positive": _POSITIVE, "negative": _NEGATIVE, "absolute": _ABSOLUTE}[name]
+    return [[int(color[n : n + 2], 16) / 255 for n in (1, 3, 5)] for color in colors]
+
+
 def css_ramp(signed: bool, steps: int = 17) -> str:
     """The colour bar as a CSS gradient, from the scale's low end to its high one, on black."""
     values = np.linspace(-LARGEST if signed else 0, LARGEST, steps).round().astype(int)
@@ -101,9 +107,9 @@ def packed(picture: np.ndarray) -> str:
     return base64.b64encode(zlib.compress(raw, 1)).decode()
 
 
-def _ramp(stops: tuple[str, ...], strength: np.ndarray) -> np.ndarray:
-    rgb = np.array([[int(stop[n : n + 2], 16) for n in (1, 3, 5)] for stop in stops], float)
-    at = np.linspace(0, 1, len(stops))
+def _ramp(colors: tuple[str, ...], strength: np.ndarray) -> np.ndarray:
+    rgb = np.array([[int(color[n : n + 2], 16) for n in (1, 3, 5)] for color in colors], float)
+    at = np.linspace(0, 1, len(colors))
     return np.rint(np.column_stack([np.interp(strength, at, rgb[:, n]) for n in range(3)]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def load_scene(sources: Sources, labels: LabelSet) -> Scene:
         charts.organ_of(labels, sources.target).id,
         _labels(*prediction) if prediction else None,
         _attribution(*attribution) if attribution else None,
+        hashlib.sha256(str(image).encode()).hexdigest()[:16],
     )
 
 

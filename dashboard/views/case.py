@@ -15,7 +15,7 @@ from agg2exp_core.settings import data_root
 from agg2exp_core.store import cohorts, results
 from agg2exp_core.store.queries import NO_METADATA, NOT_EXPLAINED
 from dashboard import charts, charts_case, data, filters, words
-from dashboard.viewer import layers, slices
+from dashboard.viewer import layers, niivue, slices
 from dashboard.viewer.scene import Sources, load_scene
 from dashboard.viewer.slices import Voxel
 from dashboard.viewer.stage import Legend, Look, Scene, moved_to, stage, stage_data, voxel_inside
@@ -23,6 +23,7 @@ from dashboard.views import compute
 
 MAPS = {"signed": "Signed", "absolute": "Absolute", "off": "Hidden"}
 STAGE = "case_stage"
+VIEWER = "case_viewer"
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,21 +238,16 @@ def _absent(chosen: Chosen) -> str | None:
 
 @words.told
 def _viewer(chosen: Chosen, scene: Scene) -> None:
-    """A fragment: a step through the scan draws this again and nothing else."""
+    """A fragment: what the pictures send draws this again and nothing else."""
     place = f"case_at_{chosen.cohort}_{chosen.case.case_id}"
-
-    def moved() -> None:
-        st.session_state[place] = moved_to(STAGE, scene.shape) or st.session_state[place]
-
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
-        windows = {name: window.title for name, window in layers.WINDOWS.items()}
-        window = filters.segments("HU window", "case_window", windows, "soft")
-        shown = "off" if scene.attribution is None else filters.segments("Attribution map", "case_map", MAPS, "signed")
     cursor = st.session_state.get(place) or _linked_voxel(scene.shape) or scene.peak or scene.middle
     st.session_state[place] = cursor
-    look = Look(window, signed=shown == "signed")
-    legend = None if shown == "off" else _legend(chosen, scene, look)
-    stage(stage_data(scene, look, cursor, legend), STAGE, moved)
+    lacking = niivue.lacking(VIEWER)
+    if lacking:
+        st.caption(f"{lacking} These slices serve instead.")
+        _slices(chosen, scene, place)
+    else:
+        niivue.viewer([niivue.Shown(scene, _legends(chosen, scene))], VIEWER, cursor)
     tilt = slices.tilt(scene.scan.affine)
     if tilt > 1:
         st.caption(
@@ -260,12 +256,32 @@ def _viewer(chosen: Chosen, scene: Scene) -> None:
         )
 
 
+def _slices(chosen: Chosen, scene: Scene, place: str) -> None:
+    """Three pictures that the server cuts, for browsers without WebGL."""
+
+    def moved() -> None:
+        st.session_state[place] = moved_to(STAGE, scene.shape) or st.session_state[place]
+
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        windows = {name: window.title for name, window in layers.WINDOWS.items()}
+        window = filters.segments("HU window", "case_window", windows, "soft")
+        shown = "off" if scene.attribution is None else filters.segments("Attribution map", "case_map", MAPS, "signed")
+    look = Look(window, signed=shown == "signed")
+    legend = None if shown == "off" else _legend(chosen, scene, look)
+    stage(stage_data(scene, look, st.session_state[place], legend), STAGE, moved)
+
+
 def _linked_voxel(shape: Voxel) -> Voxel | None:
     """The position that the link names, if it lies in this scan. It counts once: for the case linked to."""
     if st.session_state.get("case_link_followed"):
         return None
     st.session_state["case_link_followed"] = True
     return voxel_inside(st.query_params.get("at", "").split("."), shape)
+
+
+def _legends(chosen: Chosen, scene: Scene) -> dict[str, Legend]:
+    legends = {mode: _legend(chosen, scene, Look(signed=mode == "signed")) for mode in ("signed", "absolute")}
+    return {mode: legend for mode, legend in legends.items() if legend is not None}
 
 
 def _legend(chosen: Chosen, scene: Scene, look: Look) -> Legend | None:

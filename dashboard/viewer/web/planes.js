@@ -1,0 +1,139 @@
+// Three linked planes on one canvas: NiiVue shows the scan, a shader of ours lays organs and attribution over it.
+// Both stay on the model's own grid, as textures with a matrix each, so that every change of opacity, palette or
+// visibility is a number handed to the graphics card, and nothing is sampled anew.
+
+import { PLANES, columns, multiply, texture, voxels } from "./geometry.js";
+import { SHADER } from "./shader.js";
+
+// NiiVue uses the units up to 11; those above serve only its editing tools, which are not used here.
+const UNITS = { attribution: 12, labels: 13, organs: 14 };
+
+const OPTIONS = {
+  isRadiologicalConvention: true,
+  sagittalNoseLeft: true,
+  showAllOrientationMarkers: true,
+  dragAndDropEnabled: false,
+  interactive: false, // app.js listens itself: NiiVue's keys would change what is shown
+  isSliceMM: false,
+  isResizeCanvas: true,
+  loadingText: "",
+  logLevel: "error",
+  backColor: [0, 0, 0, 1],
+  fontColor: [1, 0.88, 0.54, 1],
+  fontMinPx: 13,
+  fontSizeScaling: 0.3,
+  crosshairColor: [0.51, 1, 0.75, 0.85],
+  crosshairWidth: 1,
+  crosshairWidthUnit: "mm",
+  crosshairGap: 8,
+};
+
+export class Planes {
+  static async open(library, canvas) {
+    const planes = new Planes();
+    planes.view = new library.Niivue(OPTIONS);
+    await planes.view.attachToCanvas(canvas, false);
+    planes.view.setCustomSliceShader(SHADER);
+    planes.textures = {};
+    return planes;
+  }
+
+  get gl() {
+    return this.view.gl;
+  }
+
+  // image: NiiVue's own reading of the scan; volume: ours of the same bytes.
+  show(image, volume) {
+    this.volume = volume;
+    for (const old of [...this.view.volumes]) this.view.removeVolume(old);
+    this.overlay(); // before the first drawing: samplers of different kinds must not share a unit
+    this.organs(new Uint8Array(4));
+    this.view.addVolume(image);
+  }
+
+  window({ width, level }) {
+    const [image] = this.view.volumes;
+    const [low, high] = [level - width / 2, level + width / 2];
+    if (!image || (image.cal_min === low && image.cal_max === high)) return;
+    Object.assign(image, { cal_min: low, cal_max: high });
+    this.view.refreshLayers(image, 0);
+  }
+
+  overlay(labels, attribution) {
+    const { gl } = this;
+    this.put("labels", labels, { [gl.R8UI]: Uint8Array, [gl.R16UI]: Uint16Array }, gl.RED_INTEGER, gl.NEAREST);
+    this.put("attribution", attribution, { [gl.R8_SNORM]: Int8Array }, gl.RED, gl.LINEAR);
+  }
+
+  // A volume as a 3D texture on its own unit; a single 0 where there is none.
+  put(name, volume, formats, layout, filter) {
+    const { gl } = this;
+    const kind = volume?.array.constructor ?? Object.values(formats)[0];
+    const format = Number(Object.keys(formats).find((key) => formats[key] === kind));
+    const types = new Map([[Uint8Array, gl.UNSIGNED_BYTE], [Uint16Array, gl.UNSIGNED_SHORT], [Int8Array, gl.BYTE]]);
+    this.fresh(name, gl.TEXTURE_3D, filter);
+    const [i, j, k] = volume?.shape ?? [1, 1, 1];
+    gl.texImage3D(gl.TEXTURE_3D, 0, format, i, j, k, 0, layout, types.get(kind), volume?.array ?? new kind(1));
+    const there = volume && multiply(multiply(texture(volume.shape), volume.toVoxel), this.textureToWorld());
+    this.uniform("uniformMatrix4fv", `${name}Place`, false, columns(there ?? new Array(16).fill(0)));
+  }
+
+  textureToWorld() {
+    return multiply(this.volume.affine, voxels(this.volume.shape));
+  }
+
+  // One texel a label value: its colour, and in alpha whether it is shown.
+  organs(colors) {
+    const { gl } = this;
+    this.fresh("organs", gl.TEXTURE_2D, gl.NEAREST);
+    const width = colors.length / 4;
+    gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA8, width, 1, 0, gl.RGBA, gl.UNSIGNED_BYTE, colors);
+  }
+
+  fresh(name, target, filter) {
+    const { gl } = this;
+    if (this.textures[name]) gl.deleteTexture(this.textures[name]);
+    this.textures[name] = gl.createTexture();
+    gl.activeTexture(gl.TEXTURE0 + UNITS[name]);
+    gl.bindTexture(target, this.textures[name]);
+    gl.pixelStorei(gl.UNPACK_ALIGNMENT, 1);
+    for (const side of [gl.TEXTURE_MIN_FILTER, gl.TEXTURE_MAG_FILTER]) gl.texParameteri(target, side, filter);
+    for (const axis of [gl.TEXTURE_WRAP_S, gl.TEXTURE_WRAP_T, gl.TEXTURE_WRAP_R])
+      gl.texParameteri(target, axis, gl.CLAMP_TO_EDGE);
+    this.uniform("uniform1i", name, UNITS[name]);
+  }
+
+  look({ opacity, signed, fill, outline, target }) {
+    const dense = window.devicePixelRatio || 1;
+    this.uniform("uniform4f", "strengths", opacity, fill, outline, dense);
+    this.uniform("uniform1i", "isSigned", signed ? 1 : 0);
+    this.uniform("uniform1i", "target", target);
+  }
+
+  palettes(palettes) {
+    for (const [name, stops] of Object.entries(palettes)) this.uniform("uniform3fv", name, stops.flat());
+  }
+
+  uniform(setter, name, ...values) {
+    const { program } = this.view.customSliceShader;
+    this.gl.useProgram(program);
+    this.gl[setter](this.gl.getUniformLocation(program, name), ...values);
+  }
+
+  // tiles: by plane name, [left, top, width, height] in shares of the canvas.
+  layout(tiles) {
+    const shown = PLANES.filter(({ name }) => tiles[name]);
+    this.view.customLayout = shown.map(({ name, type }) => ({ sliceType: type, position: tiles[name] }));
+  }
+
+  draw(voxel) {
+    if (!this.volume) return;
+    voxel.forEach((at, axis) => (this.view.scene.crosshairPos[axis] = (at + 0.5) / this.volume.shape[axis]));
+    this.view.drawScene();
+  }
+
+  close() {
+    this.view.cleanup();
+    this.gl.getExtension("WEBGL_lose_context")?.loseContext();
+  }
+}
