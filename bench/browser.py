@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import URLError
@@ -19,6 +19,9 @@ from playwright.sync_api import Browser, sync_playwright
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+WEBGL = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+"""WebGL computed by the processor: what a machine without a graphics card gets."""
+
 HOW_TO_GET_ONE = "no Chromium found: install one (Debian: apt-get install chromium) or name it in AGG2EXP_CHROMIUM"
 START_SECONDS = 60.0
 
@@ -29,13 +32,13 @@ def find_chromium() -> str | None:
 
 
 @contextmanager
-def browser() -> Iterator[Browser]:
-    """A headless Chromium. RuntimeError, with how to get one, if there is none."""
+def browser(more: Sequence[str] = ()) -> Iterator[Browser]:
+    """A headless Chromium, started with these switches too. RuntimeError, with how to get one, if there is none."""
     path = find_chromium()
     if path is None:
         raise RuntimeError(HOW_TO_GET_ONE)
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=SWITCHES)
+        chromium = playwright.chromium.launch(executable_path=path, args=[*SWITCHES, *more])
         yield chromium
         chromium.close()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,12 @@ class Chosen:
             return None
         folder = self.root / "runs" / self.cohort / self.run / "cases" / self.case.case_id
         return folder if folder.is_dir() else None
+
+    @property
+    def map_file(self) -> Path | None:
+        """The stored attribution map of the target, if there is one."""
+        file = self.folder / "saliency" / f"{self.target}.nii.gz" if self.folder else None
+        return file if file is not None and file.is_file() else None
 
     @property
     def method(self) -> Method | None:
@@ -247,13 +253,38 @@ def _viewer(chosen: Chosen, scene: Scene) -> None:
         st.caption(f"{lacking} These slices serve instead.")
         _slices(chosen, scene, place)
     else:
-        niivue.viewer([niivue.Shown(scene, _legends(chosen, scene))], VIEWER, cursor)
+        niivue.viewer(_maps(chosen, scene), VIEWER, cursor)
     tilt = slices.tilt(scene.scan.affine)
     if tilt > 1:
         st.caption(
             f"This scan is tilted by up to {tilt:.0f}° against the patient’s axes. The slices follow the scan’s own "
             "axes, so the letters at the sides name the closest direction; positions in mm are exact."
         )
+
+
+def _maps(chosen: Chosen, scene: Scene) -> list[niivue.Shown]:
+    """The run's map and, side by side with it, those of other runs that the user asks for."""
+    records = data.run_records(chosen.root, chosen.cohort)
+    others = {run: replace(chosen, run=run, record=record) for run, record in records.items() if run != chosen.run}
+    # Of one label set, so that one list of organs and one set of colours serve all.
+    alike = {run: o for run, o in others.items() if o.record.get("label_set") == chosen.record.get("label_set")}
+    options = {run: other for run, other in alike.items() if other.map_file} if chosen.map_file else {}
+    beside = []
+    if options:
+        beside = st.multiselect(
+            "Side by side with",
+            list(options),
+            format_func=lambda run: run_title(options[run].record),
+            max_selections=niivue.MOST - 1,
+            key="case_beside",
+        )
+    shown = [niivue.Shown(scene, _legends(chosen, scene), run_title(chosen.record) if beside else "")]
+    for run in beside:
+        other = options[run]
+        assert other.case.image is not None
+        theirs = load_scene(Sources(other.case.image, other.folder, other.target), other.labels)
+        shown.append(niivue.Shown(theirs, _legends(other, theirs), run_title(other.record)))
+    return shown
 
 
 def _slices(chosen: Chosen, scene: Scene, place: str) -> None:

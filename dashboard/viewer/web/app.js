@@ -74,18 +74,13 @@ export class App {
   }
 
   async fill(library, data, scan, maps) {
-    if (this.scanId !== data.scan.id) {
-      const range = { cal_min: -160, cal_max: 240 };
-      this.image = await library.NVImage.loadFromUrl({ url: scan.buffer, name: "scan.nii", ...range });
-      this.scanId = data.scan.id;
-    }
-    this.columns.forEach((planes, n) => {
-      if (planes.volume !== scan) planes.show(this.image, scan);
+    for (const [n, planes] of this.columns.entries()) {
+      if (planes.volume !== scan) await planes.show(library, scan);
       const ids = JSON.stringify([data.scan.id, data.maps[n].labels?.id, data.maps[n].attribution?.id]);
       if (planes.ids !== ids) planes.overlay(maps[n].labels, maps[n].attribution);
       planes.ids = ids;
       planes.palettes(data.palettes);
-    });
+    }
   }
 
   async bodyFor(library, scan, maps, data) {

@@ -2,13 +2,13 @@
 // or, where nothing is segmented, the scan's bones. It is coarse on purpose: a ray through a full scan costs
 // seconds without a graphics card, and the slices are where one reads.
 
-import { spacing } from "./geometry.js";
+import { regridded } from "./volumes.js";
 
 const OPTIONS = {
   dragAndDropEnabled: false,
   interactive: false,
   show3Dcrosshair: true,
-  isOrientCube: false,
+  isOrientCube: true,
   isResizeCanvas: true,
   loadingText: "",
   logLevel: "error",
@@ -20,7 +20,7 @@ const OPTIONS = {
   gradientAmount: 0.6,
 };
 
-const COARSEST = 96; // voxels along a scan's longest axis, where the scan itself is rendered
+const COARSEST = 96; // voxels along the longest axis
 const BONE = { cal_min: 180, cal_max: 900, colormap: "ct_bones" };
 const STRONG = 0.3; // of the colour scale's end: what is weaker would hide the rest as a fog
 
@@ -39,7 +39,7 @@ export class Body {
     for (const old of [...this.view.volumes].reverse()) this.view.removeVolume(old);
     const { NVImage } = this.library;
     if (labels) {
-      this.labels = await NVImage.loadFromUrl({ url: labels.buffer, name: "organs.nii", opacity: 0.35 });
+      this.labels = await NVImage.loadFromUrl({ url: coarse(labels), name: "organs.nii", opacity: 0.5 });
       this.labels.hdr.intent_code = 1002; // NIfTI's word for labels: NiiVue then never mixes neighbouring values
       this.view.addVolume(this.labels);
     } else {
@@ -47,7 +47,7 @@ export class Body {
     }
     if (!attribution) return;
     const range = { cal_min: STRONG * 127, cal_max: 127, colormap: "agg2exp_positive" };
-    const map = await NVImage.loadFromUrl({ url: attribution.buffer, name: "map.nii", ...range });
+    const map = await NVImage.loadFromUrl({ url: coarse(attribution), name: "map.nii", ...range });
     map.colormapNegative = "agg2exp_negative";
     this.view.addVolume(map);
   }
@@ -97,21 +97,9 @@ export class Body {
   }
 }
 
-// Every so many voxels of a scan, as a NIfTI file of its own.
-function coarse(scan) {
-  const step = Math.max(1, Math.ceil(Math.max(...scan.shape) / COARSEST));
-  const shape = scan.shape.map((size) => Math.ceil(size / step));
-  const buffer = new ArrayBuffer(352 + 2 * shape[0] * shape[1] * shape[2]);
-  new Uint8Array(buffer).set(new Uint8Array(scan.buffer, 0, 352));
-  const header = new DataView(buffer);
-  shape.forEach((size, axis) => header.setInt16(42 + 2 * axis, size, true));
-  spacing(scan.affine).forEach((size, axis) => header.setFloat32(80 + 4 * axis, size * step, true));
-  header.setFloat32(108, 352, true);
-  scan.affine.slice(0, 12).forEach((value, n) => header.setFloat32(280 + 4 * n, n % 4 === 3 ? value : value * step, true));
-  const voxels = new Int16Array(buffer, 352);
-  let at = 0;
-  for (let k = 0; k < shape[2]; k++)
-    for (let j = 0; j < shape[1]; j++)
-      for (let i = 0; i < shape[0]; i++) voxels[at++] = scan.at([i * step, j * step, k * step]);
-  return buffer;
+// The bytes of a volume on a grid of COARSEST voxels at most along each axis.
+function coarse(volume) {
+  if (Math.max(...volume.shape) <= COARSEST) return volume.buffer;
+  const step = Math.max(...volume.shape) / COARSEST;
+  return regridded(volume, volume.shape.map((size) => Math.max(2, Math.round(size / step))));
 }

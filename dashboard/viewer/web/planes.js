@@ -1,12 +1,15 @@
-// Three linked planes on one canvas: NiiVue shows the scan, a shader of ours lays organs and attribution over it.
-// Both stay on the model's own grid, as textures with a matrix each, so that every change of opacity, palette or
-// visibility is a number handed to the graphics card, and nothing is sampled anew.
+// Three linked planes on one canvas: NiiVue's geometry, layout, crosshair and markers, with a slice shader of ours.
+// NiiVue by itself colours a copy of every volume, resamples overlays to the scan's grid and differentiates it all,
+// at each change of the HU window: ten seconds and more for 256³ voxels without a graphics card. Here the voxels lie
+// in textures as they came, each on its own grid with a matrix, and every change of window, opacity, palette or
+// visibility is a number handed over. NiiVue itself gets a frame: a volume of 2³ voxels in the place of the scan.
 
 import { PLANES, columns, multiply, texture, voxels } from "./geometry.js";
 import { SHADER } from "./shader.js";
+import { regridded } from "./volumes.js";
 
-// NiiVue uses the units up to 11; those above serve only its editing tools, which are not used here.
-const UNITS = { attribution: 12, labels: 13, organs: 14 };
+// NiiVue uses the units up to 10; those above serve only its editing tools, which are not used here.
+const UNITS = { scan: 11, attribution: 12, labels: 13, organs: 14 };
 
 const OPTIONS = {
   isRadiologicalConvention: true,
@@ -42,21 +45,20 @@ export class Planes {
     return this.view.gl;
   }
 
-  // image: NiiVue's own reading of the scan; volume: ours of the same bytes.
-  show(image, volume) {
+  async show(library, volume) {
+    const frame = await library.NVImage.loadFromUrl({ url: regridded(volume, [2, 2, 2]), name: "frame.nii" });
     this.volume = volume;
     for (const old of [...this.view.volumes]) this.view.removeVolume(old);
+    const { gl } = this;
+    this.fresh("scan", gl.TEXTURE_3D, gl.LINEAR);
+    gl.texImage3D(gl.TEXTURE_3D, 0, gl.R16F, ...volume.shape, 0, gl.RED, gl.HALF_FLOAT, halves(volume.array));
     this.overlay(); // before the first drawing: samplers of different kinds must not share a unit
     this.organs(new Uint8Array(4));
-    this.view.addVolume(image);
+    this.view.addVolume(frame);
   }
 
   window({ width, level }) {
-    const [image] = this.view.volumes;
-    const [low, high] = [level - width / 2, level + width / 2];
-    if (!image || (image.cal_min === low && image.cal_max === high)) return;
-    Object.assign(image, { cal_min: low, cal_max: high });
-    this.view.refreshLayers(image, 0);
+    this.uniform("uniform2f", "hounsfield", level - width / 2, width);
   }
 
   overlay(labels, attribution) {
@@ -136,4 +138,19 @@ export class Planes {
     this.view.cleanup();
     this.gl.getExtension("WEBGL_lose_context")?.loseContext();
   }
+}
+
+// HU as 16-bit floats, which a graphics card interpolates: exact to ±2048, to 2 HU beyond.
+function halves(array) {
+  const table = new Uint16Array(65536);
+  const bits = new DataView(new ArrayBuffer(4));
+  for (let value = -32768; value < 32768; value++) {
+    bits.setFloat32(0, value);
+    const whole = bits.getUint32(0);
+    const exponent = value ? ((whole >>> 23) & 255) - 112 : 0;
+    table[value & 65535] = ((whole >>> 16) & 0x8000) | (value ? (exponent << 10) | ((whole >>> 13) & 1023) : 0);
+  }
+  const found = new Uint16Array(array.length);
+  for (let at = 0; at < array.length; at++) found[at] = table[array[at] & 65535];
+  return found;
 }

@@ -6,12 +6,13 @@ const STOPS = 5;
 export const SHADER = `#version 300 es
 precision highp int;
 precision highp float;
-uniform highp sampler3D volume;
+uniform highp sampler3D scan;
 uniform highp sampler3D attribution;
 uniform highp usampler3D labels;
 uniform highp sampler2D organs;
 uniform mat4 attributionPlace;
 uniform mat4 labelsPlace;
+uniform vec2 hounsfield; // the window's lower end and its width
 uniform vec4 strengths; // opacity of the attribution, of fills, of outlines; screen pixels per CSS pixel
 uniform int isSigned;
 uniform int target;
@@ -58,7 +59,8 @@ vec4 outline(uint label, vec4 mine) {
 }
 
 void main() {
-  color = vec4(texture(volume, texPos).rgb, 1.0);
+  float grey = clamp((texture(scan, texPos).r - hounsfield.x) / hounsfield.y, 0.0, 1.0);
+  color = vec4(vec3(grey), 1.0);
   uint label = labelAt(texPos);
   vec4 mine = organ(label);
   color.rgb = mix(color.rgb, mine.rgb, mine.a * strengths.y);

@@ -1,6 +1,6 @@
 // Volumes by address: fetched, decompressed by the browser itself, and read at any place of the world.
 
-import { inverse, transform } from "./geometry.js";
+import { inverse, multiply, spacing, texture, transform, voxels } from "./geometry.js";
 
 const KINDS = { 2: Uint8Array, 4: Int16Array, 256: Int8Array, 512: Uint16Array };
 const KEPT = 12;
@@ -77,25 +77,54 @@ export class Volume {
   }
 }
 
+// The same box of the world on a grid of another shape, every voxel the nearest of the volume, as a NIfTI file.
+export function regridded(volume, shape) {
+  const Kind = volume.array.constructor;
+  const [i, j, k] = shape;
+  const buffer = new ArrayBuffer(352 + Kind.BYTES_PER_ELEMENT * i * j * k);
+  new Uint8Array(buffer).set(new Uint8Array(volume.buffer, 0, 352));
+  const header = new DataView(buffer);
+  const affine = multiply(volume.affine, multiply(voxels(volume.shape), texture(shape)));
+  shape.forEach((size, axis) => header.setInt16(42 + 2 * axis, size, true));
+  spacing(affine).forEach((size, axis) => header.setFloat32(80 + 4 * axis, size, true));
+  header.setFloat32(108, 352, true);
+  header.setInt16(252, 0, true); // the sform alone says where it lies
+  affine.slice(0, 12).forEach((value, n) => header.setFloat32(280 + 4 * n, value, true));
+  const steps = shape.map((size, axis) => Array.from({ length: size }, (_, at) =>
+    Math.floor(((at + 0.5) * volume.shape[axis]) / size)));
+  const values = new Kind(buffer, 352);
+  let at = 0;
+  for (const z of steps[2]) for (const y of steps[1]) for (const x of steps[0]) values[at++] = volume.at([x, y, z]);
+  return buffer;
+}
+
 // Of every label: how many voxels, and the world position of the voxel nearest to its centre of gravity.
-// The centre itself may lie outside a label that is bent, as ribs are.
+// The centre itself may lie outside a label that is bent, as ribs are. Plain loops: a scan has millions of voxels.
 export function places(labels) {
-  const [width, height] = labels.shape;
   const sums = new Map();
-  const each = (visit) => labels.array.forEach((label, at) => {
-    if (!label) return;
-    visit(label, [at % width, Math.floor(at / width) % height, Math.floor(at / (width * height))]);
-  });
-  each((label, voxel) => {
-    if (!sums.has(label)) sums.set(label, { count: 0, sum: [0, 0, 0], distance: Infinity });
-    const entry = sums.get(label);
+  each(labels, (label, x, y, z) => {
+    let entry = sums.get(label);
+    if (!entry) sums.set(label, (entry = { count: 0, x: 0, y: 0, z: 0, distance: Infinity }));
     entry.count++;
-    for (let axis = 0; axis < 3; axis++) entry.sum[axis] += voxel[axis];
+    entry.x += x;
+    entry.y += y;
+    entry.z += z;
   });
-  each((label, voxel) => {
+  each(labels, (label, x, y, z) => {
     const entry = sums.get(label);
-    const distance = voxel.reduce((sum, at, axis) => sum + (at - entry.sum[axis] / entry.count) ** 2, 0);
-    if (distance < entry.distance) Object.assign(entry, { distance, centre: voxel });
+    const [dx, dy, dz] = [x - entry.x / entry.count, y - entry.y / entry.count, z - entry.z / entry.count];
+    const distance = dx * dx + dy * dy + dz * dz;
+    if (distance < entry.distance) Object.assign(entry, { distance, centre: [x, y, z] });
   });
   return new Map([...sums].map(([label, { count, centre }]) => [label, { count, centre: labels.world(centre) }]));
+}
+
+function each({ array, shape: [width, height, depth] }, visit) {
+  let at = 0;
+  for (let z = 0; z < depth; z++)
+    for (let y = 0; y < height; y++)
+      for (let x = 0; x < width; x++) {
+        const label = array[at++];
+        if (label) visit(label, x, y, z);
+      }
 }
