@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import URLError
@@ -22,6 +22,8 @@ SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", 
 WEBGL = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 """WebGL computed by the processor: what a machine without a graphics card gets."""
 
+NO_WEBGL = ["--disable-3d-apis"]
+
 HOW_TO_GET_ONE = "no Chromium found: install one (Debian: apt-get install chromium) or name it in AGG2EXP_CHROMIUM"
 START_SECONDS = 60.0
 
@@ -32,13 +34,13 @@ def find_chromium() -> str | None:
 
 
 @contextmanager
-def browser(more: Sequence[str] = ()) -> Iterator[Browser]:
-    """A headless Chromium, started with these switches too. RuntimeError, with how to get one, if there is none."""
+def browser(webgl: bool = False) -> Iterator[Browser]:
+    """A headless Chromium, with WebGL or without. RuntimeError, with how to get one, if there is none."""
     path = find_chromium()
     if path is None:
         raise RuntimeError(HOW_TO_GET_ONE)
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=[*SWITCHES, *more])
+        chromium = playwright.chromium.launch(executable_path=path, args=SWITCHES + (WEBGL if webgl else NO_WEBGL))
         yield chromium
         chromium.close()
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import Method, SumTable, Volume
-from agg2exp_core.store import cohorts, results
+from agg2exp_core.store import results
 from agg2exp_core.volumes import write_volume
-from bench.browser import WEBGL, browser, served
+from bench.browser import browser, served
 
 SIZES = (128, 256)
 EXTENT_MM = 384.0
@@ -68,8 +68,7 @@ def _measured(size: int) -> list[tuple[str, str]]:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         write_root(root, size)
-        assert [case for case in cohorts.read_cases(root, COHORT)["case_id"]] == [CASE]
-        with served(root) as url, browser(WEBGL) as chromium:
+        with served(root) as url, browser(webgl=True) as chromium:
             warm = chromium.new_page()
             warm.goto(url)  # what every first visit costs is measured by bench/dashboard.py
             warm.locator("[data-testid=stAppViewContainer]").wait_for(timeout=120_000)

@@ -48,9 +48,10 @@ def scale_end(saliency: np.ndarray) -> float:
 
     A few voxels of SmoothGrad are far stronger than all others and would leave the rest invisible.
     """
-    strength = np.abs(saliency)
-    end = float(np.percentile(strength, 99.9))
-    return end if end > 0 else float(strength.max())
+    strength = np.abs(saliency).ravel(order="K")  # as it lies in memory: maps are read in the other order
+    strongest = float(strength.max())
+    end = float(np.percentile(strength, 99.9, overwrite_input=True))
+    return end if end > 0 else strongest
 
 
 def quantised(attribution: np.ndarray, end: float) -> np.ndarray:

@@ -41,6 +41,15 @@ class Shown:
     title: str = ""
 
 
+@dataclass(frozen=True, eq=False)
+class Overlays:
+    """What lies over a scan: label map and attribution to send, and the attribution in int8 that is sent."""
+
+    labels: Parcel | None = None
+    attribution: Parcel | None = None
+    quantised: Volume | None = None
+
+
 def lacking(key: str) -> str | None:
     """Why the viewer cannot be shown here, in a sentence; None if it can.
 
@@ -91,13 +100,14 @@ def centre(labels: Volume, label: int) -> np.ndarray | None:
 def viewer_data(maps: Sequence[Shown], key: str, start: Voxel) -> dict[str, Any]:
     """What the browser needs to know, in JSON; voxels only by address. `start`: a voxel of the scan's own grid."""
     scene = maps[0].scene
-    scan = _scan(str([shown.scene.key for shown in maps]), tuple(shown.scene for shown in maps))
+    overlays = [_overlays(shown.scene.key, shown.scene) for shown in maps[:MOST]]
+    scan = _scan(str([shown.scene.key for shown in maps]), scene, overlays)
     return {
         "key": key,
         "code": addresses.code_address(),
         "niivue": addresses.niivue_address(),
         "scan": _address(scan) | {"origin": list(scan.origin), "source": scene.scan_key},
-        "maps": [_map(shown) for shown in maps[:MOST]],
+        "maps": [_map(*pair) for pair in zip(maps[:MOST], overlays, strict=True)],
         "organs": [organ.__dict__ for organ in scene.labels.organs],
         "target": scene.target,
         "start": list(start),
@@ -110,13 +120,12 @@ def viewer_data(maps: Sequence[Shown], key: str, start: Voxel) -> dict[str, Any]
     }
 
 
-def _map(shown: Shown) -> dict[str, Any]:
-    labels, attribution = _overlays(shown.scene.key, shown.scene)
+def _map(shown: Shown, overlays: Overlays) -> dict[str, Any]:
     peak = shown.scene.attribution.peak if shown.scene.attribution and shown.scene.peak else None
     return {
         "title": shown.title,
-        "labels": _address(labels) if labels else None,
-        "attribution": _address(attribution) if attribution else None,
+        "labels": _address(overlays.labels) if overlays.labels else None,
+        "attribution": _address(overlays.attribution) if overlays.attribution else None,
         "peak": None if peak is None else [float(mm) for mm in peak],
         "legends": {mode: _legend(legend, mode == "signed") for mode, legend in shown.legends.items()},
     }
@@ -132,17 +141,17 @@ def _address(parcel: Parcel) -> dict[str, str]:
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
-def _scan(key: str, _scenes: tuple[Scene, ...]) -> Parcel:
-    maps = [parcels.quantised(s.attribution.volume, s.attribution.end) for s in _scenes if s.attribution is not None]
-    return parcels.scan_parcel(_scenes[0].scan, maps)
+def _scan(key: str, _scene: Scene, _overlays: list[Overlays]) -> Parcel:
+    return parcels.scan_parcel(_scene.scan, [o.quantised for o in _overlays if o.quantised is not None])
 
 
 @st.cache_resource(max_entries=12, show_spinner=False)
-def _overlays(key: str, _scene: Scene) -> tuple[Parcel | None, Parcel | None]:
-    labels = parcels.labels_parcel(_scene.prediction) if _scene.prediction is not None else None
+def _overlays(key: str, _scene: Scene) -> Overlays:
+    labels = None if _scene.prediction is None else parcels.labels_parcel(_scene.prediction)
     if _scene.attribution is None:
-        return labels, None
-    return labels, parcels.attribution_parcel(parcels.quantised(_scene.attribution.volume, _scene.attribution.end))
+        return Overlays(labels)
+    quantised = parcels.quantised(_scene.attribution.volume, _scene.attribution.end)
+    return Overlays(labels, parcels.attribution_parcel(quantised), quantised)
 
 
 @st.cache_resource
