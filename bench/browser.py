@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.error import URLError
 from urllib.request import urlopen
 
 from playwright.sync_api import Browser, sync_playwright
@@ -70,6 +69,6 @@ def _answers(url: str, process: subprocess.Popen[bytes]) -> bool:
         try:
             with urlopen(f"{url}/_stcore/health", timeout=2):
                 return True
-        except URLError:
+        except OSError:  # URLError, or a slow machine that accepts and does not answer yet
             time.sleep(0.1)
     return False

@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page
 from streamlit.testing.v1 import AppTest
 
 from agg2exp_core.organs import load_label_set
@@ -252,7 +252,7 @@ def _explained(root: Path, run: str, method: str) -> None:
     table = SumTable(("heart",), LABELS.names, sums[0], sums[1], np.full(17, 50, np.int64))
     prediction, saliency = np.zeros(SHAPE, np.uint8), np.zeros(SHAPE, np.float32)
     prediction[LEFT] = 8
-    saliency[LEFT], saliency[RIGHT] = 2, -2
+    saliency[LEFT], saliency[RIGHT] = 2, -1.6
     with results.case_folder(
         root / "runs/tiny" / run / "cases/one", {"case_id": "one", "targets": ["heart"]}
     ) as folder:
@@ -277,18 +277,20 @@ def page(
         pytest.fail("NiiVue is not there: `make` fetches it")
     page = webgl_chromium.new_page(viewport={"width": 1440, "height": 1000}, base_url=server(root))
     page.set_default_timeout(60_000)
-    page.on("console", lambda message: told["errors"].append(message.text) if message.type == "error" else None)
+    page.on("console", lambda message: told["errors"].extend(_error(message)))
     page.on("pageerror", lambda error: told["errors"].append(str(error)))
-    page.on("request", lambda request: told["hosts"].append(urlsplit(request.url).hostname or ""))
+    page.on("request", lambda request: told["hosts"].append(urlsplit(request.url).hostname or "in the page"))
     page.on("websocket", lambda socket: socket.on("framesent", lambda _: told["sent"].append("frame")))
-    # From the start page, as users come: a direct link makes Streamlit look for its own files under /case first.
-    page.goto("/")
-    page.locator("[data-testid=stAppViewContainer]").wait_for()
-    told["errors"].clear()
     page.goto(f"/case?cohort=tiny&run={RUNS[0]}&case=one&target=heart")
     page.locator(".viewer[data-state=ready]").wait_for()
     yield page
     page.close()
+
+
+def _error(message: ConsoleMessage) -> list[str]:
+    """An error of ours: a link straight to a page makes Streamlit look for its own files in the page's folder first."""
+    ours = message.type == "error" and "/case/_stcore/" not in message.location["url"]
+    return [message.text] if ours else []
 
 
 def _place(box: tuple[slice, ...]) -> np.ndarray:
@@ -350,7 +352,7 @@ def test_saliency_and_scan_are_where_they_should_be(page: Page, told: dict[str, 
     mirrored = _place(BRIGHT) * [-1, 1, 1]
     assert max(_seen(page, AXIAL, mirrored + off)) < 60
     assert "right is on your left" in page.locator(".words").inner_text()
-    assert told["errors"] == [] and set(told["hosts"]) == {"127.0.0.1"}
+    assert told["errors"] == [] and set(told["hosts"]) <= {"127.0.0.1", "in the page"}
 
 
 @pytest.mark.browser
@@ -360,7 +362,7 @@ def test_what_is_under_the_crosshair_is_told_without_asking_the_server(page: Pag
     page.wait_for_timeout(500)
     told["sent"].clear()
     _click(page, AXIAL, _place(RIGHT))
-    _until(lambda: "−100 %" in _readout(page) and "−160 HU" in _readout(page), True)
+    _until(lambda: "−80 %" in _readout(page) and "−160 HU" in _readout(page), True)
     place = _place(RIGHT)
     assert f"R {abs(place[0]) // 4 * 4:.0f}"[:3] in _readout(page)
     axial = page.locator('.tile[data-plane="axial"]')
@@ -415,18 +417,6 @@ def test_runs_stand_side_by_side_with_one_crosshair(page: Page) -> None:
     page.get_by_role("button", name="Peak", exact=True).click()
     _until(lambda: _seen(page, AXIAL, _place(LEFT) + off)[0] > 150, True)
     assert _readout(page).count("%") == 2
-
-
-@pytest.mark.browser
-def test_without_webgl_the_slices_serve_and_say_so(
-    chromium: Browser, server: Callable[[Path], str], root: Path
-) -> None:
-    page = chromium.new_page(viewport={"width": 1440, "height": 900})
-    page.set_default_timeout(60_000)
-    page.goto(f"{server(root)}/case?cohort=tiny&run={RUNS[0]}&case=one&target=heart")
-    page.get_by_text("no WebGL").wait_for()
-    page.locator(".stage .pane canvas").first.wait_for()
-    page.close()
 
 
 @pytest.mark.browser
