@@ -277,6 +277,8 @@ def _maps(chosen: Chosen, scene: Scene) -> list[niivue.Shown]:
             format_func=lambda run: run_title(options[run].record),
             max_selections=niivue.MOST - 1,
             key="case_beside",
+            label_visibility="collapsed",
+            placeholder="Side by side with other runs …",
         )
     shown = [niivue.Shown(scene, _legends(chosen, scene), run_title(chosen.record) if beside else "")]
     for run in beside:

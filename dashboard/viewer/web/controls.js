@@ -20,6 +20,11 @@ export class Controls {
     }
     this.find(".peak").addEventListener("click", () => app.go(app.data.maps[0].peak));
     this.find(".full").addEventListener("click", () => this.fullScreen());
+    root.addEventListener("fullscreenchange", () => {
+      const full = root.matches(":fullscreen");
+      this.find(".full").setAttribute("aria-pressed", full);
+      this.find(".full").title = full ? "Leave full screen" : "Full screen";
+    });
   }
 
   slider(selector, name, read) {

@@ -1,4 +1,4 @@
-// Three linked planes on one canvas: NiiVue's geometry, layout, crosshair and markers, with a slice shader of ours.
+// Three linked planes on one canvas: NiiVue's geometry, layout and markers, with a slice shader of ours.
 // NiiVue by itself colours a copy of every volume, resamples overlays to the scan's grid and differentiates it all,
 // at each change of the HU window: ten seconds and more for 256³ voxels without a graphics card. Here the voxels lie
 // in textures as they came, each on its own grid with a matrix, and every change of window, opacity, palette or
@@ -25,10 +25,7 @@ const OPTIONS = {
   fontColor: [1, 0.88, 0.54, 1],
   fontMinPx: 13,
   fontSizeScaling: 0.3,
-  crosshairColor: [0.51, 1, 0.75, 0.85],
-  crosshairWidth: 1,
-  crosshairWidthUnit: "mm",
-  crosshairGap: 8,
+  crosshairWidth: 0, // the tiles draw it: a line of one pixel at every scale
 };
 
 export class Planes {

@@ -149,7 +149,9 @@ class Tile {
   }
 
   mark(voxel) {
-    const { across, name } = this.plane;
+    const { across, horizontal, vertical, name } = this.plane;
+    for (const [side, axis] of [["--x", horizontal], ["--y", vertical]])
+      this.box.style.setProperty(side, `${100 - (100 * (voxel[axis] + 0.5)) / this.shape[axis]}%`);
     const at = `${voxel[across] + 1} / ${this.shape[across]}`;
     this.title.textContent = `${TITLES[name]} ${at}`;
     this.box.setAttribute("aria-valuenow", voxel[across] + 1);
