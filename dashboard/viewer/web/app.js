@@ -46,15 +46,17 @@ export class App {
     return { scan, maps };
   }
 
+  // The canvases open, which compiles NiiVue's shaders, while the volumes are on their way.
   async show(data, loading) {
     if (data !== this.data || this.closed) return;
-    const { scan, maps } = await loading;
     const library = await this.library;
+    this.screen.hold(data.maps);
+    await this.columnsFor(library, data.maps.length);
+    const { scan, maps } = await loading;
     if (data !== this.data || this.closed) return;
     this.place(scan, data);
     this.maps = maps;
-    this.screen.arrange(scan, maps);
-    await this.columnsFor(library, maps.length);
+    this.screen.arrange(scan);
     await this.fill(library, data, scan, maps);
     this.organs.update(data, maps);
     this.restyle();
@@ -67,9 +69,7 @@ export class App {
   async columnsFor(library, count) {
     while (this.columns.length > count) this.columns.pop().close();
     while (this.columns.length < count) {
-      const planes = await Planes.open(library, this.screen.canvas(this.columns.length));
-      planes.layout(this.screen.shares);
-      this.columns.push(planes);
+      this.columns.push(await Planes.open(library, this.screen.canvas(this.columns.length)));
     }
   }
 
@@ -215,7 +215,7 @@ export class App {
     }
     console.error(error);
     this.root.dataset.state = "fault";
-    this.root.querySelector(".words").textContent = "The viewer could not load this scan. Reload the page to try again.";
+    this.root.querySelector(".words").textContent = "The scan could not be loaded. Reload the page to try again.";
   }
 
   close() {

@@ -53,12 +53,12 @@ export class Controls {
 
   update(data) {
     settings.mode ??= data.mode;
+    this.windows = data.windows;
     if (!settings.window) this.choose(data.windows.find(({ name }) => name === data.window));
     const maps = data.maps.some(({ attribution }) => attribution);
     const labels = data.maps.some(({ labels }) => labels);
     for (const [selector, shown] of [[".modes", maps], [".opacity", maps], [".outline", labels], [".fill", labels],
       [".peak", Boolean(data.maps[0].peak)]]) this.find(selector).hidden = !shown;
-    this.windows = data.windows;
     this.choice(".windows", data.windows.map(({ name, title }) => [name, title]), settings.preset, (name) => {
       this.windowTo(data.windows.find((window) => window.name === name));
     });
@@ -71,8 +71,9 @@ export class Controls {
   }
 
   choose(window) {
-    const known = window.name ?? this.windows.find(({ width, level }) => width === window.width && level === window.level)?.name;
-    Object.assign(settings, { window: { width: window.width, level: window.level }, preset: known ?? null });
+    const { width, level } = window;
+    const preset = this.windows.find((known) => known.width === width && known.level === level);
+    Object.assign(settings, { window: { width, level }, preset: preset?.name ?? null });
   }
 
   windowTo(window) {
@@ -139,7 +140,8 @@ export class Controls {
     add("name", legends[0].title);
     add("scale").style.background = legends[0].ramp;
     const ends = add("ends");
-    for (const text of legends[0].ends) ends.append(Object.assign(document.createElement("span"), { textContent: text }));
+    const word = (textContent) => Object.assign(document.createElement("span"), { textContent });
+    ends.append(...legends[0].ends.map(word));
     legends.forEach((legend, n) => add("note", [data.maps[n].title, legend.note].filter(Boolean).join(": ")));
   }
 

@@ -42,7 +42,7 @@ export class Organs {
     });
     const jump = Object.assign(document.createElement("button"), { type: "button", textContent: organ.title });
     jump.title = `Move the crosshair to the centre of ${organ.title}`;
-    jump.addEventListener("click", () => this.app.go(this.places.get(organ.id).centre));
+    jump.addEventListener("click", () => this.app.go(this.places.get(organ.id)));
     row.append(eye, jump);
     return row;
   }

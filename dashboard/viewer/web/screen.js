@@ -22,9 +22,8 @@ export class Screen {
     this.watcher.disconnect();
   }
 
-  arrange(scan, maps) {
-    this.scan = scan;
-    this.size = scan.shape.map((count, axis) => count * spacing(scan.affine)[axis]);
+  // A stack of pictures for each map, and the 3D picture where there is one map.
+  hold(maps) {
     while (this.stacks.length > maps.length) this.stacks.pop().box.remove();
     while (this.stacks.length < maps.length) this.stacks.push(this.stack());
     this.stacks.forEach(({ heading }, n) => {
@@ -37,6 +36,11 @@ export class Screen {
       this.body?.box.remove();
       this.body = null;
     }
+  }
+
+  arrange(scan) {
+    this.scan = scan;
+    this.size = scan.shape.map((count, axis) => count * spacing(scan.affine)[axis]);
     this.layout();
   }
 
@@ -115,8 +119,7 @@ export class Screen {
     Object.assign(pictures.style, { width: `${width}px`, height: `${height}px` });
     for (const tile of tiles) tile.put(boxes[tile.plane.name], scale, this.scan);
     const shares = ([left, top, wide, high]) => [left / width, top / height, wide / width, high / height];
-    this.shares = Object.fromEntries(Object.entries(boxes).map(([name, box]) => [name, shares(box)]));
-    this.app.columns[n]?.layout(this.shares);
+    this.app.columns[n]?.layout(Object.fromEntries(Object.entries(boxes).map(([name, box]) => [name, shares(box)])));
   }
 
   mark(voxel) {

@@ -98,33 +98,37 @@ export function regridded(volume, shape) {
   return buffer;
 }
 
-// Of every label: how many voxels, and the world position of the voxel nearest to its centre of gravity.
-// The centre itself may lie outside a label that is bent, as ribs are. Plain loops: a scan has millions of voxels.
+// Of every label: the world position of its voxel nearest to its centre of gravity. The centre itself may lie
+// outside a label that is bent, as ribs are. Plain loops over plain arrays: a scan has millions of voxels.
 export function places(labels) {
-  const sums = new Map();
-  each(labels, (label, x, y, z) => {
-    let entry = sums.get(label);
-    if (!entry) sums.set(label, (entry = { count: 0, x: 0, y: 0, z: 0, distance: Infinity }));
-    entry.count++;
-    entry.x += x;
-    entry.y += y;
-    entry.z += z;
+  const [counts, x, y, z, distances, nearest] = Array.from({ length: 6 }, () => new Float64Array(65536));
+  each(labels, (label, i, j, k) => {
+    counts[label]++;
+    x[label] += i;
+    y[label] += j;
+    z[label] += k;
   });
-  each(labels, (label, x, y, z) => {
-    const entry = sums.get(label);
-    const [dx, dy, dz] = [x - entry.x / entry.count, y - entry.y / entry.count, z - entry.z / entry.count];
-    const distance = dx * dx + dy * dy + dz * dz;
-    if (distance < entry.distance) Object.assign(entry, { distance, centre: [x, y, z] });
+  const found = [];
+  for (let label = 1; label < counts.length; label++) {
+    if (!counts[label]) continue;
+    found.push(label);
+    for (const sums of [x, y, z]) sums[label] /= counts[label];
+    distances[label] = Infinity;
+  }
+  each(labels, (label, i, j, k, at) => {
+    const distance = (i - x[label]) ** 2 + (j - y[label]) ** 2 + (k - z[label]) ** 2;
+    if (distance >= distances[label]) return;
+    distances[label] = distance;
+    nearest[label] = at;
   });
-  return new Map([...sums].map(([label, { count, centre }]) => [label, { count, centre: labels.world(centre) }]));
+  const [width, height] = labels.shape;
+  const voxel = (at) => [at % width, Math.floor(at / width) % height, Math.floor(at / (width * height))];
+  return new Map(found.map((label) => [label, labels.world(voxel(nearest[label]))]));
 }
 
 function each({ array, shape: [width, height, depth] }, visit) {
   let at = 0;
-  for (let z = 0; z < depth; z++)
-    for (let y = 0; y < height; y++)
-      for (let x = 0; x < width; x++) {
-        const label = array[at++];
-        if (label) visit(label, x, y, z);
-      }
+  for (let k = 0; k < depth; k++)
+    for (let j = 0; j < height; j++)
+      for (let i = 0; i < width; i++, at++) if (array[at]) visit(array[at], i, j, k, at);
 }
