@@ -47,16 +47,22 @@ def browser(webgl: bool = False) -> Iterator[Browser]:
 @contextmanager
 def served(root: Path) -> Iterator[str]:
     """The dashboard of a data root as its command starts it; gives its URL once it answers, and ends it."""
+    with started([sys.executable, "-m", "agg2exp_core", "dashboard", "--data", str(root), "--port"]) as url:
+        yield url
+
+
+@contextmanager
+def started(command: list[str]) -> Iterator[str]:
+    """A server of Streamlit's by its command, whose last word, a free port, is added here."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "agg2exp_core", "dashboard", "--data", str(root), "--port", str(port)]
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen([*command, str(port)], stdout=log, stderr=subprocess.STDOUT)
         try:
             if not _answers(f"http://127.0.0.1:{port}", process):
                 log.seek(0)
-                raise RuntimeError(f"the dashboard did not start:\n{log.read().decode(errors='replace')}")
+                raise RuntimeError(f"the server did not start:\n{log.read().decode(errors='replace')}")
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import Method, SumTable, Volume
 from agg2exp_core.store import results
 from agg2exp_core.volumes import to_ras, write_volume
+from bench.browser import started
 from dashboard.viewer import addresses, fetch, niivue, parcels, slices
 from dashboard.viewer.addresses import LIFETIME, STRIDE, Shelf
 from dashboard.viewer.parcels import Parcel
@@ -417,6 +419,51 @@ def test_runs_stand_side_by_side_with_one_crosshair(page: Page) -> None:
     page.get_by_role("button", name="Peak", exact=True).click()
     _until(lambda: _seen(page, AXIAL, _place(LEFT) + off)[0] > 150, True)
     assert _readout(page).count("%") == 2
+
+
+PAGE = """
+from pathlib import Path
+import streamlit as st
+from agg2exp_core.organs import load_label_set
+from dashboard.viewer import niivue
+from dashboard.viewer.scene import Sources, load_scene
+
+root = Path(ROOT)
+result = root / "runs/tiny" / RUN / "cases/one"
+labels = load_label_set("thorax17")
+scene = load_scene(Sources(root / "cohorts/tiny/images/one.nii.gz", result, "heart"), labels)
+if st.button("Heart"):
+    niivue.point_at("here", niivue.centre(scene.prediction, 8))
+niivue.viewer([niivue.Shown(scene)], "here", (20, 16, 12), lambda voxel: st.session_state.update(rested=voxel))
+st.text(f"rested {st.session_state.get('rested')}")
+"""
+"""A page of another kind, which moves the crosshair and wants to know where it rests."""
+
+
+@pytest.mark.browser
+def test_python_moves_the_crosshair_and_hears_of_it(webgl_chromium: Browser, root: Path, tmp_path: Path) -> None:
+    (tmp_path / "page.py").write_text(PAGE.replace("ROOT", repr(str(root))).replace("RUN", repr(RUNS[0])))
+    (tmp_path / "server.py").write_text(
+        "import streamlit as st\nfrom dashboard.viewer import addresses\n"
+        "app = st.App('page.py', routes=addresses.routes())\n"
+    )
+    options = ["--server.address=127.0.0.1", "--server.headless=true", "--server.port"]
+    command = [sys.executable, "-m", "streamlit", "run", str(tmp_path / "server.py"), *options]
+    with started(command) as url:
+        page = webgl_chromium.new_page(viewport={"width": 1440, "height": 1000}, base_url=url)
+        page.set_default_timeout(60_000)
+        page.goto("/")
+        page.locator(".viewer[data-state=ready]").wait_for()
+        assert "Heart" not in _readout(page)
+        for _ in range(2):  # asked twice, moved twice, although the place is the same
+            page.get_by_role("button", name="Heart").first.click()
+            _until(lambda: "Heart" in _readout(page), True)
+            axial = page.locator('.tile[data-plane="axial"]')
+            axial.press("End")
+            _until(lambda: "Heart" in _readout(page), False)
+            top = to_ras(Volume(_hu(), AFFINE)).array.shape[2] - 1
+            page.get_by_text(f"{top})", exact=False).filter(has_text="rested").wait_for()
+        page.close()
 
 
 @pytest.mark.browser

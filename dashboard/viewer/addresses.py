@@ -33,7 +33,7 @@ LIFETIME = 600
 STRIDE = 300
 
 KEPT_BYTES = 256 * 2**20
-KEPT_PARCELS = 64
+KEPT_PARCELS = 24
 
 CODE = {path.name: path for path in fetch.WEB.glob("*.js")}
 """The viewer's own modules. They are few and small, so their address carries one hash of them all."""
