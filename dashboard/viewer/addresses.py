@@ -15,6 +15,7 @@ import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import wraps
 from pathlib import Path
 
@@ -40,7 +41,7 @@ CODE = {path.name: path for path in fetch.WEB.glob("*.js")}
 
 
 class Shelf:
-    """Parcels by id, made when they are first asked for and kept while there is room."""
+    """Parcels by id, made in the background as soon as they are offered, and kept while there is room."""
 
     def __init__(self, clock: Callable[[], float] = time.time):
         self.serving = False
@@ -51,14 +52,18 @@ class Shelf:
         self._lock = threading.Lock()
         # One at a time: two requests for one volume must not both compress it, and two cores serve no more.
         self._making = threading.Lock()
+        self._ahead = ThreadPoolExecutor(1, "viewer")
 
     def token(self, parcel: Parcel) -> str:
         """Put the parcel on the shelf; a token for it, good for LIFETIME seconds and up to STRIDE more."""
         with self._lock:
+            new = parcel.id not in self._parcels
             self._parcels[parcel.id] = parcel
             self._parcels.move_to_end(parcel.id)
             while len(self._parcels) > KEPT_PARCELS:
                 self._parcels.popitem(last=False)
+        if new:  # ready by the time that the browser has drawn the page around it
+            self._ahead.submit(self._content, parcel.id)
         # Ends on whole strides, so that a page drawn again soon has the same addresses and nothing to load.
         ends = math.ceil((self._clock() + LIFETIME) / STRIDE) * STRIDE
         text = bytes.fromhex(parcel.id) + ends.to_bytes(8, "big")
@@ -69,7 +74,9 @@ class Shelf:
         text = self._opened(token)
         if text is None or int.from_bytes(text[32:], "big") < self._clock():
             return None
-        name = text[:32].hex()
+        return self._content(text[:32].hex())
+
+    def _content(self, name: str) -> bytes | None:
         with self._making:
             with self._lock:
                 content, parcel = self._made.pop(name, None), self._parcels.get(name)

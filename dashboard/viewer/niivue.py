@@ -29,6 +29,7 @@ KEYS = (
 LACKS = {
     "WebGL": "This browser offers no WebGL, which the 3D viewer needs.",
     "NiiVue": "The 3D viewer’s module could not be loaded.",
+    "context": "The browser took back the 3D viewer’s WebGL; reload the page to try again.",
 }
 
 

@@ -69,7 +69,8 @@ export class App {
   async columnsFor(library, count) {
     while (this.columns.length > count) this.columns.pop().close();
     while (this.columns.length < count) {
-      this.columns.push(await Planes.open(library, this.screen.canvas(this.columns.length)));
+      const canvas = this.screen.canvas(this.columns.length);
+      this.columns.push(await Planes.open(library, canvas, () => this.send("lacks", "context")));
     }
   }
 

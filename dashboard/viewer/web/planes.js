@@ -29,8 +29,10 @@ const OPTIONS = {
 };
 
 export class Planes {
-  static async open(library, canvas) {
+  // lost: called when the browser takes the WebGL context back, as it does when the graphics driver fails.
+  static async open(library, canvas, lost) {
     const planes = new Planes();
+    canvas.addEventListener("webglcontextlost", () => planes.closed || lost());
     planes.view = new library.Niivue(OPTIONS);
     await planes.view.attachToCanvas(canvas, false);
     planes.view.setCustomSliceShader(SHADER);
@@ -132,6 +134,7 @@ export class Planes {
   }
 
   close() {
+    this.closed = true;
     this.view.cleanup();
     this.gl.getExtension("WEBGL_lose_context")?.loseContext();
   }
