@@ -84,7 +84,7 @@ def dashboard(
     address: Annotated[str, typer.Option(help="127.0.0.1 keeps it on this machine.")] = "127.0.0.1",
 ) -> None:
     """Open the dashboard in the browser."""
-    script = Path(__file__).resolve().parents[1] / "dashboard" / "app.py"
+    script = Path(__file__).resolve().parents[1] / "dashboard" / "server.py"
     os.environ["AGG2EXP_DATA"] = str(data_root(data))
     os.chdir(script.parents[1])  # where Streamlit looks for .streamlit/config.toml
     command = [sys.executable, "-m", "streamlit", "run", str(script)]

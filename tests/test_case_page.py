@@ -311,6 +311,13 @@ def test_link_opens_the_case_at_its_peak_left_on_the_right(page: Page) -> None:
 
 
 @pytest.mark.browser
+def test_without_webgl_the_slices_serve_and_say_so(page: Page) -> None:
+    _open(page)
+    page.get_by_text("This browser offers no WebGL, which the 3D viewer needs. These slices serve instead.").wait_for()
+    page.locator(".stage .pane canvas").first.wait_for()
+
+
+@pytest.mark.browser
 def test_pictures_are_true_to_the_millimetre(page: Page) -> None:
     _open(page)
     sizes = {}
