@@ -13,7 +13,14 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from agg2exp_core.analysis.outliers import FLAGGED_ABOVE, ONE_BY_ONE, rank_correlation, roc_auc, spearman_by_target
+from agg2exp_core.analysis.outliers import (
+    FLAGGED_ABOVE,
+    ONE_BY_ONE,
+    rank_correlation,
+    roc_auc,
+    spearman_by_target,
+    usual_folds,
+)
 from agg2exp_core.organs import BACKGROUND, LabelSet
 from agg2exp_core.records import Selection
 from agg2exp_core.settings import data_root
@@ -35,6 +42,7 @@ from dashboard.views.scoring import (
     scored,
 )  # fmt: skip
 
+SLOW = "isolation_forest"
 DRAG = {"lasso": "Lasso", "select": "Box"}
 NO_COLOR = ""
 ALL_TITLE = "All organs: mean"
@@ -469,16 +477,30 @@ def _all_detectors(
         return
     with place:
         table, waiting = st.empty(), st.empty()
-    rows: dict[str, dict[str, Any]] = {name: {"detector": title} for name, title in TITLES.items()}
-    for name in [known[0], *sorted(TITLES, key=lambda name: name == "isolation_forest")]:
-        if "n" in rows[name]:
-            continue
-        report = _reporter(waiting, name)
-        scores = known[1] if name == known[0] else scored(chosen.question, name, report, limits=False)
+    asked = known[0] == SLOW or not chosen.question.same or _forest_wanted(chosen, place)
+    names = [known[0], *(name for name in TITLES if name != SLOW), *([SLOW] if asked else [])]
+    rows: dict[str, dict[str, Any]] = {name: {"detector": title} for name, title in TITLES.items() if name in names}
+    for name in dict.fromkeys(names):
+        scores = known[1] if name == known[0] else scored(chosen.question, name, _reporter(waiting, name), limits=False)
         rows[name] |= _worth(scores.of(chosen.organ)[shown.rows], shown, abnormal)
         waiting.empty()
-        if all("n" in row for row in rows.values()) or name == known[0]:
-            _detector_table(table, rows, abnormal, shown)
+        _detector_table(table, rows, abnormal, shown)
+
+
+def _forest_wanted(chosen: Chosen, place: Any) -> bool:
+    """A cohort that judges itself needs a forest for every part and target: that takes minutes, so it is asked for."""
+    wanted, subject = "outliers_forest", (chosen.cohort, chosen.run)
+    if st.session_state.get(wanted) == subject:
+        return True
+    usual = data.importance(chosen.root, chosen.usual)
+    count = usual_folds(len(usual.cases)) * len(usual.targets)
+    pressed = place.button(
+        f"Score by {TITLES[SLOW].lower()} too", key=f"{wanted}_too", type="tertiary", icon=":material/forest:",
+        help=f"It grows {count:,} forests, one for every target and part left out: about {max(count // 600, 1)} min.",
+    )  # fmt: skip
+    if pressed:
+        st.session_state[wanted] = subject
+    return bool(pressed)
 
 
 def _worth(scores: np.ndarray, shown: Shown, abnormal: tuple[str, np.ndarray] | None) -> dict[str, Any]:
@@ -498,7 +520,7 @@ def _detector_table(
     if shown.has_dice:
         config |= {"rho": number("ρ with Dice", format="%.2f", width=84), "p": number("p", format="%.2g", width=62)}
     table = pd.DataFrame(rows.values()).reindex(columns=list(config))
-    place.dataframe(table, hide_index=True, column_config=config, placeholder="…", key="outliers_detectors")
+    place.dataframe(table, hide_index=True, column_config=config, placeholder="…")
 
 
 def _by_target(chosen: Chosen, scores: Scores, shown: Shown) -> None:
