@@ -240,8 +240,8 @@ def judged_scores(
 def _deviations(
     root: str, fingerprint: str, usual: Selection, judged: Selection, case_id: str, target: str | None, n: int
 ) -> pd.DataFrame:
-    sides = (importance(Path(root), cases) for cases in (usual, judged))
-    return outliers.case_deviations(*sides, case_id, target, n)
+    known, judges = importance(Path(root), judged), importance(Path(root), usual)
+    return outliers.case_deviations(judges, known, case_id, target, n)
 
 
 def deviations(

@@ -121,19 +121,17 @@ def _log_ticks(ends: tuple[float, float]) -> list[float]:
 
 
 def _traces(points: pd.DataFrame, words: Words) -> list[Any]:
+    some = bool(points["selected"].any())
     if not words.color:
-        return [_trace(points, "", {"color": POINT}, points["selected"].any())]
+        return [_trace(points, "", {"color": POINT}, some)]
     if pd.api.types.is_numeric_dtype(points["color"]):
         bar = {"title": {"text": words.color, "side": "right"}, "thickness": 10, "outlinewidth": 0, "len": 1.0}
         marker = {"color": points["color"], "colorscale": "Viridis", "colorbar": bar}
-        return [_trace(points, "", marker, points["selected"].any())]
+        return [_trace(points, "", marker, some)]
     names = sorted(points["color"].unique(), key=lambda name: (name != NOTHING, name))
     named = [name for name in names if name != NOTHING]
     colors = {name: PALETTE[place % len(PALETTE)] for place, name in enumerate(named)} | {NOTHING: GREY}
-    return [
-        _trace(points[points["color"] == name], name, {"color": colors[name]}, points["selected"].any())
-        for name in names
-    ]
+    return [_trace(points[points["color"] == name], name, {"color": colors[name]}, some) for name in names]
 
 
 def _trace(points: pd.DataFrame, name: str, marker: dict[str, Any], some_selected: bool) -> Any:

@@ -237,7 +237,8 @@ def compare(root: Path, cohort: str, cases: pd.DataFrame, listed: np.ndarray) ->
     st.dataframe(shown, hide_index=True, key="outliers_metadata", height=min(36 + 35 * len(shown), 360))
 
 
-def _in_words(row: dict[Any, Any]) -> tuple[str, str, str, str, str]:
+def _in_words(row: dict[Any, Any]) -> tuple[str, ...]:
+    """One row of `compare_metadata`: what, both sides, the difference with its interval, p."""
     name = str(row["column"]).capitalize()
     if row["value"] == "":
         values = [f"mean {rounded(row[side], 3)}" for side in ("outliers", "rest")]

@@ -440,8 +440,8 @@ def _list(chosen: Chosen, shown: Shown, scores: Scores) -> outlier_list.Listed:
 
 def _abnormal(chosen: Chosen, cases: pd.DataFrame) -> tuple[str, np.ndarray] | None:
     """The column that marks abnormal scans, and (cases,) bool; None where none is chosen or all are alike."""
-    columns = data.metadata_columns(chosen.root, chosen.cohort)
-    columns = columns[columns["kind"] == "category"].set_index("column")["values"]
+    known = data.metadata_columns(chosen.root, chosen.cohort)
+    columns = known[known["kind"] == "category"].set_index("column")["values"]
     if columns.empty:
         return None
     key, wish = ADDRESS.key("abnormal"), ADDRESS.asked("abnormal")
