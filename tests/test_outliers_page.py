@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page
 from streamlit.testing.v1 import AppTest
 
 from agg2exp_core.analysis.outliers import overall
@@ -247,17 +247,17 @@ def test_unusual_evidence_goes_with_lower_dice_on_the_published_table(
 @pytest.mark.browser
 def test_from_points_to_a_list(chromium: Browser, server: Callable[[Path], str], root: Path) -> None:
     page = chromium.new_page(viewport={"width": 1440, "height": 900}, base_url=server(root))
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(120_000)
     errors: list[str] = []
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     elsewhere: list[str] = []
     page.on("request", lambda sent: elsewhere.append(sent.url) if "127.0.0.1" not in sent.url else None)
     page.goto(f"/?cohort=clinic&run={RUN}")
-    page.get_by_role("link", name="Outliers").click()
+    page.get_by_role("link", name="Outliers").click(no_wait_after=True)
     page.locator(".js-plotly-plot .scatterlayer .point").nth(15).wait_for(state="attached")
     page.get_by_text("Who they are").wait_for()
     _lasso(page)
-    expect(page.get_by_text("Selected · ")).to_be_visible()
+    page.get_by_text("Selected · ").wait_for()
     page.wait_for_url("**pick=cli-**")
     with page.expect_download() as download:
         page.get_by_role("button", name="CSV of").click()
