@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import streamlit as st
 
-from dashboard import style
-from dashboard.views import case, cohort
+from dashboard import about, style
+from dashboard.views import case, cohort, query
 
 st.set_page_config(page_title="Agg²Exp Explorer", page_icon=style.ICON, layout="wide", initial_sidebar_state=350)
 style.apply()
+about.button()
 pages = [
     st.Page(cohort.page, title="Cohort", icon=":material/groups:", default=True),
     st.Page(case.page, title="Case", icon=":material/person_search:", url_path="case"),
+    st.Page(query.page, title="Query", icon=":material/terminal:", url_path="query"),
 ]
 st.navigation(pages, position="top").run()

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from agg2exp_core.organs import BACKGROUND, LabelSet, Organ, plain_name
 
 GREY = "#80868e"
-HOVER = {"align": "left", "bgcolor": "#17212b", "bordercolor": "#17212b", "font": {"color": "#ffffff", "size": 13}}
+HOVER = {"align": "left", "bgcolor": "#17212b", "bordercolor": GREY, "font": {"color": "#ffffff", "size": 13}}
 CHART_HEIGHT = 500
 """Height in px of charts that stand side by side."""
 
