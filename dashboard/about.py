@@ -35,8 +35,12 @@ Attribution says what moved the model’s output, not whether that is medically 
 
 
 def button() -> None:
-    """A button in the page's upper right corner that shows the definitions."""
-    with st.container(key="about", width="content"), st.popover("About", icon=":material/info:", type="tertiary"):
+    """A button at the head of the sidebar that shows the definitions."""
+    with (
+        st.sidebar,
+        st.container(key="about", width="content"),
+        st.popover("About", icon=":material/info:", type="tertiary"),
+    ):
         st.markdown(DEFINITIONS)
         st.caption(f"Agg²Exp Explorer {_version()} · method: Agg²Exp, arXiv 2407.16653".replace("  ", " "))
 

@@ -91,10 +91,11 @@ GROUP BY target ORDER BY on_itself DESC""",
     ),
     Example(
         "The whole matrix",
-        "Two categories and a number are drawn as a heatmap.",
-        """SELECT target, region, median(mass) AS share
+        "Two categories and a number are drawn as a heatmap. `organ_mass` is the share without the background.",
+        """SELECT target, region, median(organ_mass) AS share
 FROM importance
 WHERE cohort = {cohort} AND run = {run} AND sign = 'abs'
+  AND target <> 'background' AND region <> 'background'
 GROUP BY target, region""",
     ),
     Example(

@@ -33,13 +33,14 @@ CSS = """
 .st-key-cohort_clear button, .st-key-cohort_unpick button, [class*="st-key-keep_"] button[kind="tertiary"] {
   min-height: 0; padding-top: 0; padding-bottom: 0.15rem;
 }
-/* In the bar of pages, left of Streamlit's own Stop and menu. */
-.st-key-about { position: fixed; top: 0.55rem; right: 8.5rem; z-index: 999991; }
+/* In the sidebar's empty head, beside its arrow. */
+.st-key-about { margin: -2.3rem 0 -0.6rem -0.6rem; position: relative; z-index: 1; }
 /* The Query page: code in the editor, examples as a list to read. */
 .st-key-query_edited textarea {
   font-family: ui-monospace, 'SF Mono', Menlo, 'DejaVu Sans Mono', monospace; font-size: 0.85rem; line-height: 1.45;
 }
-.st-key-query_examples button { justify-content: flex-start; text-align: left; min-height: 0; padding: 0.1rem 0; }
+.st-key-query_examples button { min-height: 0; padding: 0.1rem 0; }
+.st-key-query_examples button, .st-key-query_examples button * { justify-content: flex-start; text-align: left; }
 .st-key-query_views table { font-size: 0.82rem; width: 100%; }
 .st-key-query_views td, .st-key-query_views th { padding: 0.15rem 0.4rem; }
 /* Charts that answer to a click look as if they do. */

@@ -12,7 +12,7 @@ import plotly.express as px
 import plotly.graph_objects as go
 
 from agg2exp_core.organs import LabelSet
-from dashboard.charts.common import CHART_HEIGHT, HOVER, group_colors, organ_of
+from dashboard.charts.common import CHART_HEIGHT, HOVER, group_colors, in_group_order, organ_of
 from dashboard.charts.matrix import SCALE
 
 KINDS = {"bar": "Bars", "scatter": "Scatter", "heatmap": "Heatmap", "box": "Box plot", "histogram": "Histogram"}
@@ -73,9 +73,12 @@ def suggested(table: pd.DataFrame) -> Drawing | None:
 
 
 def answer_chart(table: pd.DataFrame, drawing: Drawing, labels: LabelSet) -> go.Figure:
-    """The chart of an answer. Organs stand under their titles; a bar of an organ has its group's colour."""
-    rows = _spread(table)
+    """The chart of an answer. Organs stand under their titles; a bar of an organ has its group's colour.
+
+    The order is the answer's; in a heatmap organs stand group by group, as in the matrix of the Cohort page.
+    """
     organs = [name for name in (drawing.x, drawing.y, drawing.color) if name in ORGAN_COLUMNS]
+    rows = _spread(table)
     shown = rows.assign(**{name: _titles(rows[name], labels) for name in organs if name is not None})
     figure = DRAW[drawing.kind](shown, drawing)
     if drawing.kind == "bar" and drawing.x in ORGAN_COLUMNS and drawing.color is None:
@@ -106,7 +109,14 @@ def _spread(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _titles(names: pd.Series, labels: LabelSet) -> pd.Series:
-    return names.map({name: organ_of(labels, str(name)).title for name in names.dropna().unique()})
+    """Titles of organs, which know the label set's order."""
+    order = {name: organ_of(labels, name).title for name in in_group_order(names.dropna().astype(str), labels)}
+    return pd.Series(pd.Categorical(names.map(order), list(order.values())), names.index)
+
+
+def _order(column: pd.Series) -> list[Any]:
+    """Values in the order of their appearance; organs in the label set's."""
+    return list(column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column.unique())
 
 
 def _few(rows: pd.DataFrame, column: str | None, most: int = MOST_NAMES) -> pd.DataFrame:
@@ -157,7 +167,10 @@ def _scatter(rows: pd.DataFrame, drawing: Drawing) -> go.Figure:
 
 def _heatmap(rows: pd.DataFrame, drawing: Drawing) -> go.Figure:
     rows = _few(_few(rows, drawing.x, 2 * MOST_NAMES), drawing.y, 2 * MOST_NAMES)
-    cells = rows.pivot_table(index=drawing.y, columns=drawing.x, values=drawing.color, aggfunc="mean", sort=False)
+    order = [_order(rows[str(name)]) for name in (drawing.y, drawing.x)]
+    rows = rows.astype({str(drawing.x): object, str(drawing.y): object})
+    cells = rows.pivot_table(index=drawing.y, columns=drawing.x, values=drawing.color, aggfunc="mean")
+    cells = cells.reindex(index=order[0], columns=order[1])
     figure = px.imshow(cells, color_continuous_scale=SCALE, aspect="auto", labels={"color": str(drawing.color)})
     figure.update_xaxes(tickangle=-90, automargin=True, title_text="", ticks="", dtick=1)
     return figure.update_yaxes(automargin=True, title_text="", ticks="", dtick=1)

@@ -27,7 +27,8 @@ MOST_LINKED = 2_000
 """Characters of a query that a link can carry: longer addresses are cut by some proxies."""
 
 NONE = "–"
-EDITOR_HEIGHT = 236
+EDITOR_HEIGHT = 176
+TABLE_HEIGHT = 460
 ROW = 35
 """Height in px of a row of the table."""
 
@@ -131,9 +132,7 @@ def _editor() -> None:
     with st.form("query_form", border=False):
         st.text_area("SQL", key=EDITED, height=EDITOR_HEIGHT, label_visibility="collapsed")
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-            st.form_submit_button(
-                "Run", type="primary", icon=":material/play_arrow:", on_click=_run, shortcut="Ctrl+Enter"
-            )
+            st.form_submit_button("Run", type="primary", icon=":material/play_arrow:", on_click=_run)
             st.caption(f"Ctrl+Enter · reads only · ends after {data.MOST_SECONDS:g} s", width="content")
 
 
@@ -143,7 +142,7 @@ def _run() -> None:
 
 def _views(table: pd.DataFrame) -> None:
     """Every view with its columns, in plain words."""
-    with st.container(height=EDITOR_HEIGHT + 56, border=False, gap="small", key="query_views"):
+    with st.container(height=EDITOR_HEIGHT + 70, border=False, gap="small", key="query_views"):
         for view, told in sql_guide.VIEWS.items():
             columns = table[table["view"] == view]
             if columns.empty:
@@ -184,7 +183,7 @@ def _answer(answer: data.Answer, labels: LabelSet, sql: str) -> Link:
         return {}
     left, right = st.columns([2, 3], gap="medium")
     with left:
-        height = min(common.CHART_HEIGHT, ROW * (len(table) + 1) + 3)
+        height = min(TABLE_HEIGHT, ROW * (len(table) + 1) + 3)
         st.dataframe(table.head(MOST_SHOWN), hide_index=True, height=height, placeholder="–", key="query_table")
         if len(table) > MOST_SHOWN:
             st.caption(f"The first {MOST_SHOWN:,} rows. The CSV has {len(table):,}.")
