@@ -22,7 +22,7 @@ COLUMNS = {
     "image": "its file, relative to its cohort’s folder",
     "label": "its label map, likewise",
     "pathology_mask": "a mask of its pathology, likewise",
-    "region_set": "how the scan is divided; `organs`: by the prediction",
+    "region_set": "`organs`, or the name of masks that were summed over",
     "target": "the organ whose segmentation is explained or scored",
     "region": "the organ that the attribution lies on",
     "sign": "`abs` all attribution, `pos` for, `neg` against",
@@ -77,7 +77,7 @@ EXAMPLES = [
         """SELECT region, median(mass) AS share
 FROM importance
 WHERE cohort = {cohort} AND run = {run}
-  AND target = {target} AND sign = 'abs'
+  AND target = {target} AND region_set = 'organs' AND sign = 'abs'
 GROUP BY region ORDER BY share DESC LIMIT 12""",
     ),
     Example(
@@ -86,7 +86,7 @@ GROUP BY region ORDER BY share DESC LIMIT 12""",
         """SELECT target, median(mass) AS on_itself
 FROM importance
 WHERE cohort = {cohort} AND run = {run}
-  AND sign = 'abs' AND region = target
+  AND region_set = 'organs' AND sign = 'abs' AND region = target
 GROUP BY target ORDER BY on_itself DESC""",
     ),
     Example(
@@ -94,7 +94,7 @@ GROUP BY target ORDER BY on_itself DESC""",
         "Two categories and a number are drawn as a heatmap. `organ_mass` is the share without the background.",
         """SELECT target, region, median(organ_mass) AS share
 FROM importance
-WHERE cohort = {cohort} AND run = {run} AND sign = 'abs'
+WHERE cohort = {cohort} AND run = {run} AND region_set = 'organs' AND sign = 'abs'
   AND target <> 'background' AND region <> 'background'
 GROUP BY target, region""",
     ),
@@ -104,7 +104,7 @@ GROUP BY target, region""",
         """SELECT case_id, target, mass AS on_background
 FROM importance
 WHERE cohort = {cohort} AND run = {run}
-  AND sign = 'abs' AND region = 'background' AND mass IS NOT NULL
+  AND region_set = 'organs' AND sign = 'abs' AND region = 'background' AND mass IS NOT NULL
 ORDER BY target""",
     ),
     Example(
@@ -113,7 +113,7 @@ ORDER BY target""",
         """SELECT case_id, sum(mass) AS on_lungs
 FROM importance
 WHERE cohort = {cohort} AND run = {run}
-  AND target = {target} AND sign = 'abs' AND region LIKE 'lung%'
+  AND target = {target} AND region_set = 'organs' AND sign = 'abs' AND region LIKE 'lung%'
 GROUP BY case_id HAVING on_lungs > 0.2
 ORDER BY on_lungs DESC""",
     ),
@@ -123,7 +123,7 @@ ORDER BY on_lungs DESC""",
         """SELECT case_id, mass AS on_itself, dice
 FROM importance JOIN agreement USING (cohort, run, case_id, target)
 WHERE cohort = {cohort} AND run = {run}
-  AND target = {target} AND region = target AND sign = 'abs'
+  AND target = {target} AND region = target AND region_set = 'organs' AND sign = 'abs'
 ORDER BY on_itself""",
     ),
     Example(
@@ -141,7 +141,7 @@ GROUP BY scanner ORDER BY mean_dice DESC""",
         """SELECT region, corr(age, mass) AS correlation, count(*) AS scans
 FROM importance JOIN cases USING (cohort, case_id)
 WHERE cohort = {cohort} AND run = {run}
-  AND target = {target} AND sign = 'abs' AND isfinite(age) AND mass IS NOT NULL
+  AND target = {target} AND region_set = 'organs' AND sign = 'abs' AND isfinite(age) AND mass IS NOT NULL
 GROUP BY region HAVING isfinite(correlation) ORDER BY correlation DESC""",
         ("age",),
     ),
@@ -159,7 +159,7 @@ ORDER BY detector, score DESC""",
         "The share on the organ itself for every run of the cohort, side by side.",
         """SELECT target, run, median(mass) AS on_itself
 FROM importance
-WHERE cohort = {cohort} AND sign = 'abs' AND region = target
+WHERE cohort = {cohort} AND region_set = 'organs' AND sign = 'abs' AND region = target
 GROUP BY target, run ORDER BY target, run""",
     ),
     Example(
@@ -168,7 +168,7 @@ GROUP BY target, run ORDER BY target, run""",
         """WITH local AS (
   SELECT region, sign, mean * voxels / sum(mean * voxels) OVER (PARTITION BY case_id) AS share
   FROM importance
-  WHERE cohort = {cohort} AND run = {run} AND target = {target} AND sign <> 'abs')
+  WHERE cohort = {cohort} AND run = {run} AND target = {target} AND region_set = 'organs' AND sign <> 'abs')
 SELECT region, sign, median(share) AS share
 FROM local WHERE share IS NOT NULL GROUP BY region, sign ORDER BY share DESC""",
     ),
@@ -177,7 +177,8 @@ FROM local WHERE share IS NOT NULL GROUP BY region, sign ORDER BY share DESC""",
         "An organ that is not there has no value but a reason.",
         """SELECT target, absent, count(DISTINCT case_id) AS scans
 FROM importance
-WHERE cohort = {cohort} AND run = {run} AND absent IS NOT NULL AND region = target
+WHERE cohort = {cohort} AND run = {run} AND region_set = 'organs'
+  AND absent IS NOT NULL AND region = target
 GROUP BY target, absent ORDER BY scans DESC""",
     ),
     Example(
@@ -185,7 +186,7 @@ GROUP BY target, absent ORDER BY scans DESC""",
         "Save lists on the Cohort page; this sets their medians side by side.",
         """SELECT region, list, median(mass) AS share
 FROM importance JOIN lists USING (cohort, case_id)
-WHERE cohort = {cohort} AND run = {run} AND target = {target} AND sign = 'abs'
+WHERE cohort = {cohort} AND run = {run} AND target = {target} AND region_set = 'organs' AND sign = 'abs'
 GROUP BY region, list""",
     ),
 ]

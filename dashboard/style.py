@@ -43,8 +43,26 @@ CSS = """
 .st-key-query_examples button, .st-key-query_examples button * { justify-content: flex-start; text-align: left; }
 .st-key-query_views table { font-size: 0.82rem; width: 100%; }
 .st-key-query_views td, .st-key-query_views th { padding: 0.15rem 0.4rem; }
+/* A question, its tags and steps fit beside the scan. */
+.st-key-review_tags { gap: 0.35rem; }
+.st-key-review_tags button { min-height: 1.9rem; padding: 0 0.55rem; }
+.st-key-review_tags button p { font-size: 0.85rem; }
+.st-key-review_verdicts { gap: 0.5rem; }
+.st-key-review_verdicts .stElementContainer { flex: 1 1 45%; }
+.st-key-review_view .stButton button { padding: 0 0.4rem; }
+/* Reading ahead says nothing, and some keys need no button to be seen. */
+.st-key-review_next, .st-key-review_slices { display: none; }
 /* Charts that answer to a click look as if they do. */
-.st-key-cohort_boxes .nsewdrag, .st-key-cohort_matrix .nsewdrag { cursor: pointer; }
+.st-key-cohort_boxes .nsewdrag, .st-key-cohort_matrix .nsewdrag,
+.st-key-compare_boxes .nsewdrag, .st-key-compare_matrix .nsewdrag { cursor: pointer; }
+/* Two sets: their colours name them wherever they are compared. */
+.side { font-weight: 600; margin-top: 0.2rem; }
+.sides { font-size: 0.9rem; display: flex; flex-wrap: wrap; gap: 0 2rem; }
+/* Sentences that answer to a click read as a list. */
+.st-key-compare_changes button { min-height: 0; padding: 0.28rem 0; justify-content: flex-start; text-align: left; }
+.st-key-compare_changes button p { text-align: left; line-height: 1.3; font-size: 0.9rem; }
+[class*="st-key-compare_less_"] [data-testid="stIconMaterial"] { color: #c2771f; }
+[class*="st-key-compare_more_"] [data-testid="stIconMaterial"] { color: #13928a; }
 </style>
 """
 
