@@ -14,7 +14,7 @@ HEIGHT = 300
 
 def confusion(pair: Agreement) -> go.Figure:
     """Items by the first reviewer's verdict (rows) and the second's (columns); agreement lies on the diagonal."""
-    titles = list(VERDICTS.values())
+    titles = [title.replace(" ", "<br>") for title in VERDICTS.values()]
     counts = pair.confusion.to_numpy()
     figure = go.Figure(
         go.Heatmap(
@@ -26,8 +26,8 @@ def confusion(pair: Agreement) -> go.Figure:
     )  # fmt: skip
     figure.update_layout(
         height=HEIGHT, dragmode=False, hoverlabel=HOVER, margin={"l": 4, "r": 4, "t": 34, "b": 4},
-        xaxis={"title": {"text": pair.second, "standoff": 6}, "side": "top", "ticks": "", "tickfont": {"size": 13}},
-        yaxis={"title": {"text": pair.first, "standoff": 6}, "autorange": "reversed", "ticks": "", "automargin": True,
+        xaxis={"title": {"text": pair.second, "standoff": 6}, "side": "top", "ticks": "", "showgrid": False, "tickfont": {"size": 13}},
+        yaxis={"title": {"text": pair.first, "standoff": 6}, "autorange": "reversed", "ticks": "", "showgrid": False, "automargin": True,
                "tickfont": {"size": 13}},
     )  # fmt: skip
     return figure
