@@ -24,10 +24,10 @@ def confusion(pair: Agreement) -> go.Figure:
             hovertemplate=f"{pair.first}: %{{y}}<br>{pair.second}: %{{x}}<br>%{{z}} items<extra></extra>",
         )
     )  # fmt: skip
+    axis = {"ticks": "", "showgrid": False, "automargin": True, "tickfont": {"size": 13}}
     figure.update_layout(
         height=HEIGHT, dragmode=False, hoverlabel=HOVER, margin={"l": 4, "r": 4, "t": 34, "b": 4},
-        xaxis={"title": {"text": pair.second, "standoff": 6}, "side": "top", "ticks": "", "showgrid": False, "tickfont": {"size": 13}},
-        yaxis={"title": {"text": pair.first, "standoff": 6}, "autorange": "reversed", "ticks": "", "showgrid": False, "automargin": True,
-               "tickfont": {"size": 13}},
+        xaxis={"title": {"text": pair.second, "standoff": 6}, "side": "top", **axis},
+        yaxis={"title": {"text": pair.first, "standoff": 6}, "autorange": "reversed", **axis},
     )  # fmt: skip
     return figure
