@@ -5,13 +5,14 @@ from __future__ import annotations
 import streamlit as st
 
 from dashboard import style
-from dashboard.views import case, cohort, review
+from dashboard.views import case, cohort, compare, review
 
 st.set_page_config(page_title="Agg²Exp Explorer", page_icon=style.ICON, layout="wide", initial_sidebar_state=350)
 style.apply()
 pages = [
     st.Page(cohort.page, title="Cohort", icon=":material/groups:", default=True),
     st.Page(case.page, title="Case", icon=":material/person_search:", url_path="case"),
+    st.Page(compare.page, title="Compare", icon=":material/compare_arrows:", url_path="compare"),
     st.Page(review.page, title="Review", icon=":material/rate_review:", url_path="review"),
 ]
 st.navigation(pages, position="top").run()

@@ -10,8 +10,9 @@ import duckdb
 import pandas as pd
 import streamlit as st
 
-from agg2exp_core.analysis.importance import Importance, to_array
-from agg2exp_core.organs import LabelSet, load_label_set, made_label_set
+from agg2exp_core.analysis.compare import Comparison, compare, compare_dice
+from agg2exp_core.analysis.importance import Importance, take_organs, to_array
+from agg2exp_core.organs import BACKGROUND, LabelSet, load_label_set, made_label_set
 from agg2exp_core.records import InputError, Selection
 from agg2exp_core.store import catalog, queries
 from agg2exp_core.store.lists import CaseList, list_lists
@@ -106,6 +107,18 @@ def case_importance(root: Path, selection: Selection, case_id: str, target: str)
     return _ask(root, "case_importance", selection, case_id, target)
 
 
+def case_masked(root: Path, selection: Selection, case_id: str, target: str) -> pd.DataFrame:
+    return _ask(root, "case_masked", selection, case_id, target)
+
+
+def masked_values(root: Path, selection: Selection, target: str) -> pd.DataFrame:
+    return _ask(root, "masked_values", selection, target)
+
+
+def region_sets(root: Path, cohort: str, run: str) -> pd.DataFrame:
+    return _ask(root, "region_sets", cohort, run)
+
+
 def agreement(root: Path, cohort: str, run: str, case_id: str) -> pd.DataFrame:
     return _ask(root, "agreement", cohort, run, case_id)
 
@@ -129,3 +142,33 @@ def _importance(root: str, fingerprint: str, selection: Selection) -> Importance
 def importance(root: Path, selection: Selection) -> Importance:
     """All local explanations of the cases that pass, as one array."""
     return _importance(str(root), _fingerprint(str(root)), selection)
+
+
+@st.cache_data(max_entries=50, show_spinner="Comparing the two sets …")
+def _comparison(root: str, fingerprint: str, first: Selection, second: Selection, paired: bool) -> Comparison:
+    return compare(_targeted(root, fingerprint, first), _targeted(root, fingerprint, second), paired=paired)
+
+
+def _targeted(root: str, fingerprint: str, selection: Selection) -> Importance:
+    """Without background, it is no target either."""
+    found = _importance(root, fingerprint, selection)
+    targets = [name for name in found.targets if selection.background or name != BACKGROUND]
+    return take_organs(found, targets, found.regions)
+
+
+def comparison(root: Path, first: Selection, second: Selection, paired: bool) -> Comparison:
+    """The second set minus the first, pair by pair."""
+    return _comparison(str(root), _fingerprint(str(root)), first, second, paired)
+
+
+@st.cache_data(max_entries=50, show_spinner=False)
+def _dice_comparison(
+    root: str, fingerprint: str, first: Selection, second: Selection, paired: bool
+) -> tuple[Comparison, Comparison]:
+    one, other = (_answer(root, fingerprint, "dice", side) for side in (first, second))
+    return compare_dice(one, other, paired)
+
+
+def dice_comparison(root: Path, first: Selection, second: Selection, paired: bool) -> tuple[Comparison, Comparison]:
+    """Dice of the second set minus that of the first: organ by organ, and the mean over organs."""
+    return _dice_comparison(str(root), _fingerprint(str(root)), first, second, paired)

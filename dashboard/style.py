@@ -30,8 +30,6 @@ CSS = """
 .st-key-cohort_clear button, .st-key-cohort_unpick button, [class*="st-key-keep_"] button[kind="tertiary"] {
   min-height: 0; padding-top: 0; padding-bottom: 0.15rem;
 }
-/* Charts that answer to a click look as if they do. */
-.st-key-cohort_boxes .nsewdrag, .st-key-cohort_matrix .nsewdrag { cursor: pointer; }
 /* A question, its tags and steps fit beside the scan. */
 .st-key-review_tags { gap: 0.35rem; }
 .st-key-review_tags button { min-height: 1.9rem; padding: 0 0.55rem; }
@@ -41,6 +39,17 @@ CSS = """
 .st-key-review_view .stButton button { padding: 0 0.4rem; }
 /* Reading ahead says nothing, and some keys need no button to be seen. */
 .st-key-review_next, .st-key-review_slices { display: none; }
+/* Charts that answer to a click look as if they do. */
+.st-key-cohort_boxes .nsewdrag, .st-key-cohort_matrix .nsewdrag,
+.st-key-compare_boxes .nsewdrag, .st-key-compare_matrix .nsewdrag { cursor: pointer; }
+/* Two sets: their colours name them wherever they are compared. */
+.side { font-weight: 600; margin-top: 0.2rem; }
+.sides { font-size: 0.9rem; display: flex; flex-wrap: wrap; gap: 0 2rem; }
+/* Sentences that answer to a click read as a list. */
+.st-key-compare_changes button { min-height: 0; padding: 0.28rem 0; justify-content: flex-start; text-align: left; }
+.st-key-compare_changes button p { text-align: left; line-height: 1.3; font-size: 0.9rem; }
+[class*="st-key-compare_less_"] [data-testid="stIconMaterial"] { color: #c2771f; }
+[class*="st-key-compare_more_"] [data-testid="stIconMaterial"] { color: #13928a; }
 </style>
 """
 

@@ -23,6 +23,7 @@ from dashboard.charts.common import Pick
 from dashboard.charts.matrix import organ_matrix
 from dashboard.filters import Choice, Filters
 from dashboard.views import case
+from dashboard.views.masked import on_masked_regions
 
 ADDRESS = Address("cohort")
 PICKED = "cohort_picked"
@@ -132,6 +133,7 @@ def _explore(chosen: Chosen) -> None:
         st.info("No scan passes these filters. Widen one of them, or clear all.", icon=":material/filter_alt_off:")
     else:
         _charts(chosen, selection, picked)
+        on_masked_regions(chosen.root, selection, chosen.target)
         _table(chosen, selection, cases, picked)
     ADDRESS.write(link)
 

@@ -130,7 +130,7 @@ def results(desk: Desk) -> None:
 def _progress(desk: Desk) -> None:
     st.markdown("##### Reviewers")
     table = raters.progress(desk.session, desk.verdicts)
-    config = {
+    config: dict[str, Any] = {
         "reviewer": "Reviewer",
         "share": st.column_config.ProgressColumn("Done", format="percent", min_value=0, max_value=1),
         "seconds": st.column_config.NumberColumn("s each", format="%.0f", help="Median time of an item, in seconds."),
