@@ -171,7 +171,7 @@ def percent(share: float | None) -> str:
 def kappa(pair: Agreement) -> str:
     """κ to two digits; undefined where both gave one and the same verdict to all, a dash where no item is shared."""
     if pair.kappa is not None:
-        return f"{pair.kappa:.2f}"
+        return f"{pair.kappa:.2f}".replace("-", "−")
     return "undefined" if pair.items else "–"
 
 

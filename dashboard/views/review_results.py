@@ -14,7 +14,7 @@ from agg2exp_core.records import InputError
 from agg2exp_core.store import reviews
 from agg2exp_core.store.reviews import Item
 from dashboard import words
-from dashboard.charts.confusion import confusion
+from dashboard.charts.confusion import SHORT, confusion
 from dashboard.views import review_desk as desks
 from dashboard.views.review_desk import Desk, Question
 
@@ -132,7 +132,7 @@ def _progress(desk: Desk) -> None:
     table = raters.progress(desk.session, desk.verdicts)
     config: dict[str, Any] = {
         "reviewer": "Reviewer",
-        "share": st.column_config.ProgressColumn("Done", format="percent", min_value=0, max_value=1),
+        "share": st.column_config.ProgressColumn("Done", format="percent", min_value=0, max_value=1, width=110),
         "seconds": st.column_config.NumberColumn("s each", format="%.0f", help="Median time of an item, in seconds."),
     }
     table = table.assign(share=table["done"] / table["total"])[["reviewer", "share", "seconds"]]
@@ -152,7 +152,7 @@ def _organs(desk: Desk) -> None:
         return
     st.markdown("##### Organ by organ")
     shown = table.assign(target=[desk.title(name) for name in table["target"]]).sort_values(["target", "reviewer"])
-    config: dict[str, Any] = {"reviewer": "Reviewer", "target": "Organ", **reviews.VERDICTS, "correct": "To correct"}
+    config: dict[str, Any] = {"reviewer": "Reviewer", "target": "Organ", **SHORT}
     st.dataframe(
         shown[["target", "reviewer", *reviews.VERDICTS]], hide_index=True, column_config=config, key="review_organs"
     )
