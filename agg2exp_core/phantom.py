@@ -851,10 +851,13 @@ def write_cohort(
 ) -> None:
     """Write images/, labels/, pathology/ and cases.csv; a case whose files are there is not made again.
 
-    A cases.csv that is there stays as it is: a user may have changed it.
+    A mask's voxels say which of LESIONS it is, as pathology/names.csv tells. A cases.csv that is there stays as it is:
+    a user may have changed it.
     """
     for part in ("images", "labels", "pathology"):
         (folder / part).mkdir(parents=True, exist_ok=True)
+    names = "".join(f"{label},{name}\n" for label, name in enumerate(LESIONS, 1))
+    write_text(folder / "pathology" / "names.csv", f"id,name\n{names}")
     rows = []
     with ProcessPoolExecutor(workers) as pool:
         futures = [pool.submit(_write_case, folder, case) for case in plan]
@@ -886,10 +889,11 @@ def _write_case(folder: Path, case: Case) -> dict[str, str | int | float]:
         files["pathology_mask"] = f"pathology/{name}"
     if not all((folder / file).is_file() for file in files.values()):
         phantom = generate(seed, planted)
-        volumes = {"image": phantom.image, "label": phantom.labels, "pathology_mask": phantom.pathology}
+        volumes = {"image": phantom.image, "label": phantom.labels}
+        if phantom.pathology is not None:
+            lesion = phantom.pathology.array.astype(np.uint8) * np.uint8(LESIONS.index(planted) + 1)
+            volumes["pathology_mask"] = Volume(lesion, phantom.pathology.affine)
         for part, file in files.items():
-            volume = volumes[part]
-            assert volume is not None
-            write_volume(folder / file, volume)
+            write_volume(folder / file, volumes[part])
     person, scanner = _drawn(seed, planted)
     return {"case_id": case_id, "pathology_mask": "", **files, **_metadata(person, scanner, planted)}

@@ -38,6 +38,7 @@ class Method:
     samples: noisy copies of SmoothGrad, or steps of integrated gradients.
     sigma: SmoothGrad's noise as a share of the scaled scan's range (max − min).
     baseline: where integrated gradients start: air | ones | mean.
+    mask: the voxels whose logits are summed: prediction | label | tp | fp | fn.
     """
 
     name: str = "smoothgrad"
@@ -45,15 +46,20 @@ class Method:
     sigma: float = 0.1
     baseline: str = "air"
     seed: int = 0
+    mask: str = "prediction"
 
     def parameters(self) -> dict[str, Any]:
-        """Only what this method's numbers depend on, for run.json and the manifest."""
+        """Only what this method's numbers depend on, for run.json and the manifest.
+
+        The usual mask is not among them: runs that knew no other one stay what they are.
+        """
         used = {
             "gradient": (),
             "smoothgrad": ("samples", "sigma", "seed"),
             "integrated_gradients": ("samples", "baseline"),
         }[self.name]
-        return {key: value for key, value in asdict(self).items() if key in used}
+        chosen = ("mask",) if self.mask != "prediction" else ()
+        return {key: value for key, value in asdict(self).items() if key in used + chosen}
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +95,7 @@ class Selection:
 
     sign: abs | pos | neg. value: mass | mean. background False: rows are renormalised without it.
     dice: (target or "" for the mean over organs, lowest, highest). present: organs the case must have.
+    within, without: names of saved lists; the case must be in one of the first and in none of the second.
     """
 
     cohort: str
@@ -99,3 +106,5 @@ class Selection:
     where: tuple[Condition, ...] = ()
     dice: tuple[str, float, float] | None = None
     present: tuple[str, ...] = ()
+    within: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from dashboard import style
-from dashboard.views import case, cohort, compare
+from dashboard.views import case, cohort, compare, review
 
 st.set_page_config(page_title="Agg²Exp Explorer", page_icon=style.ICON, layout="wide", initial_sidebar_state=350)
 style.apply()
@@ -13,5 +13,6 @@ pages = [
     st.Page(cohort.page, title="Cohort", icon=":material/groups:", default=True),
     st.Page(case.page, title="Case", icon=":material/person_search:", url_path="case"),
     st.Page(compare.page, title="Compare", icon=":material/compare_arrows:", url_path="compare"),
+    st.Page(review.page, title="Review", icon=":material/rate_review:", url_path="review"),
 ]
 st.navigation(pages, position="top").run()

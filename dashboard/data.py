@@ -15,6 +15,7 @@ from agg2exp_core.analysis.importance import Importance, take_organs, to_array
 from agg2exp_core.organs import BACKGROUND, LabelSet, load_label_set, made_label_set
 from agg2exp_core.records import InputError, Selection
 from agg2exp_core.store import catalog, queries
+from agg2exp_core.store.lists import CaseList, list_lists
 
 DEFAULT_LABELS = "thorax17"
 
@@ -106,8 +107,30 @@ def case_importance(root: Path, selection: Selection, case_id: str, target: str)
     return _ask(root, "case_importance", selection, case_id, target)
 
 
+def case_masked(root: Path, selection: Selection, case_id: str, target: str) -> pd.DataFrame:
+    return _ask(root, "case_masked", selection, case_id, target)
+
+
+def masked_values(root: Path, selection: Selection, target: str) -> pd.DataFrame:
+    return _ask(root, "masked_values", selection, target)
+
+
+def region_sets(root: Path, cohort: str, run: str) -> pd.DataFrame:
+    return _ask(root, "region_sets", cohort, run)
+
+
 def agreement(root: Path, cohort: str, run: str, case_id: str) -> pd.DataFrame:
     return _ask(root, "agreement", cohort, run, case_id)
+
+
+@st.cache_data(max_entries=20, show_spinner=False)
+def _lists(root: str, fingerprint: str, cohort: str) -> list[CaseList]:
+    return list_lists(Path(root), cohort)
+
+
+def lists(root: Path, cohort: str) -> list[CaseList]:
+    """The saved lists of a cohort, by name."""
+    return _lists(str(root), _fingerprint(str(root)), cohort)
 
 
 @st.cache_data(max_entries=20, show_spinner="Reading the explanations …")

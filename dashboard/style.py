@@ -27,7 +27,18 @@ CSS = """
 .groups { display: grid; grid-template-rows: auto auto; grid-auto-flow: column; column-gap: 1.2rem; }
 .groups div { font-size: 0.85rem; }
 /* In line with the words beside it. */
-.st-key-cohort_clear button, .st-key-cohort_unpick button { min-height: 0; padding-top: 0; padding-bottom: 0.15rem; }
+.st-key-cohort_clear button, .st-key-cohort_unpick button, [class*="st-key-keep_"] button[kind="tertiary"] {
+  min-height: 0; padding-top: 0; padding-bottom: 0.15rem;
+}
+/* A question, its tags and steps fit beside the scan. */
+.st-key-review_tags { gap: 0.35rem; }
+.st-key-review_tags button { min-height: 1.9rem; padding: 0 0.55rem; }
+.st-key-review_tags button p { font-size: 0.85rem; }
+.st-key-review_verdicts { gap: 0.5rem; }
+.st-key-review_verdicts .stElementContainer { flex: 1 1 45%; }
+.st-key-review_view .stButton button { padding: 0 0.4rem; }
+/* Reading ahead says nothing, and some keys need no button to be seen. */
+.st-key-review_next, .st-key-review_slices { display: none; }
 /* Charts that answer to a click look as if they do. */
 .st-key-cohort_boxes .nsewdrag, .st-key-cohort_matrix .nsewdrag,
 .st-key-compare_boxes .nsewdrag, .st-key-compare_matrix .nsewdrag { cursor: pointer; }

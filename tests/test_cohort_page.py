@@ -13,8 +13,9 @@ from playwright.sync_api import Browser, Page, expect
 from streamlit.testing.v1 import AppTest
 
 from agg2exp_core.organs import load_label_set
-from agg2exp_core.records import InputError, Method, SumTable
-from agg2exp_core.store import published_csv, results
+from agg2exp_core.records import InputError, Method, SumTable, Volume
+from agg2exp_core.store import cohorts, published_csv, region_sets, results
+from agg2exp_core.volumes import write_volume
 from dashboard import data
 
 APP = Path(__file__).resolve().parents[1] / "dashboard" / "app.py"
@@ -30,6 +31,10 @@ CASES = pd.DataFrame(
         "planted": ["", "", "", "metal", "pleural effusion", ""],
     }
 )
+INFO = {
+    "model": "thorax17_swinunetr", "model_hash": "0", "method": "smoothgrad", "versions": {},
+    "parameters": Method("smoothgrad", 4).parameters(), "label_set": "thorax17", "values": "sums",
+}  # fmt: skip
 ON_AORTA = {"c1": 0.3, "c2": 0.1, "c3": 0.5, "c4": 0.2, "c5": 0.4}
 """Share of the heart's attribution on the aorta; c6 is not explained."""
 
@@ -41,11 +46,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Path:
     for name in ("clinic", "waiting"):
         (root / "cohorts" / name).mkdir(parents=True)
         CASES.to_csv(root / "cohorts" / name / "cases.csv", index=False)
-    info = {
-        "model": "thorax17_swinunetr", "model_hash": "0", "method": "smoothgrad", "versions": {},
-        "parameters": Method("smoothgrad", 4).parameters(), "label_set": "thorax17", "values": "sums",
-    }  # fmt: skip
-    results.write_run(root, "clinic", RUN, info)
+    results.write_run(root, "clinic", RUN, INFO)
     for case_id, share in ON_AORTA.items():
         _explain(root, case_id, share)
     table = shared_data / "published" / "tsv2_test_aggregated_sg_explanations_with_dice.csv"
@@ -97,6 +98,33 @@ def test_an_empty_metadata_value_can_be_chosen(monkeypatch: pytest.MonkeyPatch, 
     planted = next(widget for widget in app.multiselect if widget.label == "Planted")
     planted.set_value([planted.options.index("none")] if "" not in planted.options else [""])
     assert "none" in planted.options
+
+
+def test_masked_regions_are_shown_where_there_are_any(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cohorts.write_cases(tmp_path, "clinic", CASES.astype(str))
+    results.write_run(tmp_path, "clinic", RUN, INFO)
+    for case_id, share in ON_AORTA.items():
+        _explain(tmp_path, case_id, share)
+    assert "On masked regions" not in _texts(_open(monkeypatch, tmp_path, cohort="clinic", target="heart"))
+    folder = tmp_path / "runs" / "clinic" / RUN
+    for case_id in ("c4", "c5"):
+        _draw_map(folder / "cases" / case_id)
+        digest = results.read_manifest(folder / "cases" / case_id)["files"]["saliency/heart.nii.gz"]["sha256"]
+        row = region_sets.MaskedSum("heart", "effusion", 1.0, 1.0, 8, 4.0, 4.0, "", "0", digest)
+        region_sets.write_case(folder, "pathology", case_id, [row])
+    data.forget()
+    assert "On masked regions: 2 scans" in _texts(_open(monkeypatch, tmp_path, cohort="clinic", target="heart"))
+    app = _open(monkeypatch, tmp_path, **{"cohort": "clinic", "target": "heart", "in.age": "65~80"})
+    assert "On masked regions: 1 scan" in _texts(app)
+    assert "On masked regions" not in _texts(_open(monkeypatch, tmp_path, cohort="clinic", target="aorta"))
+
+
+def _draw_map(folder: Path) -> None:
+    with results.case_folder(folder, results.read_manifest(folder)) as new:
+        shutil.copy(folder / "importance.csv", new)
+        shutil.copy(folder / "agreement.csv", new)
+        (new / "saliency").mkdir()
+        write_volume(new / "saliency" / "heart.nii.gz", Volume(np.ones((2, 2, 2), np.float32), np.eye(4)))
 
 
 def test_a_picked_cell_lists_its_cases_highest_first(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:

@@ -153,6 +153,9 @@ def test_a_cohort_written_twice_is_left_alone(tmp_path: Path, monkeypatch):
     assert (tmp_path / "cases.csv").read_text() == table
     assert table.splitlines()[0] == "case_id,image,label,pathology_mask,age,sex,scanner,planted"
     assert table.splitlines()[2].startswith("b,images/b.nii.gz,labels/b.nii.gz,pathology/b.nii.gz,")
+    names = (tmp_path / "pathology" / "names.csv").read_text().splitlines()
+    assert names == ["id,name", "1,pleural effusion", "2,consolidation", "3,metal"]
+    assert np.unique(read_labels(tmp_path / "pathology" / "b.nii.gz").array).tolist() == [0, 1]
     (tmp_path / "cases.csv").write_text("mine")
     write_cohort(tmp_path, plan, workers=1)
     assert (tmp_path / "cases.csv").read_text() == "mine"

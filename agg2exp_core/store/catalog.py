@@ -1,7 +1,7 @@
 """DuckDB in memory over the files of a data root: views to read, nothing to write.
 
-The views are `cases`, `importance`, `agreement`, `runs` and `outliers`. The schema `store` holds what they are made
-of: a table of typed metadata for each cohort, a view of one run's numbers for each run, and the order of organs.
+The views are `cases`, `importance`, `agreement`, `runs`, `outliers` and `lists`. The schema `store` holds what they
+are made of: a table of typed metadata for each cohort, a view of one run's numbers for each run, the order of organs.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from agg2exp_core.files import read_json
 from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import InputError
 from agg2exp_core.settings import ID
-from agg2exp_core.store import parquet_cache
+from agg2exp_core.store import parquet_cache, region_sets
 from agg2exp_core.store.cohorts import COLUMNS, list_cohorts, read_cases
+from agg2exp_core.store.lists import list_lists
 from agg2exp_core.store.parquet_cache import Cache, Numbers
 
 MOST_THREADS = 8
@@ -36,18 +37,24 @@ PHI = {"abs": "({p} + {n})", "pos": "({p})", "neg": "({n})"}
 """φ of a sign in the positive sum {p} and the negative one {n}."""
 
 SIGNED = """
-    SELECT case_id, target, region, '{sign}' AS sign,
+    SELECT case_id, 'organs' AS region_set, target, region, '{sign}' AS sign,
         CASE WHEN voxels > 0 THEN {phi} / nullif({total}, 0) END AS mass,
         {phi} / nullif(voxels, 0) AS mean, voxels, absent,
         CASE WHEN voxels > 0 AND region <> 'background' THEN {phi} / nullif({organs}, 0) END AS organ_mass
     FROM {source}"""
+MASKED = """
+    SELECT case_id, region_set, target, region, '{sign}' AS sign,
+        CASE WHEN voxels > 0 THEN {phi} / nullif({total}, 0) END AS mass,
+        {phi} / nullif(voxels, 0) AS mean, voxels, absent, NULL::DOUBLE AS organ_mass
+    FROM {source}"""
 SHARED = """
-    SELECT case_id, target, region, 'abs' AS sign, mass, mean, NULL::BIGINT AS voxels, absent,
+    SELECT case_id, 'organs' AS region_set, target, region, 'abs' AS sign, mass, mean, NULL::BIGINT AS voxels, absent,
         CASE WHEN region <> 'background' THEN mass / nullif(organs, 0) END AS organ_mass
     FROM {source}"""
 NOTHING = """
-    SELECT ''::VARCHAR AS case_id, '' AS target, '' AS region, 'abs' AS sign, 0.0::DOUBLE AS mass, 0.0::DOUBLE AS mean,
-        0::BIGINT AS voxels, '' AS absent, 0.0::DOUBLE AS organ_mass WHERE false"""
+    SELECT ''::VARCHAR AS case_id, '' AS region_set, '' AS target, '' AS region, 'abs' AS sign,
+        0.0::DOUBLE AS mass, 0.0::DOUBLE AS mean, 0::BIGINT AS voxels, '' AS absent, 0.0::DOUBLE AS organ_mass
+    WHERE false"""
 NO_AGREEMENT = "SELECT '' AS case_id, '' AS target, 0.0::DOUBLE AS dice, 0.0::DOUBLE AS iou WHERE false"
 
 RUN_COLUMNS = {
@@ -57,6 +64,7 @@ RUN_COLUMNS = {
 ORGAN_COLUMNS = {
     "cohort": pa.string(), "run": pa.string(), "name": pa.string(), "target": pa.bool_(), "position": pa.int64(),
 }  # fmt: skip
+LIST_COLUMNS = {"cohort": pa.string(), "list": pa.string(), "case_id": pa.string()}
 OUTLIER_COLUMNS = {
     "case_id": pa.string(), "target": pa.string(), "detector": pa.string(), "score": pa.float64(),
     "flagged": pa.bool_(),
@@ -64,13 +72,18 @@ OUTLIER_COLUMNS = {
 
 
 def refresh(root: Path) -> str:
-    """A fingerprint that changes when cohorts, cases, runs or outliers change. Stale Parquet caches are built first."""
+    """A fingerprint that changes when cohorts, cases, runs, outliers or lists change.
+
+    Stale Parquet caches are built first.
+    """
     root = root.resolve()
     seen: list[Any] = [_status(path) for path in sorted((root / "label_sets").glob("*.csv"))]
+    seen += [_status(path) for path in sorted((root / "lists").glob("*.json"))]
     seen += [(cohort, _status(root / "cohorts" / cohort / "cases.csv")) for cohort in list_cohorts(root)]
     for folder in _run_folders(root):
         cache = parquet_cache.current(folder)
         files = [_status(folder / name) for name in ("run.json", "outliers.csv")]
+        files += [_status(path) for path in region_sets.folders(folder)]
         seen.append((folder.parent.name, folder.name, files, cache.content.fingerprint if cache else ""))
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
@@ -84,6 +97,7 @@ def connect(root: Path) -> duckdb.DuckDBPyConnection:
     _add_cohorts(con, root)
     _add_runs(con, root)
     _add_outliers(con, root)
+    _add_lists(con, root)
     _lock(con, root)
     return con
 
@@ -110,6 +124,11 @@ def cohort_table(cohort: str) -> str:
 def run_view(cohort: str, run: str) -> str:
     """The view of one run's importance; `agreement_view` is that of its agreement."""
     return _internal("importance", cohort, run)
+
+
+def region_view(cohort: str, run: str) -> str:
+    """The view of one run's importance on masked regions: its region sets but the organs."""
+    return _internal("regions", cohort, run)
 
 
 def agreement_view(cohort: str, run: str) -> str:
@@ -244,19 +263,21 @@ def _run_folders(root: Path) -> Iterator[Path]:
 
 
 def _add_runs(con: duckdb.DuckDBPyConnection, root: Path) -> None:
-    rows, organs, places = [], [], []
+    rows, organs, places, masked = [], [], [], []
     for folder in _run_folders(root):
         place, info, cache = (folder.parent.name, folder.name), read_json(folder / "run.json"), None
         cache = parquet_cache.current(folder)
         _add_run(con, place, cache, info.get("values") == "shares")
+        masked += [place] if _add_regions(con, place, folder) else []
         rows.append(_run_row(place, info, cache))
         organs += _organ_rows(place, info, cache, root)
         places.append(place)
     _insert(con, "store.runs", pa.Table.from_pylist(rows, pa.schema(RUN_COLUMNS)))
     _insert(con, "store.organs", pa.Table.from_pylist(organs, pa.schema(ORGAN_COLUMNS)))
     con.execute("CREATE VIEW runs AS FROM store.runs")
-    local = "case_id, 'organs' AS region_set, target, region, sign, mass, mean, voxels, absent, organ_mass"
-    _add_view(con, "importance", local, [(place, run_view(*place)) for place in places], NOTHING)
+    local = "case_id, region_set, target, region, sign, mass, mean, voxels, absent, organ_mass"
+    views = [(place, run_view(*place)) for place in places] + [(place, region_view(*place)) for place in masked]
+    _add_view(con, "importance", local, views, NOTHING)
     scores = [(place, agreement_view(*place)) for place in places]
     _add_view(con, "agreement", "case_id, target, dice, iou", scores, NO_AGREEMENT)
 
@@ -279,18 +300,31 @@ def _add_run(con: duckdb.DuckDBPyConnection, place: tuple[str, str], cache: Cach
         con.execute(f"CREATE VIEW {agreement_view(*place)} AS {NO_AGREEMENT}")
         return
     source = _source(con, _internal("rows/importance", *place), cache.importance)
-    con.execute(f"CREATE VIEW {run_view(*place)} AS {SHARED.format(source=source) if shares else _signed(source)}")
+    con.execute(
+        f"CREATE VIEW {run_view(*place)} AS {SHARED.format(source=source) if shares else _signed(SIGNED, source)}"
+    )
     source = _source(con, _internal("rows/agreement", *place), cache.agreement)
     con.execute(f"CREATE VIEW {agreement_view(*place)} AS SELECT case_id, target, dice, iou FROM {source}")
 
 
-def _signed(source: str) -> str:
+def _add_regions(con: duckdb.DuckDBPyConnection, place: tuple[str, str], folder: Path) -> bool:
+    """The view of a run's masked regions, and whether there are any."""
+    table = region_sets.read(folder)
+    if len(table):
+        source = _source(con, _internal("rows/regions", *place), table)
+        con.execute(f"CREATE VIEW {region_view(*place)} AS {_signed(MASKED, source)}")
+    else:
+        con.execute(f"CREATE VIEW {region_view(*place)} AS {NOTHING}")
+    return len(table) > 0
+
+
+def _signed(template: str, source: str) -> str:
     """The three signs of a run's sums. Constant signs: a query for one leaves the others out before it reads."""
     parts = []
     for sign, phi in PHI.items():
         total, organs = (phi.format(p=f"positive_{over}", n=f"negative_{over}") for over in ("total", "organs"))
         own = phi.format(p="positive", n="negative")
-        parts.append(SIGNED.format(sign=sign, phi=own, total=total, organs=organs, source=source))
+        parts.append(template.format(sign=sign, phi=own, total=total, organs=organs, source=source))
     return " UNION ALL ".join(parts)
 
 
@@ -364,3 +398,16 @@ def _read_outliers(path: Path) -> pa.Table:
     if table.column_names != list(OUTLIER_COLUMNS):
         raise InputError("outliers.csv needs its columns", ",".join(table.column_names), ",".join(OUTLIER_COLUMNS))
     return table
+
+
+# ---- lists -----------------------------------------------------------------------------------------
+
+
+def _add_lists(con: duckdb.DuckDBPyConnection, root: Path) -> None:
+    rows = [
+        {"cohort": saved.cohort, "list": saved.name, "case_id": case_id}
+        for saved in list_lists(root)
+        for case_id in saved.cases
+    ]
+    _insert(con, "store.lists", pa.Table.from_pylist(rows, pa.schema(LIST_COLUMNS)))
+    con.execute("CREATE VIEW lists AS FROM store.lists")

@@ -15,7 +15,7 @@ import pandas as pd
 
 from agg2exp_core.organs import BACKGROUND
 from agg2exp_core.records import Condition, InputError, Selection
-from agg2exp_core.store.catalog import agreement_view, cohort_table, finite_number, quoted, run_view
+from agg2exp_core.store.catalog import agreement_view, cohort_table, finite_number, quoted, region_view, run_view
 
 Connection = duckdb.DuckDBPyConnection
 
@@ -25,6 +25,8 @@ NO_METADATA = ("case_id", "image", "label", "pathology_mask")
 
 NOT_EXPLAINED = "not explained"
 """Why a case that lies in no cache of the run has no value."""
+
+NOTHING_TO_SHARE = "no attribution to share"
 
 MOST_DIFFERENT = 12
 """A category in which more values than these are there, all different, is free text or an id."""
@@ -68,12 +70,27 @@ CASE = """
             count(*) FILTER (case_id <> $case AND local.value < own.value) AS lower
         FROM local LEFT JOIN own USING (region) GROUP BY local.region
     )
-    SELECT region, value, CASE WHEN value IS NULL THEN coalesce(absent, 'no attribution to share') END AS absent,
+    SELECT region, value, CASE WHEN value IS NULL THEN coalesce(absent, '{nothing}') END AS absent,
         q[1] AS q05, q[2] AS q25, q[3] AS median, q[4] AS q75, q[5] AS q95,
         CASE WHEN value IS NOT NULL THEN 100.0 * lower / nullif(others, 0) END AS percentile
     FROM spread
     JOIN (SELECT name AS region, position FROM store.organs WHERE cohort = $cohort AND run = $run) USING (region)
     ORDER BY position"""
+
+CASE_MASKED = """
+    WITH local AS ({local}),
+    own AS (SELECT region_set, region, value, absent FROM local WHERE case_id = $case),
+    spread AS (
+        SELECT local.region_set, local.region, quantile_cont(local.value, [0.05, 0.25, 0.5, 0.75, 0.95]) AS q,
+            any_value(own.value) AS value, any_value(own.absent) AS absent,
+            count(local.value) FILTER (case_id <> $case) AS others,
+            count(*) FILTER (case_id <> $case AND local.value < own.value) AS lower
+        FROM local JOIN own USING (region_set, region) GROUP BY local.region_set, local.region
+    )
+    SELECT region_set, region, value, CASE WHEN value IS NULL THEN coalesce(absent, '{nothing}') END AS absent,
+        q[1] AS q05, q[2] AS q25, q[3] AS median, q[4] AS q75, q[5] AS q95,
+        CASE WHEN value IS NOT NULL THEN 100.0 * lower / nullif(others, 0) END AS percentile
+    FROM spread ORDER BY region_set, region"""
 
 
 # ---- what is there ---------------------------------------------------------------------------------
@@ -176,7 +193,7 @@ def case_importance(con: Connection, selection: Selection, case_id: str, target:
     whole = Selection(selection.cohort, selection.run, selection.sign, selection.value, selection.background)
     local, values = _local(con, whole, target)
     values |= {"case": case_id, "cohort": selection.cohort, "run": selection.run}
-    return con.execute(CASE.format(local=local, unexplained=NOT_EXPLAINED), values).df()
+    return con.execute(CASE.format(local=local, unexplained=NOT_EXPLAINED, nothing=NOTHING_TO_SHARE), values).df()
 
 
 def agreement(con: Connection, cohort: str, run: str, case_id: str) -> pd.DataFrame:
@@ -189,6 +206,46 @@ def agreement(con: Connection, cohort: str, run: str, case_id: str) -> pd.DataFr
             USING (target)
         WHERE case_id = $case ORDER BY position NULLS LAST, target"""
     return con.execute(sql, {"cohort": cohort, "run": run, "case": case_id}).df()
+
+
+# ---- masked regions --------------------------------------------------------------------------------
+
+
+def region_sets(con: Connection, cohort: str, run: str) -> pd.DataFrame:
+    """region_set, regions (their names), cases (with a value on one of them): what masks were summed over, by name."""
+    _check_run(con, cohort, run)
+    sql = f"""
+        SELECT region_set, list(DISTINCT region ORDER BY region) AS regions,
+            count(DISTINCT case_id) FILTER (mean IS NOT NULL) AS cases
+        FROM {region_view(cohort, run)} WHERE sign = 'abs' GROUP BY region_set ORDER BY region_set"""
+    table = con.execute(sql).df()
+    return table.assign(regions=pd.Series([list(names) for names in table["regions"]], table.index, dtype=object))
+
+
+def case_masked(con: Connection, selection: Selection, case_id: str, target: str) -> pd.DataFrame:
+    """As `case_importance`, with region_set, of the masked regions of a case; no rows where nothing was summed.
+
+    The spread is over the cases that have the region. Shares are of the target's whole attribution, background
+    included, whatever the selection says: masks are no part of the organs' partition.
+    """
+    _check_target(con, selection, target)
+    _check_case(con, selection.cohort, case_id)
+    whole = Selection(selection.cohort, selection.run, selection.sign, selection.value)
+    local, values = _masked(con, whole, target)
+    sql = CASE_MASKED.format(local=local, nothing=NOTHING_TO_SHARE)
+    return con.execute(sql, {**values, "case": case_id}).df()
+
+
+def masked_values(con: Connection, selection: Selection, target: str) -> pd.DataFrame:
+    """case_id, region_set, region, value (null where absent) of the cases that pass, in the order of their list."""
+    _check_target(con, selection, target)
+    local, values = _masked(con, selection, target)
+    passing, _ = _passing(con, selection)
+    sql = f"""
+        SELECT case_id, region_set, region, value FROM ({local})
+        JOIN (SELECT case_id, rowid AS place FROM {cohort_table(selection.cohort)}) USING (case_id)
+        WHERE case_id IN ({passing}) ORDER BY region_set, region, place"""
+    return con.execute(sql, values).df()
 
 
 # ---- analysis --------------------------------------------------------------------------------------
@@ -305,6 +362,16 @@ def _local(con: Connection, selection: Selection, target: str | None = None) -> 
     return sql, values
 
 
+def _masked(con: Connection, selection: Selection, target: str) -> tuple[str, dict[str, Any]]:
+    """As `_local`, of masked regions: case_id, region_set, region, value, absent."""
+    passing, values = _passing(con, selection)
+    sql = f"""
+        SELECT case_id, region_set, region, absent,
+            CASE WHEN case_id IN ({passing}) THEN {selection.value} END AS value
+        FROM {region_view(selection.cohort, selection.run)} WHERE sign = '{selection.sign}' AND target = $target"""
+    return sql, values | {"target": target}
+
+
 def _passing(con: Connection, selection: Selection) -> tuple[str, dict[str, Any]]:
     """A SELECT of the case_id of every listed case that passes the filters, and its bound values."""
     bound: dict[str, Any] = {}
@@ -329,7 +396,21 @@ def _passing(con: Connection, selection: Selection) -> tuple[str, dict[str, Any]
             SELECT case_id FROM {run_view(*place)}
             WHERE sign = 'abs' AND list_contains($present, region) AND coalesce(voxels > 0, mass IS NOT NULL)
             GROUP BY case_id HAVING count(DISTINCT region) = $present_count)""")
+    wheres += _listed(con, selection, bound)
     return f"SELECT case_id FROM {cohort_table(selection.cohort)} WHERE {' AND '.join(wheres) or 'true'}", bound
+
+
+def _listed(con: Connection, selection: Selection, bound: dict[str, Any]) -> list[str]:
+    """Conditions of the saved lists in SQL; their names, each that of one cohort's list, are added to `bound`."""
+    known = _column(con, "SELECT DISTINCT list FROM store.lists WHERE cohort = $1 ORDER BY list", [selection.cohort])
+    wheres = []
+    for key, names, sign in (("within", selection.within, "IN"), ("without", selection.without, "NOT IN")):
+        for name in names:
+            _check("list", name, known)
+        if names:
+            bound[key] = list(names)
+            wheres.append(f"case_id {sign} (SELECT case_id FROM store.lists WHERE list_contains(${key}, list))")
+    return wheres
 
 
 def _where(condition: Condition, kinds: dict[str, str], bound: dict[str, Any]) -> str:

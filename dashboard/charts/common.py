@@ -12,6 +12,9 @@ import plotly.graph_objects as go
 from agg2exp_core.organs import BACKGROUND, LabelSet, Organ, plain_name
 
 GREY = "#80868e"
+MASKED = "#8a5cd6"
+"""Of masked regions, which belong to no group of organs."""
+
 HOVER = {"align": "left", "bgcolor": "#17212b", "bordercolor": "#17212b", "font": {"color": "#ffffff", "size": 13}}
 SIDES = ("#c2771f", "#13928a")
 """Colours of the first and the second of two sets; a difference takes that of the set which has more."""
@@ -32,6 +35,15 @@ def organ_of(labels: LabelSet, name: str) -> Organ:
     """The organ of that name, or a grey one for a region that the label set does not know."""
     known = {organ.name: organ for organ in labels.organs}
     return known.get(name) or Organ(-1, name, "other regions", GREY, plain_name(name))
+
+
+def mask_titles(table: pd.DataFrame) -> list[str]:
+    """A title a row of masked regions (region_set, region); it names the set only where two sets have the region."""
+    sets = table.groupby("region")["region_set"].nunique()
+    return [
+        f"{plain_name(region)} ({'mask' if sets[region] == 1 else plain_name(name).lower()})"
+        for name, region in zip(table["region_set"], table["region"], strict=True)
+    ]
 
 
 def number(value: float, measure: str) -> str:

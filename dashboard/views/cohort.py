@@ -13,8 +13,9 @@ import streamlit as st
 from agg2exp_core.organs import BACKGROUND, LabelSet
 from agg2exp_core.records import Selection
 from agg2exp_core.settings import data_root
+from agg2exp_core.store.lists import CaseList
 from agg2exp_core.store.queries import NO_METADATA
-from dashboard import data, filters, words
+from dashboard import data, filters, saved, words
 from dashboard.address import Address
 from dashboard.charts import common
 from dashboard.charts.boxes import region_boxes
@@ -22,6 +23,7 @@ from dashboard.charts.common import Pick
 from dashboard.charts.matrix import organ_matrix
 from dashboard.filters import Choice, Filters
 from dashboard.views import case
+from dashboard.views.masked import on_masked_regions
 
 ADDRESS = Address("cohort")
 PICKED = "cohort_picked"
@@ -119,33 +121,33 @@ def _explore(chosen: Chosen) -> None:
     everything = Selection(chosen.cohort, chosen.run, sign, value, background)
     with st.sidebar, st.expander("Filter scans", icon=":material/filter_alt:", expanded=True):
         selection = Filters(ADDRESS, chosen.cohort).narrow(chosen.root, everything, chosen.labels)
+    with st.sidebar:
+        saved.shelf(ADDRESS, chosen.root, chosen.cohort)
     cases, total = data.cases(chosen.root, selection), len(data.cases(chosen.root, everything))
     picked = _picked(chosen)
-    with heading:
+    link = filters.link_of(selection, chosen.target, picked)
+    with heading, st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         _heading(chosen, selection, len(cases), total)
+        saved.keep(chosen.root, CaseList("", chosen.cohort, tuple(cases["case_id"]), link=link), "cohort")
     if cases.empty:
         st.info("No scan passes these filters. Widen one of them, or clear all.", icon=":material/filter_alt_off:")
     else:
         _charts(chosen, selection, picked)
+        on_masked_regions(chosen.root, selection, chosen.target)
         _table(chosen, selection, cases, picked)
-    ADDRESS.write(filters.link_of(selection, chosen.target, picked))
+    ADDRESS.write(link)
 
 
 def _heading(chosen: Chosen, selection: Selection, count: int, total: int) -> None:
     active = filters.describe(selection, chosen.labels)
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
-        st.markdown(f"### {words.plain(chosen.title(chosen.target))}: what the model looks at", width="content")
-        st.markdown(f"**{count} of {total} scans**" if active else f"**{total} scans**", width="content")
-        if active:
-            st.markdown(" ".join(f":primary-badge[{words.plain(word)}]" for word in active), width="content")
-            st.button(
-                "Clear all filters",
-                on_click=filters.clear,
-                args=(ADDRESS,),
-                icon=":material/close:",
-                key="cohort_clear",
-                type="tertiary",
-            )
+    st.markdown(f"### {words.plain(chosen.title(chosen.target))}: what the model looks at", width="content")
+    st.markdown(f"**{count} of {total} scans**" if active else f"**{total} scans**", width="content")
+    if active:
+        st.markdown(" ".join(f":primary-badge[{words.plain(word)}]" for word in active), width="content")
+        st.button(
+            "Clear all filters", on_click=filters.clear, args=(ADDRESS,), icon=":material/close:", key="cohort_clear",
+            type="tertiary",
+        )  # fmt: skip
 
 
 def _charts(chosen: Chosen, selection: Selection, picked: Pick | None) -> None:
@@ -200,8 +202,8 @@ def _pick(key: str) -> None:
 def _picked(chosen: Chosen) -> Pick | None:
     """What the link or a click picked, as long as the run shown has its target and region."""
     wish, picked = ADDRESS.asked("pick"), st.session_state.get(PICKED)
-    if wish:
-        picked = tuple(wish[0].split("~"))
+    if wish is not None:
+        picked = tuple(wish[0].split("~")) if wish else None
     if picked and not _is_here(chosen, picked):
         if wish and ADDRESS.from_outside:
             words.not_here("Box or cell", wish[0])
@@ -231,6 +233,9 @@ def _table(chosen: Chosen, selection: Selection, cases: pd.DataFrame, picked: Pi
         selection_mode="single-cell", placeholder="–", height=TABLE_HEIGHT,
     )  # fmt: skip
     if event["selection"]["cells"]:
+        title = " and ".join(filters.describe(selection, chosen.labels)) or "all scans"
+        title += f", by {_amount(selection)} on {chosen.title(picked[1])}" if picked else ""
+        st.session_state[case.ORDER] = case.CaseOrder(chosen.cohort, tuple(shown["case_id"]), title)
         _open(chosen, str(shown["case_id"].iloc[event["selection"]["cells"][0][0]]), picked)
 
 
@@ -251,8 +256,12 @@ def _open(chosen: Chosen, case_id: str, picked: Pick | None) -> None:
 def _table_title(chosen: Chosen, selection: Selection, picked: Pick | None) -> str:
     if picked is None:
         return "Scans"
-    amount = "share" if selection.value == "mass" else "mean per voxel"
-    return f"Scans by {amount} of {chosen.title(picked[0])}’s attribution on {chosen.title(picked[1])}, highest first"
+    target, region = (chosen.title(name) for name in picked)
+    return f"Scans by {_amount(selection)} of {target}’s attribution on {region}, highest first"
+
+
+def _amount(selection: Selection) -> str:
+    return "share" if selection.value == "mass" else "mean per voxel"
 
 
 def table_of(cases: pd.DataFrame) -> pd.DataFrame:
