@@ -187,6 +187,7 @@ def test_scans_are_paired_where_only_the_run_differs() -> None:
     assert contrast.usually_paired(Selection("clinic", OLD), Selection("clinic", NEW))
     assert not contrast.usually_paired(Selection("clinic", OLD), women)
     assert not contrast.usually_paired(Selection("clinic", OLD), Selection("elsewhere", NEW))
+    assert not contrast.usually_paired(Selection("clinic", OLD), Selection("clinic", NEW, within=("odd",)))
 
 
 def test_dice_of_the_cases_that_pass(root: Path) -> None:
