@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -43,8 +43,9 @@ class Side:
         return str(self.record.get("model") or self.selection.run)
 
     @property
-    def filters(self) -> tuple[object, ...]:
-        return self.selection.where, self.selection.dice, self.selection.present
+    def filters(self) -> Selection:
+        """The selection without its place: what narrows it."""
+        return replace(self.selection, cohort="", run="")
 
 
 def usual_pair(known: dict[str, Records], cohort: str | None = None) -> tuple[tuple[str, str], tuple[str, str]]:
@@ -72,8 +73,7 @@ def _cases(records: Records) -> int:
 
 def usually_paired(first: Selection, second: Selection) -> bool:
     """Whether the sets are the same scans by intent: one cohort, the same filters, another run."""
-    asked = [(side.cohort, side.where, side.dice, side.present) for side in (first, second)]
-    return first.run != second.run and asked[0] == asked[1]
+    return first.run != second.run and replace(first, run=second.run) == second
 
 
 def names(first: Side, second: Side) -> tuple[str, str]:

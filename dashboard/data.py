@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,12 @@ from agg2exp_core.store import catalog, queries
 from agg2exp_core.store.lists import CaseList, list_lists
 
 DEFAULT_LABELS = "thorax17"
+
+MOST_ROWS = 500_000
+"""Rows of a user's query that are read, and that its CSV holds."""
+
+MOST_SECONDS = 20.0
+"""Time after which a user's query ends without an answer."""
 
 
 @st.cache_data(ttl=2, show_spinner="Reading the results …")
@@ -125,6 +132,32 @@ def region_sets(root: Path, cohort: str, run: str) -> pd.DataFrame:
 
 def agreement(root: Path, cohort: str, run: str, case_id: str) -> pd.DataFrame:
     return _ask(root, "agreement", cohort, run, case_id)
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """The answer to a user's query. table: its first `MOST_ROWS` rows; more: whether there are others."""
+
+    table: pd.DataFrame
+    more: bool
+    seconds: float
+
+
+# Shared, not copied: an answer may be large, and nobody changes it.
+@st.cache_resource(max_entries=8, show_spinner="Asking …")
+def _user_query(root: str, fingerprint: str, sql: str) -> Answer:
+    started = time.perf_counter()
+    found = queries.run_user_query(_connection(root, fingerprint).cursor(), sql, MOST_ROWS + 1, MOST_SECONDS)
+    return Answer(found.head(MOST_ROWS), len(found) > MOST_ROWS, time.perf_counter() - started)
+
+
+def user_query(root: Path, sql: str) -> Answer:
+    """The answer to one SELECT of a user, see `queries.run_user_query`."""
+    return _user_query(str(root), _fingerprint(str(root)), sql)
+
+
+def views(root: Path) -> pd.DataFrame:
+    return _ask(root, "views")
 
 
 @st.cache_data(max_entries=20, show_spinner=False)

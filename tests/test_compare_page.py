@@ -187,6 +187,7 @@ def test_scans_are_paired_where_only_the_run_differs() -> None:
     assert contrast.usually_paired(Selection("clinic", OLD), Selection("clinic", NEW))
     assert not contrast.usually_paired(Selection("clinic", OLD), women)
     assert not contrast.usually_paired(Selection("clinic", OLD), Selection("elsewhere", NEW))
+    assert not contrast.usually_paired(Selection("clinic", OLD), Selection("clinic", NEW, within=("odd",)))
 
 
 def test_dice_of_the_cases_that_pass(root: Path) -> None:
@@ -205,7 +206,7 @@ def test_from_two_models_to_a_case_of_the_right_run(
 ) -> None:
     url = server(root)
     page = chromium.new_page(viewport={"width": 1440, "height": 900}, base_url=url)
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(60_000)
     outside: list[str] = []
     page.on("request", lambda made: outside.append(made.url) if made.url.startswith("http") else None)
     page.goto("/")

@@ -136,4 +136,14 @@ def _color_bar(top: float, look: Look) -> dict[str, Any]:
         for tick in ticks
     ]
     places = [math.copysign(math.sqrt(abs(tick)), tick) for tick in ticks]
-    return {"tickvals": places, "ticktext": text, "thickness": 10, "outlinewidth": 0, "xpad": 6, "ypad": 0, "len": 1.0}
+    title = {"text": "points" if look.measure == "mass" else "per voxel", "side": "right"}
+    return {
+        "title": title,
+        "tickvals": places,
+        "ticktext": text,
+        "thickness": 10,
+        "outlinewidth": 0,
+        "xpad": 6,
+        "ypad": 0,
+        "len": 1.0,
+    }

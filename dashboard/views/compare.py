@@ -197,8 +197,10 @@ def _pairs(first: Selection, second: Selection) -> bool:
 
 def _explained(root: Path, selection: Selection) -> list[str]:
     """Cases of a set that have explanations."""
-    plain = Selection(selection.cohort, selection.run)
-    cases = data.cases(root, replace(plain, where=selection.where, dice=selection.dice, present=selection.present))
+    # Whatever is counted, the scans are the same: one answer for all of it.
+    usual = Selection(selection.cohort, selection.run)
+    asked = replace(selection, sign=usual.sign, value=usual.value, background=usual.background)
+    cases = data.cases(root, asked)
     return list(cases["case_id"][cases["explained"]])
 
 
