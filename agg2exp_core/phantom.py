@@ -21,7 +21,7 @@ from scipy import ndimage
 from agg2exp_core.files import write_text
 from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import InputError, Volume
-from agg2exp_core.volumes import write_volume
+from agg2exp_core.volumes import read_labels, write_volume
 
 PLANTED = (
     "pleural effusion",
@@ -880,6 +880,14 @@ LESIONS = ("pleural effusion", "consolidation", "metal")
 """What of PLANTED is a thing in the patient, and so has a mask."""
 
 
+def _says(mask: Path, lesion: str) -> bool:
+    """Whether a mask tells which lesion it is; masks made before they did would be taken for another one."""
+    try:
+        return int(read_labels(mask).array.max()) == LESIONS.index(lesion) + 1
+    except InputError:
+        return False
+
+
 def _write_case(folder: Path, case: Case) -> dict[str, str | int | float]:
     """The case's row of cases.csv, its files written unless all are there."""
     case_id, seed, planted = case
@@ -887,7 +895,8 @@ def _write_case(folder: Path, case: Case) -> dict[str, str | int | float]:
     files = {"image": f"images/{name}", "label": f"labels/{name}"}
     if planted in LESIONS:
         files["pathology_mask"] = f"pathology/{name}"
-    if not all((folder / file).is_file() for file in files.values()):
+    there = all((folder / file).is_file() for file in files.values())
+    if not there or (planted in LESIONS and not _says(folder / files["pathology_mask"], planted)):
         phantom = generate(seed, planted)
         volumes = {"image": phantom.image, "label": phantom.labels}
         if phantom.pathology is not None:

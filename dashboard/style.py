@@ -12,7 +12,10 @@ ICON = (
 """A small matrix. Drawn here, because Streamlit's named icons are fetched from another host."""
 
 CSS = """
+<span class='looks'></span>
 <style>
+/* Bare styles would stand among the toasts, and go when a fragment shows one: so this is an element, without room. */
+[data-testid="stElementContainer"]:has(.looks) { display: none; }
 /* A working surface: the content starts under the navigation and uses the window's width. */
 .stMainBlockContainer { padding: 3.4rem 1.6rem 1.5rem 1.6rem; }
 [data-testid="stSidebarHeader"] { height: 2.2rem; min-height: 2.2rem; margin-bottom: 0; }
@@ -23,13 +26,24 @@ CSS = """
 [data-testid="stSidebar"] [data-testid="stExpanderDetails"] { padding: 0.6rem 0.8rem; }
 /* Axis labels are organs' names, read first: in the theme's own text colour, not in grey. */
 .js-plotly-plot .xtick text, .js-plotly-plot .ytick text, .js-plotly-plot .legendtext,
-.js-plotly-plot .cbaxis text, .js-plotly-plot .g-xtitle text { fill: currentColor !important; }
+.js-plotly-plot .cbaxis text, .js-plotly-plot .g-xtitle text, .js-plotly-plot .g-ytitle text,
+.js-plotly-plot .annotation-text { fill: currentColor !important; }
 .groups { display: grid; grid-template-rows: auto auto; grid-auto-flow: column; column-gap: 1.2rem; }
 .groups div { font-size: 0.85rem; }
 /* In line with the words beside it. */
 .st-key-cohort_clear button, .st-key-cohort_unpick button, [class*="st-key-keep_"] button[kind="tertiary"] {
   min-height: 0; padding-top: 0; padding-bottom: 0.15rem;
 }
+/* In the sidebar's empty head, beside its arrow. */
+.st-key-about { margin: -2.3rem 0 -0.6rem -0.6rem; position: relative; z-index: 1; }
+/* The Query page: code in the editor, examples as a list to read. */
+.st-key-query_edited textarea {
+  font-family: ui-monospace, 'SF Mono', Menlo, 'DejaVu Sans Mono', monospace; font-size: 0.85rem; line-height: 1.45;
+}
+.st-key-query_examples button { min-height: 0; padding: 0.1rem 0; }
+.st-key-query_examples button, .st-key-query_examples button * { justify-content: flex-start; text-align: left; }
+.st-key-query_views table { font-size: 0.82rem; width: 100%; }
+.st-key-query_views td, .st-key-query_views th { padding: 0.15rem 0.4rem; }
 /* A question, its tags and steps fit beside the scan. */
 .st-key-review_tags { gap: 0.35rem; }
 .st-key-review_tags button { min-height: 1.9rem; padding: 0 0.55rem; }

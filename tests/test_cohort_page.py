@@ -14,7 +14,7 @@ from streamlit.testing.v1 import AppTest
 
 from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import InputError, Method, SumTable, Volume
-from agg2exp_core.store import cohorts, published_csv, region_sets, results
+from agg2exp_core.store import cohorts, lists, published_csv, region_sets, results
 from agg2exp_core.volumes import write_volume
 from dashboard import data
 
@@ -211,6 +211,59 @@ def test_what_a_fragment_refuses_is_told_in_one_line(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(data, "cases", refuse)
     app = _open(monkeypatch, root, cohort="clinic")
     assert app.error[0].value == r"cohort must be known; got \!\[x\]\(https\://example.org/p.png\)"
+
+
+# ---- saved lists -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(root: Path, tmp_path: Path) -> Path:
+    """A copy of the root, to write into."""
+    return Path(shutil.copytree(root, tmp_path / "data"))
+
+
+def _press(app: AppTest, label: str) -> None:
+    next(button for button in app.button if button.label == label).click().run()
+    assert not app.exception
+
+
+def _save(app: AppTest, name: str) -> None:
+    next(field for field in app.text_input if field.label == "Name").set_value(name)
+    _press(app, f"Save {len(app.dataframe[0].value)} scans")
+
+
+def test_scans_are_saved_as_a_list_which_filters_and_opens_its_view(monkeypatch: pytest.MonkeyPatch, own: Path) -> None:
+    app = _open(monkeypatch, own, **{"cohort": "clinic", "target": "heart", "is.sex": "F", "pick": "heart~aorta"})
+    _save(app, "women")
+    saved = lists.list_lists(own)[0]
+    assert (saved.name, saved.cases) == ("women", ("c1", "c3", "c5")) and saved.link is not None
+    _press(app, "Clear all filters")
+    _press(app, "Show all scans")
+    app.selectbox(key="cohort_target").select("aorta").run()
+    _press(app, "Show scans")
+    assert list(app.dataframe[0].value["case_id"]) == ["c1", "c3", "c5"]
+    assert app.query_params["list"] in ("women", ["women"]) and "in list women" in _texts(app)
+    next(widget for widget in app.multiselect if widget.label == "Not in list").select("women").run()
+    assert "clear all" in app.info[0].value
+    _press(app, "Open view")
+    assert {name: app.query_params.get(name) for name in saved.link} == {
+        name: values[0] if len(values) == 1 else values for name, values in saved.link.items()
+    }
+    assert "sex is F" in _texts(app) and "in list" not in _texts(app) and "Heart’s attribution on Aorta" in _texts(app)
+    _press(app, "Remove")
+    assert lists.list_lists(own) == [] and not any(button.label == "Open view" for button in app.button)
+
+
+def test_a_list_that_is_refused_is_told_and_its_words_stay(monkeypatch: pytest.MonkeyPatch, own: Path) -> None:
+    lists.save_list(own, lists.CaseList("taken", "clinic", ("c1",)))
+    app = _open(monkeypatch, own, cohort="clinic")
+    _save(app, "taken")
+    assert "a name that is free" in app.error[0].value and lists.list_lists(own)[0].cases == ("c1",)
+    field = next(field for field in app.text_input if field.label == "Name")
+    assert field.value == "taken"
+    next(box for box in app.checkbox if box.label.startswith("Replace")).check()
+    _save(app, "taken")
+    assert not app.error and len(lists.list_lists(own)[0].cases) == 6
 
 
 # ---- the journey -----------------------------------------------------------------------------------

@@ -147,7 +147,8 @@ def _agreement(session: Session, verdicts: Verdicts) -> str:
     parts.append(_table(header, rows))
     parts.append(
         "<p class='meta'>κ = (p<sub>o</sub> − p<sub>e</sub>) ÷ (1 − p<sub>e</sub>), unweighted, over the items that "
-        "both judged without knowing the other’s verdict: 1 is full agreement, 0 that of chance.</p>"
+        "both judged without knowing the other’s verdict: 1 is full agreement, 0 that of chance. Undefined where both "
+        "gave one and the same verdict to all.</p>"
     )
     for pair in raters.pairs(verdicts, "final"):
         parts.append(_confusion(pair))
@@ -168,10 +169,10 @@ def percent(share: float | None) -> str:
 
 
 def kappa(pair: Agreement) -> str:
-    """κ to two digits, or why there is none."""
+    """κ to two digits; undefined where both gave one and the same verdict to all, a dash where no item is shared."""
     if pair.kappa is not None:
-        return f"{pair.kappa:.2f}"
-    return "not defined: one verdict only" if pair.items else "no item in common"
+        return f"{pair.kappa:.2f}".replace("-", "−")
+    return "undefined" if pair.items else "–"
 
 
 def _confusion(pair: Agreement) -> str:

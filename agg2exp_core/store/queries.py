@@ -7,7 +7,9 @@ organ or column is refused.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import duckdb
@@ -314,8 +316,11 @@ def exported_agreement(con: Connection, cohort: str, run: str) -> pd.DataFrame:
 # ---- a user's own ----------------------------------------------------------------------------------
 
 
-def run_user_query(con: Connection, sql: str) -> pd.DataFrame:
-    """The answer to one SELECT of a user. InputError, in one line, for anything else and for what DuckDB refuses."""
+def run_user_query(con: Connection, sql: str, rows: int | None = None, seconds: float | None = None) -> pd.DataFrame:
+    """The answer to one SELECT of a user: all of it, or its first rows, which are read without computing the rest.
+
+    InputError, in one line, for anything else, for what DuckDB refuses, and for what takes longer than so many seconds.
+    """
     rule = "a query must be one SELECT on the views"
     try:
         statements = con.extract_statements(sql)
@@ -328,11 +333,53 @@ def run_user_query(con: Connection, sql: str) -> pd.DataFrame:
     reading = con.cursor()
     try:
         reading.execute("BEGIN TRANSACTION READ ONLY")
-        return reading.execute(statements[0]).df()
+        with _interrupted(reading, seconds):
+            answer = reading.execute(statements[0])
+            return answer.df() if rows is None else _first(answer, rows)
+    except duckdb.InterruptException:
+        raise InputError(
+            f"a query must end within {seconds:g} s", "one that did not", "fewer rows or a LIMIT"
+        ) from None
     except duckdb.Error as error:
         raise InputError(rule, _one_line(error)) from None
     finally:
         reading.close()
+
+
+def views(con: Connection) -> pd.DataFrame:
+    """view, rows, column, type: what a user's query can name, in order."""
+    sql = """
+        SELECT table_name AS view, column_name AS column, data_type AS type FROM information_schema.columns
+        WHERE table_schema = 'main' ORDER BY view, ordinal_position"""
+    table = con.execute(sql).df()
+    rows = {view: _column(con, f"SELECT count(*) FROM {quoted(view)}", [])[0] for view in table["view"].unique()}
+    table.insert(1, "rows", table["view"].map(rows))
+    return table
+
+
+@contextmanager
+def _interrupted(con: Connection, seconds: float | None) -> Iterator[None]:
+    """Let what the connection does end after so many seconds."""
+    timer = threading.Timer(seconds, con.interrupt) if seconds is not None else None
+    if timer:
+        timer.start()
+    try:
+        yield
+    finally:
+        if timer:
+            timer.cancel()
+
+
+def _first(answer: Connection, rows: int) -> pd.DataFrame:
+    """The first rows of an answer that is still being computed, which comes in chunks of 2,048 rows at most."""
+    chunks = [answer.fetch_df_chunk()]
+    found = len(chunks[0])
+    while found < rows and len(chunks[-1]):
+        chunks.append(answer.fetch_df_chunk())
+        found += len(chunks[-1])
+    # The last one is empty: it would cost the others their types.
+    given = [chunk for chunk in chunks if len(chunk)] or chunks[:1]
+    return pd.concat(given, ignore_index=True).head(rows)
 
 
 def _one_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ GREY = "#80868e"
 MASKED = "#8a5cd6"
 """Of masked regions, which belong to no group of organs."""
 
-HOVER = {"align": "left", "bgcolor": "#17212b", "bordercolor": "#17212b", "font": {"color": "#ffffff", "size": 13}}
+HOVER = {"align": "left", "bgcolor": "#17212b", "bordercolor": GREY, "font": {"color": "#ffffff", "size": 13}}
 SIDES = ("#c2771f", "#13928a")
 """Colours of the first and the second of two sets; a difference takes that of the set which has more."""
 

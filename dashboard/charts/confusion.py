@@ -8,13 +8,16 @@ from agg2exp_core.analysis.raters import Agreement
 from agg2exp_core.store.reviews import VERDICTS
 from dashboard.charts.common import HOVER
 
+SHORT = {**VERDICTS, "correct": "To correct"}
+"""Verdict → what a narrow column can hold."""
+
 HEIGHT = 300
 """In px."""
 
 
 def confusion(pair: Agreement) -> go.Figure:
     """Items by the first reviewer's verdict (rows) and the second's (columns); agreement lies on the diagonal."""
-    titles = list(VERDICTS.values())
+    titles = list(SHORT.values())
     counts = pair.confusion.to_numpy()
     figure = go.Figure(
         go.Heatmap(
@@ -24,10 +27,10 @@ def confusion(pair: Agreement) -> go.Figure:
             hovertemplate=f"{pair.first}: %{{y}}<br>{pair.second}: %{{x}}<br>%{{z}} items<extra></extra>",
         )
     )  # fmt: skip
+    axis = {"ticks": "", "showgrid": False, "automargin": True, "tickfont": {"size": 13}}
     figure.update_layout(
         height=HEIGHT, dragmode=False, hoverlabel=HOVER, margin={"l": 4, "r": 4, "t": 34, "b": 4},
-        xaxis={"title": {"text": pair.second, "standoff": 6}, "side": "top", "ticks": "", "tickfont": {"size": 13}},
-        yaxis={"title": {"text": pair.first, "standoff": 6}, "autorange": "reversed", "ticks": "", "automargin": True,
-               "tickfont": {"size": 13}},
+        xaxis={"title": {"text": pair.second, "standoff": 6}, "side": "top", **axis},
+        yaxis={"title": {"text": pair.first, "standoff": 6}, "autorange": "reversed", **axis},
     )  # fmt: skip
     return figure

@@ -24,7 +24,7 @@ from dashboard.viewer import layers, niivue, slices
 from dashboard.viewer.scene import Sources, load_scene
 from dashboard.viewer.slices import Voxel
 from dashboard.viewer.stage import Legend, Look, Scene, moved_to, stage, stage_data, voxel_inside
-from dashboard.views import compute
+from dashboard.views import compute, unusual
 
 ADDRESS = Address("case")
 MAPS = {"signed": "Signed", "absolute": "Absolute", "off": "Hidden"}
@@ -104,6 +104,7 @@ def _with_image(chosen: Chosen) -> None:
         _scan(chosen)
     with right:
         _importance(chosen)
+        _unusual(chosen)
 
 
 def _scan(chosen: Chosen) -> None:
@@ -125,6 +126,7 @@ def _without_image(chosen: Chosen) -> None:
     with left:
         _importance(chosen, dice=False)
     with right:
+        _unusual(chosen)
         _agreement(chosen, expanded=True)
 
 
@@ -494,6 +496,11 @@ def _agreement(chosen: Chosen, expanded: bool = False) -> None:
     }
     with st.expander("Agreement with the labels, every organ", expanded=expanded):
         st.dataframe(shown[list(columns)], hide_index=True, column_config=columns, key="case_agreement")
+
+
+def _unusual(chosen: Chosen) -> None:
+    if chosen.folder is not None and chosen.run is not None:
+        unusual.expander(unusual.Place(chosen.root, chosen.cohort, chosen.run, chosen.case.case_id, chosen.labels))
 
 
 # ---- compute -------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from agg2exp_core.records import InputError
 from agg2exp_core.store import reviews
 from agg2exp_core.store.reviews import Item
 from dashboard import words
-from dashboard.charts.confusion import confusion
+from dashboard.charts.confusion import SHORT, confusion
 from dashboard.views import review_desk as desks
 from dashboard.views.review_desk import Desk, Question
 
@@ -22,7 +22,7 @@ AT = "review_split_at"
 KAPPA_HELP = (
     "Cohen’s κ = (p_o − p_e) ÷ (1 − p_e), unweighted: p_o is the share of items with the same verdict, p_e the share "
     "that chance would give. 1 is full agreement, 0 that of chance. Only verdicts count that were given without "
-    "knowing the other’s."
+    "knowing the other’s. Undefined where both gave one and the same verdict to all."
 )
 
 
@@ -115,13 +115,14 @@ def results(desk: Desk) -> None:
         return
     if not desk.verdicts.given:
         st.info("No verdict is given yet. **Judge** at the left begins.", icon=":material/hourglass_empty:")
-    left, right = st.columns(2, gap="large")
+    left, right = st.columns([5, 7], gap="large")
     with left:
         _progress(desk)
-        _organs(desk)
         _export(desk)
     with right:
         _agreement(desk)
+        _organs(desk)
+    _confusions(desk)
     for line in desk.verdicts.damaged:
         st.error(words.plain(line), icon=":material/report:")
 
@@ -131,11 +132,10 @@ def _progress(desk: Desk) -> None:
     table = raters.progress(desk.session, desk.verdicts)
     config: dict[str, Any] = {
         "reviewer": "Reviewer",
-        "share": st.column_config.ProgressColumn("Done", format="percent", min_value=0, max_value=1),
-        "done": "Items",
-        "seconds": st.column_config.NumberColumn("Seconds each", format="%.0f", help="The median."),
+        "share": st.column_config.ProgressColumn("Done", format="percent", min_value=0, max_value=1, width=110),
+        "seconds": st.column_config.NumberColumn("s each", format="%.0f", help="Median time of an item, in seconds."),
     }
-    table = table.assign(share=table["done"] / table["total"])[["reviewer", "share", "done", "seconds"]]
+    table = table.assign(share=table["done"] / table["total"])[["reviewer", "share", "seconds"]]
     if desk.session.blinded:
         table = table.merge(
             raters.changed_by_evidence(desk.verdicts)[["reviewer", "changed"]], how="left", on="reviewer"
@@ -152,7 +152,7 @@ def _organs(desk: Desk) -> None:
         return
     st.markdown("##### Organ by organ")
     shown = table.assign(target=[desk.title(name) for name in table["target"]]).sort_values(["target", "reviewer"])
-    config: dict[str, Any] = {"reviewer": "Reviewer", "target": "Organ", **reviews.VERDICTS}
+    config: dict[str, Any] = {"reviewer": "Reviewer", "target": "Organ", **SHORT}
     st.dataframe(
         shown[["target", "reviewer", *reviews.VERDICTS]], hide_index=True, column_config=config, key="review_organs"
     )
@@ -160,22 +160,36 @@ def _organs(desk: Desk) -> None:
 
 def _agreement(desk: Desk) -> None:
     st.markdown("##### Agreement", help=KAPPA_HELP)
-    rows = [
-        {
-            "Verdict": review_report.PHASE_TITLES[phase].capitalize(), "Organ": title,
-            "Reviewers": f"{pair.first}, {pair.second}", "Items": pair.items, "Same": review_report.percent(pair.same),
-            "Cohen’s κ": review_report.kappa(pair),
-        }
-        for phase in desk.session.phases
-        for target, title in _organ_choices(desk)
-        for pair in raters.pairs(desk.verdicts, phase, target)
-    ]  # fmt: skip
+    rows = [row for target, title in _organ_choices(desk) for row in _pair_rows(desk, target, title)]
     if not rows:
         st.info("Agreement needs two reviewers with verdicts on the same items.", icon=":material/group:")
         return
-    st.dataframe(pd.DataFrame(rows), hide_index=True, key="review_agreement")
-    for number, pair in enumerate(raters.pairs(desk.verdicts, "final")):
-        if pair.items:
+    config = {"κ first": st.column_config.TextColumn(help="Of the verdicts before the evidence was shown.")}
+    st.dataframe(pd.DataFrame(rows), hide_index=True, key="review_agreement", column_config=config)
+
+
+def _pair_rows(desk: Desk, target: str | None, title: str) -> list[dict[str, Any]]:
+    """Every two reviewers on one organ, or on all."""
+    first = {(one.first, one.second): one for one in raters.pairs(desk.verdicts, "segmentation", target)}
+    rows = []
+    for pair in raters.pairs(desk.verdicts, "final", target):
+        row = {"Reviewers": f"{pair.first}, {pair.second}", "Organ": title, "κ": review_report.kappa(pair)}
+        if desk.session.blinded:
+            before = first.get((pair.first, pair.second))
+            row["κ first"] = review_report.kappa(before) if before else "–"
+        rows.append(row | {"Same": review_report.percent(pair.same), "Items": pair.items})
+    return rows
+
+
+def _confusions(desk: Desk) -> None:
+    """Final verdicts of every two reviewers against each other."""
+    shown = [pair for pair in raters.pairs(desk.verdicts, "final") if pair.items]
+    if not shown:
+        return
+    st.markdown("##### Who said what", help="Items by the verdicts of two reviewers; they agree on the diagonal.")
+    columns = st.columns(max(3, min(len(shown), 4)))
+    for number, pair in enumerate(shown):
+        with columns[number % len(columns)]:
             st.plotly_chart(confusion(pair), key=f"review_confusion_{number}", config={"displayModeBar": False})
 
 

@@ -58,9 +58,12 @@ export class App {
     this.maps = maps;
     this.screen.arrange(scan);
     await this.fill(library, data, scan, maps);
-    this.organs.update(data, maps);
+    this.organs.know(data);
     this.restyle();
+    await new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve))); // the planes are seen first
     this.root.dataset.state = "planes";
+    if (this.closed || data !== this.data) return;
+    this.organs.update(data, maps);
     await this.bodyFor(library, scan, maps, data);
     if (!this.closed) this.root.dataset.state = "ready";
   }
@@ -70,7 +73,9 @@ export class App {
     while (this.columns.length > count) this.columns.pop().close();
     while (this.columns.length < count) {
       const canvas = this.screen.canvas(this.columns.length);
-      this.columns.push(await Planes.open(library, canvas, () => this.send("lacks", "context")));
+      const planes = await Planes.open(library, canvas, () => this.send("lacks", "context"));
+      if (this.closed) return planes.close(); // while it opened, the page went on
+      this.columns.push(planes);
     }
   }
 
@@ -91,8 +96,8 @@ export class App {
       this.body = null;
       return;
     }
-    await new Promise((resolve) => setTimeout(resolve)); // the planes are seen first
     this.body ??= await Body.open(library, canvas);
+    if (this.closed) return this.body.close();
     const ids = JSON.stringify(data.maps[0].labels ? [data.maps[0].labels.id, data.maps[0].attribution?.id]
       : [data.scan.id, data.maps[0].attribution?.id]);
     if (this.body.ids !== ids) await this.body.show(scan, maps[0].labels, maps[0].attribution);

@@ -16,9 +16,14 @@ export class Organs {
       button.addEventListener("click", () => this.showOnly(button.dataset.show));
   }
 
-  update(data, maps) {
+  // What the pictures need: names and colours.
+  know(data) {
     this.organs = data.organs;
     this.target = data.target;
+  }
+
+  // The list of what is there, which takes a look at every voxel.
+  update(data, maps) {
     const labels = maps.find((map) => map.labels)?.labels;
     if (labels && !found.has(labels)) found.set(labels, places(labels));
     this.places = labels ? found.get(labels) : new Map();
