@@ -89,6 +89,8 @@ class Selection:
 
     sign: abs | pos | neg. value: mass | mean. background False: rows are renormalised without it.
     dice: (target or "" for the mean over organs, lowest, highest). present: organs the case must have.
+    joined: regions that the label set joins, as five lobes to a lung, are one. Targets are not: the attributions of
+    two may cancel, which their sums of magnitudes cannot tell.
     """
 
     cohort: str
@@ -99,3 +101,4 @@ class Selection:
     where: tuple[Condition, ...] = ()
     dice: tuple[str, float, float] | None = None
     present: tuple[str, ...] = ()
+    joined: bool = False

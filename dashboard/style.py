@@ -28,8 +28,12 @@ CSS = """
 .groups div { font-size: 0.85rem; }
 /* In line with the words beside it. */
 .st-key-cohort_clear button, .st-key-cohort_unpick button { min-height: 0; padding-top: 0; padding-bottom: 0.15rem; }
+/* A chart's heading, its switch and its downloads share one line. */
+[class*="st-key-cohort_"][class*="_head"] { flex-wrap: nowrap; }
 /* Charts that answer to a click look as if they do. */
-.st-key-cohort_boxes .nsewdrag, .st-key-cohort_matrix .nsewdrag { cursor: pointer; }
+[class*="st-key-cohort_"] .nsewdrag { cursor: pointer; }
+/* Plotly's own button makes the pictures; the download menu presses it. */
+[class*="st-key-cohort_"] .modebar-container { display: none; }
 </style>
 """
 
