@@ -14,7 +14,7 @@ help:
 	@echo "make test        install the tools too and run every test"
 	@echo "make lint        style, types and the import contracts"
 	@echo "make bench       the figures that the README quotes"
-	@echo "make precompute  the demo's run, computed again where data/runs lacks it (about an hour)"
+	@echo "make precompute  the demo's run, computed again where data/runs lacks it (about two hours)"
 	@echo "make pictures    the README's screenshots, taken anew"
 	@echo "make clean       remove .venv and the caches; data stays"
 
@@ -37,15 +37,19 @@ bench: $(VENV)/.tools
 	$(BIN)/python -m bench
 
 # Saliency is kept for the cases and organs of the README's tour only; sums are kept for all.
-EXPLAIN := $(BIN)/agg2exp explain --model thorax17_swinunetr --samples 4
+MODELS := thorax17_swinunetr thorax17_segresnet
+EXPLAIN := $(BIN)/agg2exp explain --samples 4
 TOUR := lung_upper_lobe_left,lung_lower_lobe_left,lung_lower_lobe_right,heart,aorta
 
 precompute: $(VENV)/.package
 	$(BIN)/agg2exp demo
-	$(EXPLAIN) --cohort reference --case ref-01 --targets $(TOUR)
-	$(EXPLAIN) --cohort clinic --case cli-02 --case cli-04 --case cli-07 --case cli-08 --case cli-12 --targets $(TOUR)
-	$(EXPLAIN) --cohort reference --saliency-dtype none
-	$(EXPLAIN) --cohort clinic --saliency-dtype none
+	for model in $(MODELS); do \
+		$(EXPLAIN) --model $$model --cohort reference --case ref-01 --targets $(TOUR) && \
+		$(EXPLAIN) --model $$model --cohort clinic --case cli-02 --case cli-04 --case cli-07 --case cli-08 --case cli-12 \
+			--targets $(TOUR) && \
+		$(EXPLAIN) --model $$model --cohort reference --saliency-dtype none && \
+		$(EXPLAIN) --model $$model --cohort clinic --saliency-dtype none || exit 1; \
+	done
 
 pictures: $(VENV)/.tools
 	$(BIN)/agg2exp demo

@@ -71,6 +71,7 @@ def demo(data: Root = None) -> None:
 
     with progress("Demo scans") as report:
         shipped.make_ready(data_root(data), report)
+    print(f"The demo is ready in {data_root(data)}")
 
 
 @app.command()
@@ -126,6 +127,7 @@ def explain(
             explaining = pipeline.Explaining(root, plan)
             explaining.check_free(one, folder)
             explaining.case(one, folder, report)
+            print(f"{one.case_id} explained in {folder}")
             return
         cases = _chosen_cases(root, cohort, case)
         explaining = pipeline.Explaining(root, plan)
@@ -134,6 +136,7 @@ def explain(
         if hasattr(report, "finished"):
             report.finished(cohort, explaining.run, cases[-1].case_id)
     _say_refused(refused, len(cases))
+    print(f"{len(cases)} of {cohort} explained as run {explaining.run}")
 
 
 @app.command()
@@ -243,6 +246,7 @@ def export_csv(
     from agg2exp_core.store.published_csv import export_csv as write
 
     write(data_root(data), cohort, run, file)
+    print(f"{cohort}, run {run}, written to {file}")
 
 
 @app.command()

@@ -11,7 +11,15 @@ from agg2exp_core.settings import SHIPPED
 
 MODEL = "thorax17_swinunetr"
 RUN = f"{MODEL}-smoothgrad-4"
-SHIPPED_PARTS = ("label_sets", f"models/{MODEL}", *(f"runs/{cohort}/{RUN}" for cohort in DEMO))
+SECOND = "thorax17_segresnet"
+"""Another network on the same scans: what two models look at can be compared."""
+
+RUNS = (RUN, f"{SECOND}-smoothgrad-4")
+SHIPPED_PARTS = (
+    "label_sets",
+    *(f"models/{model}" for model in (MODEL, SECOND)),
+    *(f"runs/{cohort}/{run}" for cohort in DEMO for run in RUNS),
+)
 """Not all of data/: what users of the project's own root put there stays there."""
 
 Report = Callable[[int, int, str], None]

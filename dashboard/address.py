@@ -39,10 +39,17 @@ class Address:
             now = {}  # the browser's Back leaves another page's parameters in place
         left = st.session_state.get("address_page") != self.page
         st.session_state["address_page"] = self.page
-        if now and now != written.get(self.page):
+        opened = st.session_state.pop(f"{self.page}_opened", None)
+        if opened is not None:
+            self._ask(opened, outside=True)
+        elif now and now != written.get(self.page):
             self._ask(now, outside=True)
         elif left:
             self._ask(written.get(self.page, {}) | st.session_state.get(_SHOWN, {}), outside=False)
+
+    def open(self, link: Link) -> None:
+        """Let the page answer this link when it is drawn next, as if the user had followed it."""
+        st.session_state[f"{self.page}_opened"] = link
 
     def asked(self, name: str) -> list[str] | None:
         """What the link asks for under this name, once."""

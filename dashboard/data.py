@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from agg2exp_core.analysis.importance import Importance, take_cases, take_organs
 from agg2exp_core.organs import LabelSet, load_label_set, made_label_set
 from agg2exp_core.records import InputError, Selection
 from agg2exp_core.store import catalog, queries
+from agg2exp_core.store.lists import CaseList, list_lists
 
 DEFAULT_LABELS = "thorax17"
 MOST_CELLS = 12_000_000
@@ -90,7 +90,7 @@ def labels(root: Path, cohort: str, record: dict[str, Any]) -> LabelSet:
 
 
 def region_names(root: Path, selection: Selection) -> list[str]:
-    return list(_ask(root, "region_names", unfiltered(selection)))
+    return list(_ask(root, "region_names", selection.unfiltered()))
 
 
 def metadata_columns(root: Path, cohort: str) -> pd.DataFrame:
@@ -99,7 +99,7 @@ def metadata_columns(root: Path, cohort: str) -> pd.DataFrame:
 
 def cases(root: Path, selection: Selection) -> pd.DataFrame:
     """See `queries.cases`. Of all cases, once asked for, a filter takes those that pass."""
-    everything = unfiltered(selection)
+    everything = selection.unfiltered()
     table = _ask(root, "cases", everything)
     if selection == everything:
         return table
@@ -108,11 +108,6 @@ def cases(root: Path, selection: Selection) -> pd.DataFrame:
 
 def passing(root: Path, selection: Selection) -> list[str]:
     return list(_ask(root, "passing", selection))
-
-
-def unfiltered(selection: Selection) -> Selection:
-    """The same measure of all cases."""
-    return replace(selection, where=(), dice=None, present=())
 
 
 @st.cache_data(max_entries=200, show_spinner=False)
@@ -149,6 +144,16 @@ def agreement(root: Path, cohort: str, run: str, case_id: str) -> pd.DataFrame:
     return _ask(root, "agreement", cohort, run, case_id)
 
 
+@st.cache_data(max_entries=20, show_spinner=False)
+def _lists(root: str, fingerprint: str, cohort: str) -> list[CaseList]:
+    return list_lists(Path(root), cohort)
+
+
+def lists(root: Path, cohort: str) -> list[CaseList]:
+    """The saved lists of a cohort, by name."""
+    return _lists(str(root), _fingerprint(str(root)), cohort)
+
+
 # ---- arrays --------------------------------------------------------------------------------------
 
 
@@ -170,10 +175,10 @@ def _everything(root: str, fingerprint: str, selection: Selection) -> Importance
 
 def importance(root: Path, selection: Selection, only: Sequence[str] = ()) -> Importance:
     """Local explanations of the cases that pass, as one array; of these targets only, if any are named."""
-    found = _everything(str(root), _fingerprint(str(root)), unfiltered(selection))
+    found = _everything(str(root), _fingerprint(str(root)), selection.unfiltered())
     if only:
         found = take_organs(found, [name for name in only if name in found.targets], found.regions)
-    if selection == unfiltered(selection):
+    if selection == selection.unfiltered():
         return found
     return take_cases(found, np.isin(np.array(found.cases, object), passing(root, selection)))
 

@@ -21,6 +21,7 @@ SIGNS = {"abs": "Absolute", "pos": "Positive", "neg": "Negative"}
 VALUES = {"mass": "Share", "mean": "Mean per voxel"}
 ALL_DICE = (0.0, 1.0)
 _NEUTRAL = "neutral"
+_IN, _NOT_IN = "list", "not_list"
 
 SIGN_HELP = (
     "**Absolute** counts all attribution. **Positive** counts only voxels where more of the scan's signal raises the "
@@ -48,6 +49,7 @@ def link_of(selection: Selection, target: str, picked: Pick | None = None) -> Li
     link = {
         "cohort": [selection.cohort], "run": [selection.run], "target": [target], "sign": [selection.sign],
         "value": [selection.value], "background": ["on" if selection.background else "off"],
+        "joined": ["on" if selection.joined else "off"],
     }  # fmt: skip
     for condition in selection.where:
         if condition.values is not None:
@@ -60,7 +62,8 @@ def link_of(selection: Selection, target: str, picked: Pick | None = None) -> Li
         link |= {"dice_of": [organ]} if organ else {}
     if selection.present:
         link["present"] = list(selection.present)
-    link |= {"joined": ["on"]} if selection.joined else {}
+    for name, lists in ((_IN, selection.within), (_NOT_IN, selection.without)):
+        link |= {name: list(lists)} if lists else {}
     return link | ({"pick": ["~".join(picked)]} if picked else {})
 
 
@@ -180,8 +183,9 @@ class Filters:
         titles = {name: organ_of(labels, name).title for name in organs}
         dice = self._dice(titles) if data.cases(root, selection)["dice"].notna().any() else None
         present = self._several("Organ present", "present", organs, titles.__getitem__)
+        within, without = self._lists([saved.name for saved in data.lists(root, self.cohort)])
         st.session_state[self.address.key(_NEUTRAL)] = self.neutral
-        return replace(selection, where=where, dice=dice, present=tuple(present))
+        return replace(selection, where=where, dice=dice, present=tuple(present), within=within, without=without)
 
     def _key(self, name: str) -> str:
         return self.address.key(f"filter_{self.cohort}_{name}")
@@ -193,6 +197,20 @@ class Filters:
         title = words.plain(str(name).capitalize())
         chosen = self._several(title, f"is.{name}", list(column["values"]), in_words)
         return Condition(name, values=tuple(chosen)) if chosen else None
+
+    def _lists(self, known: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Saved lists a case must be in one of, and in none of; what a link names and is not here is told."""
+        chosen: list[tuple[str, ...]] = []
+        for label, name in (("In list", _IN), ("Not in list", _NOT_IN)):
+            key, wish = self._key(name), self.address.asked(name)
+            gone = [one for one in wish or [] if one not in known]
+            if gone and self.address.from_outside:
+                words.not_here("List", gone[0])
+            # A list may have been removed while it was chosen.
+            kept = st.session_state.get(key, []) if wish is None else wish
+            st.session_state[key] = [one for one in kept if one in known]
+            chosen.append(tuple(self._several(label, name, known, str) if known else []))
+        return chosen[0], chosen[1]
 
     def _several(self, label: str, name: str, options: list[Any], shown: Callable[[Any], str]) -> list[Any]:
         key, wish = self._key(name), self.address.asked(name)
@@ -240,6 +258,12 @@ def clear(address: Address) -> None:
         st.session_state[key] = value
 
 
+def only_list(address: Address, cohort: str, name: str) -> None:
+    """Let through the cases of one saved list and no others."""
+    clear(address)
+    st.session_state[address.key(f"filter_{cohort}_{_IN}")] = [name]
+
+
 # ---- words ---------------------------------------------------------------------------------------
 
 
@@ -260,4 +284,7 @@ def describe(selection: Selection, labels: LabelSet) -> list[str]:
         organ, low, high = selection.dice
         whose = f"Dice of {organ_of(labels, organ).title}" if organ else "mean Dice"
         parts.append(f"{whose} {low:g} to {high:g}")
-    return [*parts, *(f"{organ_of(labels, name).title} present" for name in selection.present)]
+    parts += [f"{organ_of(labels, name).title} present" for name in selection.present]
+    for names, sign in ((selection.within, "in"), (selection.without, "not in")):
+        parts += [f"{sign} list {' or '.join(names)}"] if names else []
+    return parts

@@ -23,11 +23,14 @@ CSS = """
 [data-testid="stSidebar"] [data-testid="stExpanderDetails"] { padding: 0.6rem 0.8rem; }
 /* Axis labels are organs' names, read first: in the theme's own text colour, not in grey. */
 .js-plotly-plot .xtick text, .js-plotly-plot .ytick text, .js-plotly-plot .legendtext,
-.js-plotly-plot .cbaxis text, .js-plotly-plot .g-xtitle text { fill: currentColor !important; }
+.js-plotly-plot .cbaxis text, .js-plotly-plot .g-xtitle text, .js-plotly-plot .g-ytitle text,
+.js-plotly-plot .annotation-text, .js-plotly-plot .textpoint text { fill: currentColor !important; }
 .groups { display: grid; grid-template-rows: auto auto; grid-auto-flow: column; column-gap: 1.2rem; }
 .groups div { font-size: 0.85rem; }
 /* In line with the words beside it. */
-.st-key-cohort_clear button, .st-key-cohort_unpick button { min-height: 0; padding-top: 0; padding-bottom: 0.15rem; }
+.st-key-cohort_clear button, .st-key-cohort_unpick button, [class*="st-key-keep_"] button[kind="tertiary"] {
+  min-height: 0; padding-top: 0; padding-bottom: 0.15rem;
+}
 /* A chart's heading, its switch and its downloads share one line. */
 [class*="st-key-cohort_"][class*="_head"] { flex-wrap: nowrap; }
 /* Charts that answer to a click look as if they do. */

@@ -9,6 +9,7 @@ from streamlit.testing.v1 import AppTest
 
 from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import Condition, Selection
+from agg2exp_core.store.lists import CaseList
 from dashboard import data, filters
 from dashboard.address import Link
 
@@ -20,13 +21,13 @@ EVERYTHING = Selection(
         Condition("age", low=40.0, high=80.0), Condition("sex", values=("F",)),
         Condition("planted", values=("", "metal")),
     ),
-    ("heart", 0.5, 0.95), ("aorta", "ribs"),
+    ("heart", 0.5, 0.95), ("aorta", "ribs"), ("doubtful", "to_show"), ("seen",),
 )  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def store(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cohort with two categories and two numbers, one of them the same in every case."""
+    """A cohort with two categories, two numbers, one of them the same in every case, and three saved lists."""
     columns = pd.DataFrame(
         {
             "column": ["age", "sex", "planted", "dose"],
@@ -37,6 +38,8 @@ def store(monkeypatch: pytest.MonkeyPatch) -> None:
         }
     )
     monkeypatch.setattr(data, "metadata_columns", lambda root, cohort: columns)
+    saved = [CaseList(name, "clinic", ("c1",)) for name in ("doubtful", "seen", "to_show")]
+    monkeypatch.setattr(data, "lists", lambda root, cohort: saved)
     monkeypatch.setattr(data, "targets", lambda root, cohort, run: ["background", "aorta", "heart", "ribs"])
     monkeypatch.setattr(data, "cases", lambda root, selection: pd.DataFrame({"dice": [0.9]}))
 
@@ -125,8 +128,21 @@ def test_active_filters_in_words() -> None:
     assert filters.describe(BASE, LABELS) == []
     assert filters.describe(EVERYTHING, LABELS) == [
         "age 40 to 80", "sex is F", "planted is none or metal", "Dice of Heart 0.5 to 0.95", "Aorta present",
-        "Ribs present",
+        "Ribs present", "in list doubtful or to_show", "not in list seen",
     ]  # fmt: skip
+
+
+def test_a_list_of_the_link_that_is_not_here_is_told() -> None:
+    app = _opened({"list": ["gone", "seen"]})
+    assert app.session_state["said"].within == ("seen",)
+    assert "List of the link is not here" in app.warning[0].value
+
+
+def test_a_list_that_is_removed_while_chosen_filters_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = _opened({"list": ["seen"]})
+    monkeypatch.setattr(data, "lists", lambda root, cohort: [CaseList("other", "clinic", ("c1",))])
+    app.run()
+    assert not app.exception and app.session_state["said"].within == ()
 
 
 def _imported() -> None:

@@ -24,13 +24,14 @@ from agg2exp_core.analysis import summary
 from agg2exp_core.analysis.importance import to_array
 from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import Condition, InputError, Selection, SumTable
-from agg2exp_core.store import catalog, cohorts, parquet_cache, queries, results
+from agg2exp_core.store import catalog, cohorts, lists, parquet_cache, queries, results
 
 ORGANS = load_label_set("thorax17").names
 REGIONS = ("background", "aorta", "heart", "ribs")
 TARGETS = ("aorta", "heart", "ribs")
 CASES = tuple(f"s.{number:02}" for number in range(14))
 NO_RIBS, UNEXPLAINED, NO_LABEL = "s.03", "s.13", "s.05"
+LISTS = {"seven": CASES[:7], "ends": ("s.00", UNEXPLAINED), "even": CASES[::2]}
 BASE = Selection("clinic", "r")
 INFO = {
     "model": "m", "model_hash": "0", "method": "smoothgrad", "parameters": {"samples": 4}, "label_set": "thorax17",
@@ -91,6 +92,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         results.write_run(root, "clinic", run, INFO)
     for number in range(13):
         _explain(root, number)
+    for name, cases in LISTS.items():
+        lists.save_list(root, lists.CaseList(name, "clinic", cases))
+    lists.save_list(root, lists.CaseList("elsewhere", "other", ("x",)))
     return root
 
 
@@ -365,9 +369,10 @@ conditions = st.one_of(
     st.builds(Condition, st.just("sex"), st.lists(st.sampled_from(["F", "M", "", "X"]), max_size=3).map(tuple)),
 )
 dices = st.one_of(st.none(), st.tuples(st.sampled_from(["", "heart", "ribs"]), st.floats(0, 0.8), st.floats(0.6, 1)))
+named = st.lists(st.sampled_from(list(LISTS)), max_size=2).map(tuple)
 selections = st.builds(
     Selection, st.just("clinic"), st.just("r"), where=st.lists(conditions, max_size=2).map(tuple), dice=dices,
-    present=st.lists(st.sampled_from(REGIONS[1:]), max_size=2).map(tuple),
+    present=st.lists(st.sampled_from(REGIONS[1:]), max_size=2).map(tuple), within=named, without=named,
 )  # fmt: skip
 
 
@@ -386,6 +391,10 @@ def _passes(selection: Selection) -> pd.Series:
         keep &= table[f"dice_{organ}" if organ else "mean_dice"].between(first, last)
     for organ in selection.present:
         keep &= ~table.index.isin([UNEXPLAINED, NO_RIBS] if organ == "ribs" else [UNEXPLAINED])
+    if selection.within:
+        keep &= table.index.isin([case_id for name in selection.within for case_id in LISTS[name]])
+    for name in selection.without:
+        keep &= ~table.index.isin(LISTS[name])
     return keep
 
 
@@ -430,7 +439,8 @@ def test_numbers_can_be_chosen_by_value(con: duckdb.DuckDBPyConnection) -> None:
         Selection("clinic", "r", value="share"), Selection("clinic", "r", present=("liver",)),
         Selection("clinic", "r", dice=("liver", 0, 1)), Selection("clinic", "r", where=(Condition("gone", ("1",)),)),
         Selection("clinic", "r", where=(Condition('sex" OR true --', ("1",)),)),
-        Selection("clinic", "r", where=(Condition("sex", low=1.0),)),
+        Selection("clinic", "r", where=(Condition("sex", low=1.0),)), Selection("clinic", "r", within=("gone",)),
+        Selection("clinic", "r", without=("elsewhere",)),
     ],
     ids=str,
 )  # fmt: skip
@@ -497,7 +507,7 @@ def test_the_view_of_cases_unites_the_cohorts(con: duckdb.DuckDBPyConnection) ->
 
 def test_an_empty_root_has_all_views(tmp_path: Path) -> None:
     con = catalog.connect(tmp_path)
-    for view in ("cases", "importance", "agreement", "runs", "outliers"):
+    for view in ("cases", "importance", "agreement", "runs", "outliers", "lists"):
         assert con.execute(f"FROM {view}").fetchall() == []
     assert queries.cohorts(con).empty
 

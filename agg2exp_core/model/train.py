@@ -53,6 +53,9 @@ class TrainPlan:
     held_out: float = 0.1
 
 
+CHANNELS_LAST: Any = torch.channels_last_3d
+"""Convolutions of few channels take two thirds of the time."""
+
 MOST_SKIPPED = 10
 """Steps in a row without a finite gradient before training gives up."""
 
@@ -82,7 +85,8 @@ def train(bundle: Bundle, pairs: Sequence[tuple[Path, Path]], plan: TrainPlan, r
     held_out = max(1, round(len(pairs) * plan.held_out))
     parts = {"trained": pairs[:-held_out], "held_out": pairs[-held_out:]}
     cases = [_load_pair(bundle, pair, report, i, len(pairs)) for i, pair in enumerate(parts["trained"])]
-    network = bundle.untrained_network().to(pick_device("auto"))
+    network: Any = bundle.untrained_network()  # its stubs know no memory format
+    network.to(pick_device("auto"), memory_format=CHANNELS_LAST)
     weight = _class_weights((case["label"] for case in cases), len(bundle.classes))
     curve = _fit(network, cases, weight, plan, report)
     save_weights(bundle, network)
@@ -209,7 +213,7 @@ def _batches(
     while True:
         chosen = [augment(cases[i]) for i in order.integers(len(cases), size=plan.batch)]
         image, label = (torch.stack([torch.as_tensor(case[key]) for case in chosen]) for key in ("image", "label"))
-        yield image.to(device), label.to(device)
+        yield image.to(device, memory_format=CHANNELS_LAST), label.to(device)
 
 
 def _inference_config(classes: int, plan: TrainPlan) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """DuckDB in memory over the files of a data root: views to read, nothing to write.
 
-The views are `cases`, `importance`, `agreement`, `runs` and `outliers`. The schema `store` holds what they are made
-of: a table of typed metadata for each cohort, a view of one run's numbers for each run, and the order of organs.
+The views are `cases`, `importance`, `agreement`, `runs`, `outliers` and `lists`. The schema `store` holds what they
+are made of: a table of typed metadata for each cohort, a view of one run's numbers for each run, the order of organs.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from agg2exp_core.records import InputError
 from agg2exp_core.settings import ID
 from agg2exp_core.store import parquet_cache
 from agg2exp_core.store.cohorts import COLUMNS, list_cohorts, read_cases
+from agg2exp_core.store.lists import list_lists
 from agg2exp_core.store.parquet_cache import Cache, Numbers
 
 MOST_THREADS = 8
@@ -58,6 +59,7 @@ ORGAN_COLUMNS = {
     "cohort": pa.string(), "run": pa.string(), "name": pa.string(), "target": pa.bool_(), "position": pa.int64(),
     "joined": pa.string(),
 }  # fmt: skip
+LIST_COLUMNS = {"cohort": pa.string(), "list": pa.string(), "case_id": pa.string()}
 OUTLIER_COLUMNS = {
     "case_id": pa.string(), "target": pa.string(), "detector": pa.string(), "score": pa.float64(),
     "flagged": pa.bool_(),
@@ -65,9 +67,13 @@ OUTLIER_COLUMNS = {
 
 
 def refresh(root: Path) -> str:
-    """A fingerprint that changes when cohorts, cases, runs or outliers change. Stale Parquet caches are built first."""
+    """A fingerprint that changes when cohorts, cases, runs, outliers or lists change.
+
+    Stale Parquet caches are built first.
+    """
     root = root.resolve()
     seen: list[Any] = [_status(path) for path in sorted((root / "label_sets").glob("*.csv"))]
+    seen += [_status(path) for path in sorted((root / "lists").glob("*.json"))]
     seen += [(cohort, _status(root / "cohorts" / cohort / "cases.csv")) for cohort in list_cohorts(root)]
     for folder in _run_folders(root):
         cache = parquet_cache.current(folder)
@@ -85,6 +91,7 @@ def connect(root: Path) -> duckdb.DuckDBPyConnection:
     _add_cohorts(con, root)
     _add_runs(con, root)
     _add_outliers(con, root)
+    _add_lists(con, root)
     _lock(con, root)
     return con
 
@@ -373,3 +380,16 @@ def _read_outliers(path: Path) -> pa.Table:
     if table.column_names != list(OUTLIER_COLUMNS):
         raise InputError("outliers.csv needs its columns", ",".join(table.column_names), ",".join(OUTLIER_COLUMNS))
     return table
+
+
+# ---- lists -----------------------------------------------------------------------------------------
+
+
+def _add_lists(con: duckdb.DuckDBPyConnection, root: Path) -> None:
+    rows = [
+        {"cohort": saved.cohort, "list": saved.name, "case_id": case_id}
+        for saved in list_lists(root)
+        for case_id in saved.cases
+    ]
+    _insert(con, "store.lists", pa.Table.from_pylist(rows, pa.schema(LIST_COLUMNS)))
+    con.execute("CREATE VIEW lists AS FROM store.lists")

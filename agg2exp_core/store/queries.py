@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import duckdb
@@ -214,7 +213,7 @@ def case_importance(con: Connection, selection: Selection, case_id: str, target:
     """
     _check_target(con, selection, target)
     _check_case(con, selection.cohort, case_id)
-    whole = replace(selection, where=(), dice=None, present=())
+    whole = selection.unfiltered()
     local, values = _local(con, whole, target)
     values |= {"case": case_id, "cohort": selection.cohort, "run": selection.run}
     sql = CASE.format(local=local, unexplained=NOT_EXPLAINED, places=_places(selection))
@@ -389,7 +388,21 @@ def _passing(con: Connection, selection: Selection) -> tuple[str, dict[str, Any]
             SELECT case_id FROM {run_view(*place)}
             WHERE sign = 'abs' AND list_contains($present, region) AND coalesce(voxels > 0, mass IS NOT NULL)
             GROUP BY case_id HAVING count(DISTINCT region) = $present_count)""")
+    wheres += _listed(con, selection, bound)
     return f"SELECT case_id FROM {cohort_table(selection.cohort)} WHERE {' AND '.join(wheres) or 'true'}", bound
+
+
+def _listed(con: Connection, selection: Selection, bound: dict[str, Any]) -> list[str]:
+    """Conditions of the saved lists in SQL; their names, each that of one cohort's list, are added to `bound`."""
+    known = _column(con, "SELECT DISTINCT list FROM store.lists WHERE cohort = $1 ORDER BY list", [selection.cohort])
+    wheres = []
+    for key, names, sign in (("within", selection.within, "IN"), ("without", selection.without, "NOT IN")):
+        for name in names:
+            _check("list", name, known)
+        if names:
+            bound[key] = list(names)
+            wheres.append(f"case_id {sign} (SELECT case_id FROM store.lists WHERE list_contains(${key}, list))")
+    return wheres
 
 
 def _where(condition: Condition, kinds: dict[str, str], bound: dict[str, Any]) -> str:

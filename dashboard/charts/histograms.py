@@ -26,7 +26,7 @@ from dashboard.charts.common import (
     rounded,
 )  # fmt: skip
 
-ROW = 138
+ROW = 124
 """Height in px of one row of the grid."""
 
 CLICK_COLUMNS, CLICK_ROWS = 12, 5
@@ -42,10 +42,11 @@ def histogram_grid(bins: pd.DataFrame, labels: LabelSet, measure: str, picked: P
     titles = [organ_of(labels, name).title for name in regions]
     figure = make_subplots(
         len(targets), len(regions), shared_xaxes="all", shared_yaxes="all", column_titles=titles,
-        row_titles=[organ_of(labels, name).title for name in targets], horizontal_spacing=0.014, vertical_spacing=0.03,
+        horizontal_spacing=0.014, vertical_spacing=0.03,
     )  # fmt: skip
     top = max(int(bins["count"].max()), 1)
     for row, target in enumerate(targets, 1):
+        figure.update_yaxes(title={"text": organ_of(labels, target).title, "standoff": 4}, row=row, col=1)
         own = own_region(labels, target, regions)
         for column, region in enumerate(regions, 1):
             cell = bins[(bins["target"] == target) & (bins["region"] == region)]
@@ -109,7 +110,7 @@ def _laid_out(figure: go.Figure, bins: pd.DataFrame, measure: str, top: int) -> 
     figure.update_yaxes(range=[0, top * 1.06], nticks=3, zeroline=False, gridcolor="rgba(128, 134, 142, 0.2)")
     figure.update_layout(
         height=ROW * rows + 70, bargap=0, dragmode=False, hovermode="closest", hoverlabel=HOVER,
-        margin={"l": 4, "r": 34, "t": 26, "b": 30},
+        margin={"l": 4, "r": 8, "t": 26, "b": 30},
     )  # fmt: skip
     return figure
 

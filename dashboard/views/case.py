@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from dashboard import data, filters, words
 from dashboard.address import Address, Link
 from dashboard.charts import bars, common
 from dashboard.filters import Choice
+from dashboard.report import CaseReport, case_report
 from dashboard.viewer import layers, slices
 from dashboard.viewer.scene import Sources, load_scene
 from dashboard.viewer.slices import Voxel
@@ -26,7 +28,16 @@ from dashboard.views import compute
 
 ADDRESS = Address("case")
 MAPS = {"signed": "Signed", "absolute": "Absolute", "off": "Hidden"}
-STAGE, LINKED = "case_stage", "case_linked_voxel"
+STAGE, LINKED, ORDER = "case_stage", "case_linked_voxel", "case_order"
+
+
+@dataclass(frozen=True)
+class CaseOrder:
+    """The list that a case was opened from: `previous` and `next` follow it. title: what list it is, in words."""
+
+    cohort: str
+    cases: tuple[str, ...]
+    title: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +137,7 @@ def _choose(root: Path) -> Chosen | None:
         if case_id is None:
             st.info("This cohort has no case.")
             return None
-        _neighbours(cases, case_id)
+        _neighbours(cohort, cases, case_id)
         records = data.run_records(root, cohort)
         titles = {run: run_title(record) for run, record in records.items()}
         run = filters.pick_one(ADDRESS, Choice("Run", "run", titles), list(records)) if records else None
@@ -147,8 +158,12 @@ def _link(chosen: Chosen) -> Link:
     return {name: [value] for name, value in link.items() if value is not None}
 
 
-def _neighbours(cases: list[str], case_id: str) -> None:
-    """Step through the cohort, case by case."""
+def _neighbours(cohort: str, cases: list[str], case_id: str) -> None:
+    """Step through the list that the case was opened from, in its order, or through the whole cohort."""
+    listed: CaseOrder | None = st.session_state.get(ORDER)
+    in_list = listed is not None and listed.cohort == cohort and case_id in listed.cases
+    if listed is not None and in_list:
+        cases = list(listed.cases)
 
     def step(by: int) -> None:
         st.session_state["case_case"] = cases[cases.index(case_id) + by]
@@ -165,7 +180,16 @@ def _neighbours(cases: list[str], case_id: str) -> None:
                 on_click=step,
                 args=(by,),
             )
-        st.caption(f"{here + 1} of {len(cases)}")
+        st.caption(f"{here + 1} of {len(cases)}" + (f", {words.plain(listed.title)}" if listed and in_list else ""))
+        if in_list:
+            st.button(
+                "",
+                key="case_whole_cohort",
+                icon=":material/close:",
+                type="tertiary",
+                help="Step through the whole cohort",
+                on_click=lambda: st.session_state.pop(ORDER, None),
+            )
 
 
 def _targets(root: Path, cohort: str, run: str | None, labels: LabelSet) -> tuple[list[str], dict[str, str]]:
@@ -199,6 +223,52 @@ def _heading(chosen: Chosen) -> None:
         told = {name: value for name, value in chosen.case.metadata.items() if value and name not in NO_METADATA}
         pairs = [(words.plain(name), words.plain(value)) for name, value in {"cohort": chosen.cohort, **told}.items()]
         st.markdown("  ·  ".join(f"{name} **{value}**" for name, value in pairs), width="stretch")
+        if chosen.folder is not None:
+            _downloads(chosen, chosen.folder)
+
+
+def _downloads(chosen: Chosen, folder: Path) -> None:
+    """Map, table and report of the target; each is made when it is asked for."""
+    name = f"{chosen.cohort}-{chosen.case.case_id}-{chosen.target}"
+    files: list[tuple[str, str, Callable[[], bytes]]] = [
+        ("Table (CSV)", f"{name}.csv", lambda: _csv(chosen)),
+        ("Report (HTML)", f"{name}.html", lambda: _report(chosen)),
+    ]
+    saliency = folder / "saliency" / f"{chosen.target}.nii.gz"
+    if saliency.is_file():
+        files.append(("Attribution map (NIfTI)", f"{name}.nii.gz", saliency.read_bytes))
+    with st.popover("Download", icon=":material/download:", width="content", key="case_download"):
+        for title, file_name, content in files:
+            st.download_button(title, content, file_name, on_click="ignore", type="tertiary", key=f"download_{title}")
+
+
+def _csv(chosen: Chosen) -> bytes:
+    """Every measure of this target's regions, with the cohort's spread of each."""
+    signs = ("abs",) if chosen.record.get("values") == "shares" else tuple(filters.SIGNS)
+    parts = [
+        _table(chosen, Selection(chosen.cohort, str(chosen.run), sign, value)).assign(sign=sign, measure=value)
+        for sign in signs
+        for value in filters.VALUES
+    ]
+    table = pd.concat(parts).assign(cohort=chosen.cohort, run=chosen.run, target=chosen.target)
+    table = table.assign(case_id=chosen.case.case_id)
+    first = ["cohort", "run", "case_id", "target", "region", "sign", "measure"]
+    return table[[*first, *(name for name in table if name not in first)]].to_csv(index=False).encode()
+
+
+def _report(chosen: Chosen) -> bytes:
+    scene = None
+    if chosen.case.image is not None:
+        scene = load_scene(Sources(chosen.case.image, chosen.folder, chosen.target), chosen.labels)
+    at = None if scene is None else st.session_state.get(_place(chosen)) or scene.peak or scene.middle
+    told = {name: value for name, value in chosen.case.metadata.items() if value and name not in NO_METADATA}
+    dice = _scores(chosen).set_index("target")["dice"].get(chosen.target)
+    facts = {"cohort": chosen.cohort, "run": run_title(chosen.record), **told}
+    if pd.notna(dice):
+        facts["Dice"] = f"{dice:.3f}"
+    table = _table(chosen, Selection(chosen.cohort, str(chosen.run)))
+    report = CaseReport(chosen.case.case_id, chosen.target, chosen.labels, facts, table, scene, at)
+    return case_report(report).encode()
 
 
 def _missing(chosen: Chosen, scene: Scene) -> None:
@@ -232,7 +302,7 @@ def _absent(chosen: Chosen) -> str | None:
 @words.told
 def _viewer(chosen: Chosen, scene: Scene) -> None:
     """A fragment: a step through the scan draws this again and nothing else."""
-    place = f"case_at_{chosen.cohort}_{chosen.case.case_id}"
+    place = _place(chosen)
 
     def moved() -> None:
         st.session_state[place] = moved_to(STAGE, scene.shape) or st.session_state[place]
@@ -252,6 +322,11 @@ def _viewer(chosen: Chosen, scene: Scene) -> None:
             f"This scan is tilted by up to {tilt:.0f}° against the patient’s axes. The slices follow the scan’s own "
             "axes, so the letters at the sides name the closest direction; positions in mm are exact."
         )
+
+
+def _place(chosen: Chosen) -> str:
+    """Where the session keeps the voxel that the slices go through."""
+    return f"case_at_{chosen.cohort}_{chosen.case.case_id}"
 
 
 def _linked_voxel(shape: Voxel) -> Voxel | None:
@@ -363,6 +438,11 @@ def _agreement(chosen: Chosen, expanded: bool = False) -> None:
 
 
 def _compute(root: Path, chosen: Chosen | None) -> None:
+    here = (chosen.cohort, chosen.case.case_id) if chosen else None
+    labels = chosen.labels if chosen else data.labels(root, "", {})
+    running = compute.is_running(root)
+    if running:
+        compute.jobs(root, labels, here)  # above the forms, where its progress and its Stop are in sight
     if chosen is not None and chosen.case.image is not None:
         model = chosen.record.get("model")
         subject = compute.Subject(
@@ -372,5 +452,5 @@ def _compute(root: Path, chosen: Chosen | None) -> None:
             compute.ask(subject)
     with st.expander("Bring a scan", icon=":material/upload_file:"):
         compute.upload(root)
-    labels = chosen.labels if chosen else data.labels(root, "", {})
-    compute.jobs(root, labels, (chosen.cohort, chosen.case.case_id) if chosen else None)
+    if not running:
+        compute.jobs(root, labels, here)

@@ -12,8 +12,9 @@ import streamlit as st
 from agg2exp_core.organs import BACKGROUND, LabelSet
 from agg2exp_core.records import Selection
 from agg2exp_core.settings import data_root
+from agg2exp_core.store.lists import CaseList
 from agg2exp_core.store.queries import NO_METADATA
-from dashboard import data, filters, words
+from dashboard import data, filters, saved, words
 from dashboard.address import Link
 from dashboard.charts import common
 from dashboard.charts.common import Pick
@@ -108,35 +109,34 @@ def _explore(chosen: Chosen) -> None:
     everything = Selection(chosen.cohort, chosen.run, sign, value, background, joined=joined)
     with st.sidebar, st.expander("Filter scans", icon=":material/filter_alt:", expanded=True):
         selection = Filters(ADDRESS, chosen.cohort).narrow(chosen.root, everything, chosen.labels)
+    with st.sidebar:
+        saved.shelf(ADDRESS, chosen.root, chosen.cohort)
     cases, total = data.cases(chosen.root, selection), len(data.cases(chosen.root, everything))
     picked = _picked(chosen, selection)
     extra: Link = {}
-    with heading:
-        _heading(chosen, selection, len(cases), total)
     if cases.empty:
         st.info("No scan passes these filters. Widen one of them, or clear all.", icon=":material/filter_alt_off:")
     else:
         shown = Shown(chosen.root, chosen.labels, selection, chosen.target, picked, chosen.shares_only)
         extra = cohort_charts.draw(view, shown)
         _table(chosen, selection, cases, picked)
-    ADDRESS.write(filters.link_of(selection, chosen.target, picked) | {"view": [view]} | extra)
+    link = filters.link_of(selection, chosen.target, picked) | {"view": [view]} | extra
+    with heading, st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        _heading(chosen, selection, len(cases), total)
+        saved.keep(chosen.root, CaseList("", chosen.cohort, tuple(cases["case_id"]), link=link), "cohort")
+    ADDRESS.write(link)
 
 
 def _heading(chosen: Chosen, selection: Selection, count: int, total: int) -> None:
     active = filters.describe(selection, chosen.labels)
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
-        st.markdown(f"### {words.plain(chosen.title(chosen.target))}: what the model looks at", width="content")
-        st.markdown(f"**{count} of {total} scans**" if active else f"**{total} scans**", width="content")
-        if active:
-            st.markdown(" ".join(f":primary-badge[{words.plain(word)}]" for word in active), width="content")
-            st.button(
-                "Clear all filters",
-                on_click=filters.clear,
-                args=(ADDRESS,),
-                icon=":material/close:",
-                key="cohort_clear",
-                type="tertiary",
-            )
+    st.markdown(f"### {words.plain(chosen.title(chosen.target))}: what the model looks at", width="content")
+    st.markdown(f"**{count} of {total} scans**" if active else f"**{total} scans**", width="content")
+    if active:
+        st.markdown(" ".join(f":primary-badge[{words.plain(word)}]" for word in active), width="content")
+        st.button(
+            "Clear all filters", on_click=filters.clear, args=(ADDRESS,), icon=":material/close:", key="cohort_clear",
+            type="tertiary",
+        )  # fmt: skip
 
 
 # ---- a click and its list ------------------------------------------------------------------------
@@ -148,8 +148,8 @@ def _picked(chosen: Chosen, selection: Selection) -> Pick | None:
     A part that has been joined since stands for the whole.
     """
     wish, picked = ADDRESS.asked("pick"), st.session_state.get(PICKED)
-    if wish:
-        picked = tuple(wish[0].split("~"))
+    if wish is not None:
+        picked = tuple(wish[0].split("~")) if wish else None
     regions = data.region_names(chosen.root, selection)
     if picked and len(picked) == 2 and picked[1] not in regions:
         picked = picked[0], chosen.labels.joins.get(picked[1], picked[1])
@@ -178,6 +178,9 @@ def _table(chosen: Chosen, selection: Selection, cases: pd.DataFrame, picked: Pi
         selection_mode="single-cell", placeholder="–", height=TABLE_HEIGHT,
     )  # fmt: skip
     if event["selection"]["cells"]:
+        title = " and ".join(filters.describe(selection, chosen.labels)) or "all scans"
+        title += f", by {_amount(selection)} on {chosen.title(picked[1])}" if picked else ""
+        st.session_state[case.ORDER] = case.CaseOrder(chosen.cohort, tuple(shown["case_id"]), title)
         _open(chosen, str(shown["case_id"].iloc[event["selection"]["cells"][0][0]]), picked)
 
 
@@ -198,8 +201,12 @@ def _open(chosen: Chosen, case_id: str, picked: Pick | None) -> None:
 def _table_title(chosen: Chosen, selection: Selection, picked: Pick | None) -> str:
     if picked is None:
         return "Scans"
-    amount = "share" if selection.value == "mass" else "mean per voxel"
-    return f"Scans by {amount} of {chosen.title(picked[0])}’s attribution on {chosen.title(picked[1])}, highest first"
+    target, region = (chosen.title(name) for name in picked)
+    return f"Scans by {_amount(selection)} of {target}’s attribution on {region}, highest first"
+
+
+def _amount(selection: Selection) -> str:
+    return "share" if selection.value == "mass" else "mean per voxel"
 
 
 def table_of(cases: pd.DataFrame) -> pd.DataFrame:

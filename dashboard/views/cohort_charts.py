@@ -186,7 +186,7 @@ def _overview(shown: Shown) -> Link:
         figure = organ_matrix(matrix, shown.labels, shown.measure, shown.picked, order)
         chart = Chart("cohort_matrix", "All targets × regions", MATRIX_HELP, figure, lambda: matrix)
         _chart(shown, chart, lambda: st.toggle("Clustered", key=key, help=ORDER_HELP, persist_state="session"))
-    return {"order": ["clustered"]} if clustered else {}
+    return {"order": ["clustered" if clustered else "groups"]}
 
 
 def _order(shown: Shown) -> list[str]:
@@ -242,7 +242,7 @@ def _chosen_organs(shown: Shown) -> list[str]:
 
 
 def _usual_organs(shown: Shown, names: list[str]) -> list[str]:
-    plain = replace(data.unfiltered(shown.selection), joined=False)
+    plain = replace(shown.selection.unfiltered(), joined=False)
     ordered = data.box_stats(shown.root, plain, shown.target)["region"]
     near = [name for name in ordered if name in names and name not in (shown.target, BACKGROUND)]
     return [shown.target, *near[:3]]

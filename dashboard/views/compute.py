@@ -12,6 +12,7 @@ from typing import IO, Any
 import streamlit as st
 
 from agg2exp_core import volumes
+from agg2exp_core.files import read_json
 from agg2exp_core.jobs import queue
 from agg2exp_core.jobs.queue import JobState, Request
 from agg2exp_core.organs import LabelSet
@@ -57,6 +58,8 @@ def ask(subject: Subject) -> None:
     index = models.index(subject.model) if subject.model in models else 0
     model = st.selectbox("Model", models, index=index, key="compute_model") if len(models) > 1 else models[0]
     title = common.organ_of(subject.labels, subject.target).title
+    if told := described(subject.root, model):
+        st.caption(words.plain(told))
     method = _ask_method(subject.method or Method(samples=4))
     scope = st.radio("Organs", [title, "All organs"], format_func=words.plain, horizontal=True, key="compute_scope")
     targets = (subject.target,) if scope == title else ()
@@ -64,6 +67,12 @@ def ask(subject: Subject) -> None:
         request = Request(subject.cohort, subject.case_id, model, method, targets)
         queue.submit(subject.root, request)
         st.rerun()
+
+
+def described(root: Path, model: str) -> str:
+    """What the bundle's metadata says the model is, and what it is for."""
+    metadata = read_json(root / "models" / model / "configs" / "metadata.json")
+    return " ".join(str(metadata[name]) for name in ("description", "intended_use") if metadata.get(name))
 
 
 def _ask_method(usual: Method) -> Method:
@@ -91,8 +100,12 @@ def jobs(root: Path, labels: LabelSet, here: tuple[str, str] | None) -> None:
 
     here: cohort and case on the page. When a job about it ends, the page turns to its result.
     """
-    running = any(not job.finished for job in queue.list_jobs(root))
-    st.fragment(_jobs, run_every=1.0 if running else None)(root, labels, here)
+    st.fragment(_jobs, run_every=1.0 if is_running(root) else None)(root, labels, here)
+
+
+def is_running(root: Path) -> bool:
+    """Whether a job waits or runs."""
+    return any(not job.finished for job in queue.list_jobs(root))
 
 
 @words.told
