@@ -180,7 +180,7 @@ def importance(root: Path, selection: Selection, only: Sequence[str] = ()) -> Im
         found = take_organs(found, [name for name in only if name in found.targets], found.regions)
     if selection == selection.unfiltered():
         return found
-    return take_cases(found, np.isin(np.array(found.cases, object), passing(root, selection)))
+    return take_cases(found, pd.Index(found.cases).isin(passing(root, selection)))
 
 
 def values(root: Path, selection: Selection, target: str, region: str) -> np.ndarray:

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, expect
 from streamlit.testing.v1 import AppTest
 
 from agg2exp_core.organs import load_label_set
-from agg2exp_core.records import InputError, Method, SumTable
+from agg2exp_core.records import Condition, InputError, Method, Selection, SumTable
 from agg2exp_core.store import published_csv, results
 from dashboard import data, downloads
 from dashboard.views import cohort_charts
@@ -69,7 +69,7 @@ def _explain(root: Path, case_id: str, share: float) -> None:
 
 def _open(monkeypatch: pytest.MonkeyPatch, root: Path, **link: str) -> AppTest:
     monkeypatch.setenv("AGG2EXP_DATA", str(root))
-    app = AppTest.from_file(str(APP), default_timeout=60)
+    app = AppTest.from_file(str(APP), default_timeout=180)
     for name, value in link.items():
         app.query_params[name] = value
     app.run()
@@ -258,6 +258,20 @@ def test_files_are_named_after_what_they_show() -> None:
     name = downloads.file_name("clinic", "r", "boxes", "heart", "abs-mass", "age 40 to 60", "planted is a/b")
     assert name == "clinic_r_boxes_heart_abs-mass_age-40-to-60_planted-is-a-b"
     assert len(downloads.file_name("x" * 500)) == downloads.MOST_IN_A_NAME
+
+
+def test_a_run_too_large_to_be_kept_is_summarised_in_sql(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    selection = Selection("clinic", RUN, where=(Condition("sex", ("F",)),))
+
+    def answers() -> list[pd.DataFrame]:
+        values = pd.DataFrame({"value": np.sort(data.values(root, selection, "heart", "aorta"))})
+        return [data.box_stats(root, selection, "heart"), data.matrix(root, selection), values]
+
+    kept = answers()
+    monkeypatch.setattr(data, "MOST_CELLS", 0)
+    monkeypatch.setattr(data, "_everything", lambda *_: pytest.fail("kept what is too large"))
+    for one, other in zip(kept, answers(), strict=True):
+        pd.testing.assert_frame_equal(one, other, check_dtype=False)
 
 
 # ---- the journey -----------------------------------------------------------------------------------

@@ -57,23 +57,21 @@ def _box(values: np.ndarray) -> tuple[object, ...]:
     return len(values), kept.min(), q1, median, q3, kept.max(), np.sort(values[~inside]).tolist()
 
 
-def histograms(importance: Importance, bins: int = 24) -> pd.DataFrame:
-    """target, region, low, high, count, median, n: a row a bin, of every target on every region.
+def histograms(cells: Mapping[tuple[str, str], np.ndarray], bins: int = 24) -> pd.DataFrame:
+    """target, region, low, high, count, median, n: a row a bin, of the values (cases,) of each (target, region).
 
     All share their edges, evenly spaced on the square root from 0 to the largest value, so that small shares are told
-    apart and cells compared.
+    apart and cells compared. NaN, where absent, does not count.
     """
-    top = float(np.nanmax(importance.values, initial=1e-12))
+    known = {pair: values[np.isfinite(values)] for pair, values in cells.items()}
+    top = max([1e-12, *(float(values.max()) for values in known.values() if len(values))])
     edges = np.linspace(0, np.sqrt(top), bins + 1) ** 2
     edges[-1] = top  # not below it by rounding, which would lose the largest
-    tables = []
-    for row, target in enumerate(importance.targets):
-        for column, region in enumerate(importance.regions):
-            values = importance.values[:, row, column]
-            values = values[np.isfinite(values)]
-            cell = {"target": target, "region": region, "low": edges[:-1], "high": edges[1:]}
-            # A published share may lie a millionth below 0, by rounding.
-            counts = np.histogram(np.maximum(values, 0), edges)[0]
-            median = np.median(values) if len(values) else np.nan
-            tables.append(pd.DataFrame(cell | {"count": counts, "median": median, "n": len(values)}))
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(HISTOGRAM))
+    tables = [pd.DataFrame(columns=list(HISTOGRAM))]
+    for (target, region), values in known.items():
+        # A published share may lie a millionth below 0, by rounding.
+        counts = np.histogram(np.maximum(values, 0), edges)[0]
+        cell = {"target": target, "region": region, "low": edges[:-1], "high": edges[1:], "count": counts}
+        median = np.median(values) if len(values) else np.nan
+        tables.append(pd.DataFrame(cell | {"median": median, "n": len(values)}))
+    return pd.concat(tables[1:] or tables, ignore_index=True)

@@ -30,7 +30,8 @@ def composition_bars(parts: pd.DataFrame, labels: LabelSet, order: list[str]) ->
     parts: as `parts_of` gives it. A click on a bar answers with customdata [target].
     """
     colors = group_colors(labels)
-    groups = [*(name for name in dict.fromkeys(parts["part"]) if name not in (OWN, BACKGROUND)), BACKGROUND]
+    groups = list(dict.fromkeys([*labels.groups, *parts["part"]]))
+    groups = [*(name for name in groups if name not in (OWN, BACKGROUND)), BACKGROUND]
     table = parts.pivot(index="target", columns="part", values="share").reindex(index=order).fillna(0)
     organs = [organ_of(labels, name) for name in order]
     own = [colors.get(organ.group, GREY) for organ in organs]
@@ -50,10 +51,11 @@ def composition_bars(parts: pd.DataFrame, labels: LabelSet, order: list[str]) ->
         )  # fmt: skip
     figure.update_layout(
         barmode="stack",
-        xaxis={"title": {"text": "mean share of attribution, %", "standoff": 6}, "range": [0, 100], "zeroline": False},
+        xaxis={"title": {"text": "mean share of attribution, %", "standoff": 6}, "range": [0, 100], "dtick": 20,
+               "zeroline": False},
         yaxis=named_axis([organ.title for organ in organs], own),
-        margin={"l": 4, "r": 8, "t": 8, "b": 40},
-    )
+        margin={"l": 4, "r": 16, "t": 8, "b": 40},
+    )  # fmt: skip
     return plain(figure).update_layout(barmode="stack")
 
 

@@ -46,7 +46,7 @@ def dendrogram(tree: Dendrogram, labels: LabelSet, picked: str | None = None) ->
         frame(figure, (0, end), (place - 0.5, place + 0.5))
     organs = [organ_of(labels, name) for name in tree.order]
     figure.update_layout(
-        xaxis={"title": {"text": "distance: largest √share − √share", "standoff": 6}, "range": [0, end],
+        xaxis={"title": {"text": "distance (max − √share)", "standoff": 6}, "range": [0, end],
                "zeroline": False, "showgrid": True, "gridcolor": "rgba(128, 134, 142, 0.25)"},
         yaxis=named_axis([organ.title for organ in organs], [colors.get(organ.group, GREY) for organ in organs]),
         showlegend=False, margin={"l": 4, "r": 8, "t": 8, "b": 40},

@@ -14,7 +14,6 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from agg2exp_core.analysis import clustering, graph, summary
-from agg2exp_core.analysis.importance import take_organs
 from agg2exp_core.organs import BACKGROUND, LabelSet
 from agg2exp_core.records import InputError, Selection
 from dashboard import data, downloads, filters, words
@@ -216,10 +215,14 @@ def _histograms(shown: Shown) -> Link:
         st.info("Choose organs above: each becomes a row, as a target, and a column, as a region.")
         return {}
     regions = data.region_names(shown.root, shown.selection)
-    columns = [common.own_region(shown.labels, name, regions) for name in organs]
-    found = data.importance(shown.root, shown.selection, organs)
-    names = list(dict.fromkeys(name for name in columns if name in found.regions))
-    bins = summary.histograms(take_organs(found, [name for name in organs if name in found.targets], names))
+    own = [common.own_region(shown.labels, name, regions) for name in organs]
+    columns = list(dict.fromkeys(name for name in own if name))
+    cells = {
+        (target, region): data.values(shown.root, shown.selection, target, region)
+        for target in organs
+        for region in columns
+    }
+    bins = summary.histograms(cells)
     figure = histogram_grid(bins, shown.labels, shown.measure, shown.picked)
     what = "Share" if shown.measure == "mass" else "Mean per voxel"
     heading = f"{what} of the attribution of each target (rows) on each region (columns), scan by scan"
@@ -259,12 +262,12 @@ def _context(shown: Shown) -> Link:
     picked = shown.picked[0] if shown.picked and shown.picked in _pairs(stats) else None
     with left:
         figure = region_boxes(stats, shown.labels, "mass", picked)
-        heading = "Share of each organ’s attribution inside itself"
+        heading = "Evidence inside the organ itself"
         _chart(shown, Chart("cohort_context", heading, CONTEXT_HELP, figure, lambda: _boxed(shown, stats)))
     with right:
         order = list(stats["target"][stats["n"] > 0])
         figure = composition_bars(parts, shown.labels, order)
-        heading = "What it looks at: itself, other organs, background"
+        heading = "And where the rest of it lies"
         _chart(shown, Chart("cohort_composition", heading, COMPOSITION_HELP, figure, lambda: parts))
     return {}
 
