@@ -22,7 +22,8 @@ export default function({ data, parentElement }) {
             // Plotly is not reachable by name; its own button is, and asks these options at every press.
             const picture = { format, filename: data.name, scale: format === "png" ? 3 : 1 };
             chart._context.toImageButtonOptions = picture;
-            chart.querySelector(".modebar-btn").click();
+            // Without bubbling: a click outside it would close the menu, which has more to offer.
+            chart.querySelector(".modebar-btn").dispatchEvent(new MouseEvent("click"));
         };
     }
 }
