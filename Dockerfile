@@ -14,6 +14,7 @@ RUN pip install -r requirements.txt
 
 COPY . .
 RUN pip install --no-deps -e . \
+    && python -m dashboard.viewer.fetch \
     && useradd --create-home --uid 10001 explorer \
     && mkdir /data \
     && chown 10001:10001 /data

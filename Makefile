@@ -5,6 +5,7 @@ PORT ?= 8501
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -v
+NIIVUE := dashboard/viewer/web/vendor/.fetched
 
 .DEFAULT_GOAL := help
 .PHONY: help dashboard test lint bench precompute pictures clean
@@ -18,12 +19,12 @@ help:
 	@echo "make pictures    the README's screenshots, taken anew"
 	@echo "make clean       remove .venv and the caches; data stays"
 
-dashboard: $(VENV)/.package
+dashboard: $(VENV)/.package $(NIIVUE)
 	$(BIN)/agg2exp demo
 	$(BIN)/agg2exp dashboard --port $(PORT)
 
 # The browser tests measure waits, so they have both cores to themselves.
-test: $(VENV)/.tools
+test: $(VENV)/.tools $(NIIVUE)
 	$(PYTEST) -n 2 --dist loadfile -m "not browser"
 	$(PYTEST) -m browser
 
@@ -33,7 +34,7 @@ lint: $(VENV)/.tools
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench: $(VENV)/.tools
+bench: $(VENV)/.tools $(NIIVUE)
 	$(BIN)/python -m bench
 
 # Saliency is kept for the cases and organs of the README's tour only; sums are kept for all.
@@ -48,15 +49,17 @@ precompute: $(VENV)/.package
 		$(EXPLAIN) --model $$model --cohort clinic --case cli-02 --case cli-04 --case cli-07 --case cli-08 --case cli-12 \
 			--targets $(TOUR) && \
 		$(EXPLAIN) --model $$model --cohort reference --saliency-dtype none && \
-		$(EXPLAIN) --model $$model --cohort clinic --saliency-dtype none || exit 1; \
+		$(EXPLAIN) --model $$model --cohort clinic --saliency-dtype none && \
+		$(BIN)/agg2exp aggregate --cohort clinic --run $$model-smoothgrad-4 --masks data/cohorts/clinic/pathology \
+			--name pathology || exit 1; \
 	done
 
-pictures: $(VENV)/.tools
+pictures: $(VENV)/.tools $(NIIVUE)
 	$(BIN)/agg2exp demo
 	$(BIN)/python -m docs.pictures
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
+	rm -rf $(VENV) dashboard/viewer/web/vendor .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -76,3 +79,8 @@ $(VENV)/.package: pyproject.toml $(VENV)/.requirements
 $(VENV)/.tools: requirements-dev.txt $(VENV)/.package
 	$(PIP) -r requirements-dev.txt
 	@touch $@
+
+# The viewer's module comes from npm. Without it the dashboard shows plain slices and says so, so that a machine
+# that cannot reach npm still gets a dashboard; the next `make` tries again.
+$(NIIVUE): dashboard/viewer/web/package-lock.json | $(VENV)/bin/python
+	@if $(BIN)/python -m dashboard.viewer.fetch; then touch $@; fi

@@ -27,13 +27,16 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from agg2exp_core.analysis.importance import Importance
+    from agg2exp_core.masked import Summary
     from agg2exp_core.store.cohorts import Case
 
 app = typer.Typer(add_completion=False, help="Why did a 3D segmentation model draw what it drew?")
 cohort_app = typer.Typer(help="Cohorts of scans.")
 model_app = typer.Typer(help="Models.")
+review_app = typer.Typer(help="Review sessions.")
 app.add_typer(cohort_app, name="cohort")
 app.add_typer(model_app, name="model")
+app.add_typer(review_app, name="review")
 
 Root = Annotated[Path | None, typer.Option("--data", help="Data root (default: AGG2EXP_DATA or the project's data).")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
@@ -81,7 +84,7 @@ def dashboard(
     address: Annotated[str, typer.Option(help="127.0.0.1 keeps it on this machine.")] = "127.0.0.1",
 ) -> None:
     """Open the dashboard in the browser."""
-    script = Path(__file__).resolve().parents[1] / "dashboard" / "app.py"
+    script = Path(__file__).resolve().parents[1] / "dashboard" / "server.py"
     os.environ["AGG2EXP_DATA"] = str(data_root(data))
     os.chdir(script.parents[1])  # where Streamlit looks for .streamlit/config.toml
     command = [sys.executable, "-m", "streamlit", "run", str(script)]
@@ -102,6 +105,7 @@ def explain(
     samples: Annotated[int, typer.Option(help="Noisy copies, or steps of integrated gradients.")] = 20,
     sigma: Annotated[float, typer.Option(help="SmoothGrad's noise as a share of the scan's range.")] = 0.1,
     baseline: Annotated[str, typer.Option(help="Integrated gradients start from: air, ones, mean.")] = "air",
+    mask: Annotated[str, typer.Option(help="Explained voxels: prediction, label, tp, fp or fn.")] = "prediction",
     seed: Seed = 0,
     device: Device = "auto",
     saliency_dtype: Annotated[str, typer.Option(help="float16, float32 or none: what is kept to look at.")] = "float16",
@@ -117,7 +121,7 @@ def explain(
 
         plan = pipeline.Plan(
             model,
-            Method(method, samples, sigma, baseline, seed),
+            Method(method, samples, sigma, baseline, seed, mask),
             () if targets == "all" else tuple(name.strip() for name in targets.split(",")),
             device,
             saliency_dtype,
@@ -137,6 +141,26 @@ def explain(
             report.finished(cohort, explaining.run, cases[-1].case_id)
     _say_refused(refused, len(cases))
     print(f"{len(cases)} of {cohort} explained as run {explaining.run}")
+
+
+@app.command()
+def aggregate(
+    cohort: Annotated[str, typer.Option("--cohort", help="A cohort.")],
+    run: Annotated[str, typer.Option("--run", help="A run of it with stored attribution maps.")],
+    masks: Annotated[Path, typer.Option("--masks", help="Folder of <case_id>.nii.gz; names.csv names their labels.")],
+    name: Annotated[str, typer.Option("--name", help="Name of the region set, such as pathology.")],
+    data: Root = None,
+) -> None:
+    """Sum a run's stored attribution over masks of its cases, such as pathologies: a region set beside the organs."""
+    from agg2exp_core import masked
+
+    root = data_root(data)
+    with progress("Masks") as report:
+        folder = masked.find_run(root, cohort, run)
+        found = masked.find_masks(root, cohort, masks, name, report)
+        summary = masked.sum_masks(folder, found, report)
+    _say_summed(name, ", ".join(found.regions.values()), summary)
+    _say_refused(summary.refused, len(found.files))
 
 
 @app.command()
@@ -329,6 +353,41 @@ def model_list(data: Root = None) -> None:
         print(f"{name}\t{len(bundle.classes)} classes\t{bundle.weights.stat().st_size / 2**20:.1f} MiB")
 
 
+@review_app.command("list")
+def review_list(data: Root = None) -> None:
+    """List the review sessions."""
+    from agg2exp_core.store import reviews
+
+    root = data_root(data)
+    for name in reviews.list_sessions(root):
+        session = reviews.read_session(root, name)
+        given = reviews.read_verdicts(root, session)
+        print(
+            f"{name}\t{len(session.items())} to judge\t{len(given.given)} verdicts of {len(given.reviewers)} reviewers"
+        )
+
+
+@review_app.command("export")
+def review_export(
+    session: Annotated[str, typer.Argument(help="A review session.")],
+    out: Annotated[Path, typer.Option("--out", help="The CSV to write.")],
+    data: Root = None,
+) -> None:
+    """Write a review session as a CSV, a row a verdict. The report with pictures is on the Review page."""
+    from agg2exp_core.analysis import review_report
+    from agg2exp_core.files import write_text
+    from agg2exp_core.store import reviews
+
+    root = data_root(data)
+    verdicts = reviews.read_verdicts(root, reviews.read_session(root, session))
+    if not out.parent.is_dir():
+        raise InputError("--out must lie in a folder that is there", str(out.parent))
+    write_text(out, review_report.to_csv(review_report.verdict_table(verdicts)))
+    for line in verdicts.damaged:
+        print(f"agg2exp: left out: {line}", file=sys.stderr)
+    print(f"{len(verdicts.given)} verdicts of session {session} written")
+
+
 @contextmanager
 def progress(title: str) -> Iterator[Report]:
     """A bar with the time left on standard error; in a log file instead a line every half minute."""
@@ -402,6 +461,17 @@ def _each(cases: list[Case], report: Report, work: Callable[[Case, Report], Any]
                 raise
             refused.append(f"{case.case_id}: {error}")
     return refused
+
+
+def _say_summed(name: str, regions: str, summary: Summary) -> None:
+    """What was summed and what was left out, with the reason."""
+    print(f"region set {name} ({regions}): {len(summary.cases)} cases, {summary.targets} targets of them summed")
+    if summary.without:
+        print(f"left out, no stored attribution map: {summary.without} targets of these cases")
+    for reason in dict.fromkeys(summary.left.values()):
+        cases = [case_id for case_id, why in summary.left.items() if why == reason]
+        more = ", …" if len(cases) > 5 else ""
+        print(f"left out, {reason}: {len(cases)} cases ({', '.join(cases[:5])}{more})")
 
 
 def _say_refused(refused: list[str], count: int) -> None:

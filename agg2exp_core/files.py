@@ -33,6 +33,25 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
+def write_new(path: Path, text: str) -> None:
+    """Make a read-only file at once and for good: on the disk before this returns, never a part, never another.
+
+    FileExistsError if there is one of that name, which stays as it is.
+    """
+    temporary = path.with_name(f".{uuid.uuid4().hex}")
+    try:
+        with temporary.open("x", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o444)
+        # A link, unlike a rename, never replaces what is there.
+        path.hardlink_to(temporary)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The file's content; empty when it is not there or does not hold an object."""
     try:

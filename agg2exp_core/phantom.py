@@ -21,7 +21,7 @@ from scipy import ndimage
 from agg2exp_core.files import write_text
 from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import InputError, Volume
-from agg2exp_core.volumes import write_volume
+from agg2exp_core.volumes import read_labels, write_volume
 
 PLANTED = (
     "pleural effusion",
@@ -851,10 +851,13 @@ def write_cohort(
 ) -> None:
     """Write images/, labels/, pathology/ and cases.csv; a case whose files are there is not made again.
 
-    A cases.csv that is there stays as it is: a user may have changed it.
+    A mask's voxels say which of LESIONS it is, as pathology/names.csv tells. A cases.csv that is there stays as it is:
+    a user may have changed it.
     """
     for part in ("images", "labels", "pathology"):
         (folder / part).mkdir(parents=True, exist_ok=True)
+    names = "".join(f"{label},{name}\n" for label, name in enumerate(LESIONS, 1))
+    write_text(folder / "pathology" / "names.csv", f"id,name\n{names}")
     rows = []
     with ProcessPoolExecutor(workers) as pool:
         futures = [pool.submit(_write_case, folder, case) for case in plan]
@@ -877,6 +880,14 @@ LESIONS = ("pleural effusion", "consolidation", "metal")
 """What of PLANTED is a thing in the patient, and so has a mask."""
 
 
+def _says(mask: Path, lesion: str) -> bool:
+    """Whether a mask tells which lesion it is; masks made before they did would be taken for another one."""
+    try:
+        return int(read_labels(mask).array.max()) == LESIONS.index(lesion) + 1
+    except InputError:
+        return False
+
+
 def _write_case(folder: Path, case: Case) -> dict[str, str | int | float]:
     """The case's row of cases.csv, its files written unless all are there."""
     case_id, seed, planted = case
@@ -884,12 +895,14 @@ def _write_case(folder: Path, case: Case) -> dict[str, str | int | float]:
     files = {"image": f"images/{name}", "label": f"labels/{name}"}
     if planted in LESIONS:
         files["pathology_mask"] = f"pathology/{name}"
-    if not all((folder / file).is_file() for file in files.values()):
+    there = all((folder / file).is_file() for file in files.values())
+    if not there or (planted in LESIONS and not _says(folder / files["pathology_mask"], planted)):
         phantom = generate(seed, planted)
-        volumes = {"image": phantom.image, "label": phantom.labels, "pathology_mask": phantom.pathology}
+        volumes = {"image": phantom.image, "label": phantom.labels}
+        if phantom.pathology is not None:
+            lesion = phantom.pathology.array.astype(np.uint8) * np.uint8(LESIONS.index(planted) + 1)
+            volumes["pathology_mask"] = Volume(lesion, phantom.pathology.affine)
         for part, file in files.items():
-            volume = volumes[part]
-            assert volume is not None
-            write_volume(folder / file, volume)
+            write_volume(folder / file, volumes[part])
     person, scanner = _drawn(seed, planted)
     return {"case_id": case_id, "pathology_mask": "", **files, **_metadata(person, scanner, planted)}

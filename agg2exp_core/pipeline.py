@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from agg2exp_core import volumes
 from agg2exp_core.aggregation.agreement import dice_iou
 from agg2exp_core.aggregation.regions import count_voxels, region_sums
-from agg2exp_core.attribution.attribute import Completeness, Explainer, Explanation, attribute, check_method
+from agg2exp_core.attribution.attribute import Completeness, Explainer, Explanation, Subject, attribute, check_method
 from agg2exp_core.model.bundle import Bundle, find_bundle
 from agg2exp_core.model.predict import pick_device, predicted_organs, stitched_logits
 from agg2exp_core.model.preprocess import AIR_HU, Scan, load_scan, on_grid_of, on_model_grid, scaled
@@ -81,17 +82,19 @@ class Explaining:
         if not missing:
             return folder
         started = time.monotonic()
-        label = _checked(case)
+        label = _checked(case, self.plan.method.mask)
         if cohort is not None:
             results.write_run(self.root, cohort, self.run, self._run_info() | {"versions": identity["versions"]})
         scan = load_scan(self.bundle, _image_of(case))
-        explained = attribute(self.explainer, scan.voxels, missing, self.plan.method, report)
+        labels = None if label is None else on_model_grid(label, scan)
+        subject = Subject(scan.voxels, None if labels is None else torch.as_tensor(labels))
+        explained = attribute(self.explainer, subject, missing, self.plan.method, report)
         with nullcontext() if cohort is None else results.publishing(folder):
             # Looked at again: another process may have explained other targets of this case meanwhile.
             known = _finished(folder, identity)
             with results.case_folder(folder, identity) as new:
                 self._write(new, folder if known else None, scan, explained)
-                self._write_agreement(new, scan, explained, label)
+                self._write_agreement(new, explained, labels)
                 identity["targets"] = list(results.read_importance(new).targets)
                 identity["device"] = str(self.explainer.device)
                 identity["seconds"] = round(time.monotonic() - started + float((known or {}).get("seconds", 0)), 1)
@@ -128,12 +131,12 @@ class Explaining:
                 kept = half_precision(voxels) if self.plan.saliency == "float16" else voxels
                 volumes.write_volume(saliency / f"{name}.nii.gz", scan.volume(kept))
 
-    def _write_agreement(self, new: Path, scan: Scan, explained: Explanation, label: Volume | None) -> None:
-        if label is None:
+    def _write_agreement(self, new: Path, explained: Explanation, labels: np.ndarray | None) -> None:
+        if labels is None:
             results.write_agreement(new, (), np.empty(0), np.empty(0))
             return
         classes = self.bundle.classes
-        scores = dice_iou(explained.prediction.numpy(), on_model_grid(label, scan), len(classes))
+        scores = dice_iou(explained.prediction.numpy(), labels, len(classes))
         results.write_agreement(new, classes, *scores)
 
     def _has(self, folder: Path, manifest: dict[str, Any], target: str) -> bool:
@@ -164,18 +167,21 @@ class Explaining:
         }
 
 
-def _checked(case: Case) -> Volume | None:
-    """The case's label map, if it has one. InputError, before any long work, if scan or labels are not sound."""
+def _checked(case: Case, mask: str) -> Volume | None:
+    """The case's label map, if it has one. InputError, before any long work, if scan or labels do not serve."""
+    if mask != "prediction" and case.label is None:
+        raise InputError(f"mask {mask} needs a label map", f"case {case.case_id} without one", "prediction")
     header = volumes.check_scan(_image_of(case))
     return volumes.read_labels(case.label, like=header) if case.label else None
 
 
 def run_id(model: str, method: Method) -> str:
-    """`<model>-<method>-<samples>`, then the parameters that differ from the usual ones."""
+    """`<model>-<method>-<samples>`, then the parameters that differ from the usual ones, then an unusual mask."""
     parameters, usual = method.parameters(), Method(method.name).parameters()
     words = [model, method.name] + ([str(parameters["samples"])] if "samples" in parameters else [])
-    words += [f"{key}{value}" for key, value in parameters.items() if key != "samples" and value != usual[key]]
-    return "-".join(words)
+    others = {key: value for key, value in parameters.items() if key not in ("samples", "mask")}
+    words += [f"{key}{value}" for key, value in others.items() if value != usual[key]]
+    return "-".join([*words, *([method.mask] if "mask" in parameters else [])])
 
 
 def sum_table(classes: tuple[str, ...], explained: Explanation) -> SumTable:

@@ -38,6 +38,7 @@ class Method:
     samples: noisy copies of SmoothGrad, or steps of integrated gradients.
     sigma: SmoothGrad's noise as a share of the scaled scan's range (max − min).
     baseline: where integrated gradients start: air | ones | mean.
+    mask: the voxels whose logits are summed: prediction | label | tp | fp | fn.
     """
 
     name: str = "smoothgrad"
@@ -45,15 +46,20 @@ class Method:
     sigma: float = 0.1
     baseline: str = "air"
     seed: int = 0
+    mask: str = "prediction"
 
     def parameters(self) -> dict[str, Any]:
-        """Only what this method's numbers depend on, for run.json and the manifest."""
+        """Only what this method's numbers depend on, for run.json and the manifest.
+
+        The usual mask is not among them: runs that knew no other one stay what they are.
+        """
         used = {
             "gradient": (),
             "smoothgrad": ("samples", "sigma", "seed"),
             "integrated_gradients": ("samples", "baseline"),
         }[self.name]
-        return {key: value for key, value in asdict(self).items() if key in used}
+        chosen = ("mask",) if self.mask != "prediction" else ()
+        return {key: value for key, value in asdict(self).items() if key in used + chosen}
 
 
 @dataclass(frozen=True, eq=False)

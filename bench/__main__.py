@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from bench import aggregation, attribution, dashboard
+from bench import aggregation, attribution, dashboard, viewer
 
 
 def main() -> None:
-    for part in (aggregation, attribution, dashboard):
+    for part in (aggregation, attribution, dashboard, viewer):
         for name, value in part.main():
             print(f"{name:<75} {value}", flush=True)
 

@@ -22,7 +22,7 @@ def _measure() -> float:
     import torch
     from monai.inferers import SlidingWindowInferer
 
-    from agg2exp_core.attribution.attribute import Explainer, attribute
+    from agg2exp_core.attribution.attribute import Explainer, Subject, attribute
     from agg2exp_core.records import Method
 
     torch.manual_seed(0)
@@ -32,7 +32,7 @@ def _measure() -> float:
     method = Method("gradient")
 
     def explain(edge: int) -> int:
-        attribute(explainer, torch.rand(1, edge, edge, edge), classes, method, lambda *_: None)
+        attribute(explainer, Subject(torch.rand(1, edge, edge, edge)), classes, method, lambda *_: None)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     networks_own = explain(64)

@@ -12,13 +12,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.error import URLError
 from urllib.request import urlopen
 
 from playwright.sync_api import Browser, sync_playwright
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+WEBGL = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+"""WebGL computed by the processor: what a machine without a graphics card gets."""
+
+NO_WEBGL = ["--disable-3d-apis"]
+
 HOW_TO_GET_ONE = "no Chromium found: install one (Debian: apt-get install chromium) or name it in AGG2EXP_CHROMIUM"
 START_SECONDS = 60.0
 
@@ -29,13 +33,13 @@ def find_chromium() -> str | None:
 
 
 @contextmanager
-def browser() -> Iterator[Browser]:
-    """A headless Chromium. RuntimeError, with how to get one, if there is none."""
+def browser(webgl: bool = False) -> Iterator[Browser]:
+    """A headless Chromium, with WebGL or without. RuntimeError, with how to get one, if there is none."""
     path = find_chromium()
     if path is None:
         raise RuntimeError(HOW_TO_GET_ONE)
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=SWITCHES)
+        chromium = playwright.chromium.launch(executable_path=path, args=SWITCHES + (WEBGL if webgl else NO_WEBGL))
         yield chromium
         chromium.close()
 
@@ -43,16 +47,22 @@ def browser() -> Iterator[Browser]:
 @contextmanager
 def served(root: Path) -> Iterator[str]:
     """The dashboard of a data root as its command starts it; gives its URL once it answers, and ends it."""
+    with started([sys.executable, "-m", "agg2exp_core", "dashboard", "--data", str(root), "--port"]) as url:
+        yield url
+
+
+@contextmanager
+def started(command: list[str]) -> Iterator[str]:
+    """A server of Streamlit's by its command, whose last word, a free port, is added here."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "agg2exp_core", "dashboard", "--data", str(root), "--port", str(port)]
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen([*command, str(port)], stdout=log, stderr=subprocess.STDOUT)
         try:
             if not _answers(f"http://127.0.0.1:{port}", process):
                 log.seek(0)
-                raise RuntimeError(f"the dashboard did not start:\n{log.read().decode(errors='replace')}")
+                raise RuntimeError(f"the server did not start:\n{log.read().decode(errors='replace')}")
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
@@ -65,6 +75,6 @@ def _answers(url: str, process: subprocess.Popen[bytes]) -> bool:
         try:
             with urlopen(f"{url}/_stcore/health", timeout=2):
                 return True
-        except URLError:
+        except OSError:  # not there yet, or too busy to answer
             time.sleep(0.1)
     return False

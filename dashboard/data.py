@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from agg2exp_core.analysis import summary
+from agg2exp_core.analysis import outliers, summary
+from agg2exp_core.analysis.compare import Comparison, compare, compare_dice
 from agg2exp_core.analysis.importance import Importance, take_cases, take_organs, to_array
-from agg2exp_core.organs import LabelSet, load_label_set, made_label_set
+from agg2exp_core.organs import BACKGROUND, LabelSet, load_label_set, made_label_set
 from agg2exp_core.records import InputError, Selection
 from agg2exp_core.store import catalog, queries
 from agg2exp_core.store.lists import CaseList, list_lists
@@ -24,6 +27,12 @@ MOST_CELLS = 12_000_000
 """Numbers of one array, 100 MB; larger runs are summarised in SQL, where nothing is kept."""
 
 KEPT_ARRAYS = 6
+
+MOST_ROWS = 500_000
+"""Rows of a user's query that are read, and that its CSV holds."""
+
+MOST_SECONDS = 20.0
+"""Time after which a user's query ends without an answer."""
 
 
 @st.cache_data(ttl=2, show_spinner="Reading the results …")
@@ -140,8 +149,46 @@ def case_importance(root: Path, selection: Selection, case_id: str, target: str)
     return _ask(root, "case_importance", selection, case_id, target)
 
 
+def case_masked(root: Path, selection: Selection, case_id: str, target: str) -> pd.DataFrame:
+    return _ask(root, "case_masked", selection, case_id, target)
+
+
+def masked_values(root: Path, selection: Selection, target: str) -> pd.DataFrame:
+    return _ask(root, "masked_values", selection, target)
+
+
+def region_sets(root: Path, cohort: str, run: str) -> pd.DataFrame:
+    return _ask(root, "region_sets", cohort, run)
+
+
 def agreement(root: Path, cohort: str, run: str, case_id: str) -> pd.DataFrame:
     return _ask(root, "agreement", cohort, run, case_id)
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """The answer to a user's query. table: its first `MOST_ROWS` rows; more: whether there are others."""
+
+    table: pd.DataFrame
+    more: bool
+    seconds: float
+
+
+# Shared, not copied: an answer may be large, and nobody changes it.
+@st.cache_resource(max_entries=8, show_spinner="Asking …")
+def _user_query(root: str, fingerprint: str, sql: str) -> Answer:
+    started = time.perf_counter()
+    found = queries.run_user_query(_connection(root, fingerprint).cursor(), sql, MOST_ROWS + 1, MOST_SECONDS)
+    return Answer(found.head(MOST_ROWS), len(found) > MOST_ROWS, time.perf_counter() - started)
+
+
+def user_query(root: Path, sql: str) -> Answer:
+    """The answer to one SELECT of a user, see `queries.run_user_query`."""
+    return _user_query(str(root), _fingerprint(str(root)), sql)
+
+
+def views(root: Path) -> pd.DataFrame:
+    return _ask(root, "views")
 
 
 @st.cache_data(max_entries=20, show_spinner=False)
@@ -190,3 +237,106 @@ def values(root: Path, selection: Selection, target: str, region: str) -> np.nda
     found = importance(root, selection, [target])
     own = found.values[:, 0, found.regions.index(region)]
     return own[np.isfinite(own)]
+
+
+@st.cache_data(max_entries=50, show_spinner="Comparing the two sets …")
+def _comparison(root: str, fingerprint: str, first: Selection, second: Selection, paired: bool) -> Comparison:
+    return compare(_targeted(root, first), _targeted(root, second), paired=paired)
+
+
+def _targeted(root: str, selection: Selection) -> Importance:
+    """Without background, it is no target either."""
+    found = importance(Path(root), selection)
+    targets = [name for name in found.targets if selection.background or name != BACKGROUND]
+    return take_organs(found, targets, found.regions)
+
+
+def comparison(root: Path, first: Selection, second: Selection, paired: bool) -> Comparison:
+    """The second set minus the first, pair by pair."""
+    return _comparison(str(root), _fingerprint(str(root)), first, second, paired)
+
+
+@st.cache_data(max_entries=50, show_spinner=False)
+def _dice_comparison(
+    root: str, fingerprint: str, first: Selection, second: Selection, paired: bool
+) -> tuple[Comparison, Comparison]:
+    one, other = (_answer(root, fingerprint, "dice", side) for side in (first, second))
+    return compare_dice(one, other, paired)
+
+
+def dice_comparison(root: Path, first: Selection, second: Selection, paired: bool) -> tuple[Comparison, Comparison]:
+    """Dice of the second set minus that of the first: organ by organ, and the mean over organs."""
+    return _dice_comparison(str(root), _fingerprint(str(root)), first, second, paired)
+
+
+# ---- outliers --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Judges:
+    """A detector, and the cases from which it learns what is usual."""
+
+    detector: str
+    usual: Selection
+
+
+def agreements(root: Path, cohort: str, run: str) -> pd.DataFrame:
+    """case_id, target, dice, iou of every case."""
+    return _ask(root, "exported_agreement", cohort, run)
+
+
+@st.cache_resource(max_entries=100, show_spinner=False)
+def _scored_folds(root: str, fingerprint: str, judges: Judges) -> dict[int, np.ndarray]:
+    """`held_out_scores` fills it fold by fold: what a user's next click interrupts goes on where it was."""
+    return {}
+
+
+def held_out_scores(root: Path, judges: Judges, report: Callable[[int, int], None]) -> np.ndarray:
+    """(cases, targets) of the usual cases, each scored by a detector that has not seen it; told how far it is."""
+    values = importance(root, judges.usual).values
+    done, folds = _scored_folds(str(root), _fingerprint(str(root)), judges), outliers.usual_folds(len(values))
+    for number in range(folds):
+        if number not in done:
+            report(number, folds)
+            done[number] = outliers.score_fold(judges.detector, values, number, folds)
+    scores = np.full(values.shape[:2], np.nan)
+    for number in range(folds):
+        scores[number::folds] = done[number]
+    return scores
+
+
+@st.cache_data(max_entries=50, show_spinner=False)
+def _judged(
+    root: str, fingerprint: str, judges: Judges, judged: Selection, _own: np.ndarray | None
+) -> tuple[tuple[str, ...], np.ndarray]:
+    # Own scores follow from the judges, which the answer is kept under.
+    all_usual = importance(Path(root), judges.usual)
+    usual, others = outliers.shared(all_usual, importance(Path(root), judged))
+    columns = [all_usual.targets.index(target) for target in usual.targets]
+    own = None if _own is None else _own[:, columns]
+    return usual.targets, outliers.judge(judges.detector, usual, others, own)
+
+
+def judged_scores(
+    root: Path, judges: Judges, judged: Selection, own: np.ndarray | None = None
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """The targets that both sides explain, and the scores (cases, targets) of the judged ones.
+
+    own: `held_out_scores` where both sides are cases of one run: those seen while learning keep these.
+    """
+    return _judged(str(root), _fingerprint(str(root)), judges, judged, own)
+
+
+@st.cache_data(max_entries=500, show_spinner="Comparing with the usual scans …")
+def _deviations(
+    root: str, fingerprint: str, usual: Selection, judged: Selection, case_id: str, target: str | None, n: int
+) -> pd.DataFrame:
+    known, judges = importance(Path(root), judged), importance(Path(root), usual)
+    return outliers.case_deviations(judges, known, case_id, target, n)
+
+
+def deviations(
+    root: Path, usual: Selection, judged: Selection, case_id: str, target: str | None = None, n: int = 6
+) -> pd.DataFrame:
+    """target, region, value, median, z: where one case is most unlike the usual ones, see `case_deviations`."""
+    return _deviations(str(root), _fingerprint(str(root)), usual, judged, case_id, target, n)

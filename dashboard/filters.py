@@ -264,6 +264,12 @@ def only_list(address: Address, cohort: str, name: str) -> None:
     st.session_state[address.key(f"filter_{cohort}_{_IN}")] = [name]
 
 
+def leave_out_list(address: Address, cohort: str, name: str) -> None:
+    """Let through no case of one saved list, whatever else is filtered."""
+    key = address.key(f"filter_{cohort}_{_NOT_IN}")
+    st.session_state[key] = list(dict.fromkeys([*st.session_state.get(key, []), name]))
+
+
 # ---- words ---------------------------------------------------------------------------------------
 
 

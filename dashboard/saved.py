@@ -20,7 +20,7 @@ KEEP_HELP = (
     "`lists` on the Query page; each is a small file in `lists/`."
 )
 SHELF_HELP = (
-    "**Its scans** shows the scans that the list holds. **Its view** opens what it was saved from, filters and all; "
+    "**Show scans** shows the scans that the list holds. **Open view** opens what it was saved from, filters and all; "
     "scans that came later can pass those too."
 )
 
@@ -31,10 +31,10 @@ def keep(root: Path, shown: CaseList, key: str) -> None:
     shown: cohort, cases and, where a link opens the view again, the link. key: of the page.
     """
     count = len(shown.cases)
-    names = {part: f"keep_{key}_{part}" for part in ("name", "note", "replacing", "told")}
+    names = {part: f"keep_{key}_{part}" for part in ("open", "name", "note", "replacing", "told")}
     with st.container(key=f"keep_{key}", width="content"):
         place = st.popover(
-            "Save as list", icon=":material/bookmark_add:", key=f"keep_{key}_open", disabled=not count, type="tertiary",
+            "Save as list", icon=":material/bookmark_add:", key=names["open"], disabled=not count, type="tertiary",
             on_change="rerun", help=f"Save {'this scan' if count == 1 else f'these {count} scans'} under a name",
         )  # fmt: skip
     with place, st.form(f"keep_{key}_form", border=False):
@@ -48,7 +48,7 @@ def keep(root: Path, shown: CaseList, key: str) -> None:
 
 
 def _keep(root: Path, shown: CaseList, names: dict[str, str]) -> None:
-    """Save what the form says; its fields are emptied once that is done."""
+    """Save what the form says; once that is done, its fields are emptied and it closes."""
     name, note = (st.session_state[names[part]].strip() for part in ("name", "note"))
     try:
         save_list(root, replace(shown, name=name, note=note), st.session_state[names["replacing"]])
@@ -57,7 +57,7 @@ def _keep(root: Path, shown: CaseList, names: dict[str, str]) -> None:
         return
     data.forget()
     st.toast(f"Saved **{words.plain(name)}**", icon=":material/bookmark_added:")
-    st.session_state.update({names["name"]: "", names["note"]: "", names["replacing"]: False})
+    st.session_state.update({names["name"]: "", names["note"]: "", names["replacing"]: False, names["open"]: False})
 
 
 def shelf(address: Address, root: Path, cohort: str) -> None:
@@ -80,9 +80,9 @@ def shelf(address: Address, root: Path, cohort: str) -> None:
 def _actions(address: Address, root: Path, chosen: CaseList) -> None:
     with st.container(horizontal=True, gap="small"):
         place = address, chosen.cohort, chosen.name
-        st.button("Its scans", key=address.key("shelf_scans"), on_click=filters.only_list, args=place)
+        st.button("Show scans", key=address.key("shelf_scans"), on_click=filters.only_list, args=place)
         if chosen.link is not None and st.button(
-            "Its view", key=address.key("shelf_view"), on_click=_open, args=(address, chosen.link)
+            "Open view", key=address.key("shelf_view"), on_click=_open, args=(address, chosen.link)
         ):
             st.rerun()  # the choosers are no part of the fragment that this button stands in
         text = "case_id\n" + "".join(f"{case_id}\n" for case_id in chosen.cases)

@@ -12,7 +12,10 @@ ICON = (
 """A small matrix. Drawn here, because Streamlit's named icons are fetched from another host."""
 
 CSS = """
+<span class='looks'></span>
 <style>
+/* Bare styles would stand among the toasts, and go when a fragment shows one: so this is an element, without room. */
+[data-testid="stElementContainer"]:has(.looks) { display: none; }
 /* A working surface: the content starts under the navigation and uses the window's width. */
 .stMainBlockContainer { padding: 3.4rem 1.6rem 1.5rem 1.6rem; }
 [data-testid="stSidebarHeader"] { height: 2.2rem; min-height: 2.2rem; margin-bottom: 0; }
@@ -31,12 +34,40 @@ CSS = """
 .st-key-cohort_clear button, .st-key-cohort_unpick button, [class*="st-key-keep_"] button[kind="tertiary"] {
   min-height: 0; padding-top: 0; padding-bottom: 0.15rem;
 }
+/* In the sidebar's empty head, beside its arrow. */
+.st-key-about { margin: -2.3rem 0 -0.6rem -0.6rem; position: relative; z-index: 1; }
+/* The Query page: code in the editor, examples as a list to read. */
+.st-key-query_edited textarea {
+  font-family: ui-monospace, 'SF Mono', Menlo, 'DejaVu Sans Mono', monospace; font-size: 0.85rem; line-height: 1.45;
+}
+.st-key-query_examples button { min-height: 0; padding: 0.1rem 0; }
+.st-key-query_examples button, .st-key-query_examples button * { justify-content: flex-start; text-align: left; }
+.st-key-query_views table { font-size: 0.82rem; width: 100%; }
+.st-key-query_views td, .st-key-query_views th { padding: 0.15rem 0.4rem; }
+/* A question, its tags and steps fit beside the scan. */
+.st-key-review_tags { gap: 0.35rem; }
+.st-key-review_tags button { min-height: 1.9rem; padding: 0 0.55rem; }
+.st-key-review_tags button p { font-size: 0.85rem; }
+.st-key-review_verdicts { gap: 0.5rem; }
+.st-key-review_verdicts .stElementContainer { flex: 1 1 45%; }
+.st-key-review_view .stButton button { padding: 0 0.4rem; }
+/* Reading ahead says nothing, and some keys need no button to be seen. */
+.st-key-review_next, .st-key-review_slices { display: none; }
 /* A chart's heading, its switch and its downloads share one line. */
 [class*="st-key-cohort_"][class*="_head"] { flex-wrap: nowrap; }
 /* Charts that answer to a click look as if they do. */
-[class*="st-key-cohort_"] .nsewdrag { cursor: pointer; }
+[class*="st-key-cohort_"] .nsewdrag,
+.st-key-compare_boxes .nsewdrag, .st-key-compare_matrix .nsewdrag { cursor: pointer; }
 /* Plotly's own button makes the pictures; the download menu presses it. */
 [class*="st-key-cohort_"] .modebar-container { display: none; }
+/* Two sets: their colours name them wherever they are compared. */
+.side { font-weight: 600; margin-top: 0.2rem; }
+.sides { font-size: 0.9rem; display: flex; flex-wrap: wrap; gap: 0 2rem; }
+/* Sentences that answer to a click read as a list. */
+.st-key-compare_changes button { min-height: 0; padding: 0.28rem 0; justify-content: flex-start; text-align: left; }
+.st-key-compare_changes button p { text-align: left; line-height: 1.3; font-size: 0.9rem; }
+[class*="st-key-compare_less_"] [data-testid="stIconMaterial"] { color: #c2771f; }
+[class*="st-key-compare_more_"] [data-testid="stIconMaterial"] { color: #13928a; }
 </style>
 """
 

@@ -16,7 +16,7 @@ SIZE = {"width": 1440, "height": 900}
 
 def main() -> None:
     """Overwrite cohort.png and case.png beside this file."""
-    with served(SHIPPED) as url, browser() as chromium:
+    with served(SHIPPED) as url, browser(webgl=True) as chromium:
         page = chromium.new_page(viewport=SIZE, base_url=url)
         page.set_default_timeout(60_000)
         cohort(page)
@@ -36,7 +36,7 @@ def cohort(page: Page) -> None:
 def case(page: Page) -> None:
     """A pleural effusion, explained for the lobe in front of it."""
     page.goto(f"/case?cohort=clinic&run={RUN}&case=cli-02&target=lung_lower_lobe_left")
-    page.locator(".pane canvas").first.wait_for()
+    page.locator(".viewer[data-state=ready]").wait_for()
     page.locator(".st-key-case_bars .barlayer path").first.wait_for(state="attached")
     page.wait_for_timeout(1500)
     page.screenshot(path=FOLDER / "case.png")

@@ -29,10 +29,20 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """The system's Chromium. Without one a test is skipped and says so; under CI it fails."""
+    """The system's Chromium, without WebGL. Without a Chromium a test is skipped and says so; under CI it fails."""
+    yield from _running(webgl=False)
+
+
+@pytest.fixture(scope="module")
+def webgl_chromium() -> Iterator[Browser]:
+    """The same with WebGL computed by the processor."""
+    yield from _running(webgl=True)
+
+
+def _running(webgl: bool) -> Iterator[Browser]:
     if find_chromium() is None:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(HOW_TO_GET_ONE)
-    with browser() as running:
+    with browser(webgl) as running:
         yield running
 
 

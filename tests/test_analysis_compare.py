@@ -6,13 +6,14 @@ import warnings
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from explanations import ORGANS, made_up
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu, wilcoxon
 
-from agg2exp_core.analysis.compare import DRAWS, STATISTICS, bootstrap, compare, largest_changes
+from agg2exp_core.analysis.compare import DRAWS, STATISTICS, bootstrap, compare, compare_dice, largest_changes
 from agg2exp_core.analysis.importance import Importance, take_cases
 from agg2exp_core.records import InputError
 
@@ -57,6 +58,44 @@ def test_p_values_are_scipys() -> None:
     where = "target == 'heart' and region == 'ribs'"
     assert compare(FIRST, SECOND).table.query(where)["p"].item() == pytest.approx(wilcoxon(other - one).pvalue)
     assert compare(FIRST, STRANGERS).table.query(where)["p"].item() == pytest.approx(mannwhitneyu(one, other).pvalue)
+
+
+def test_few_scans_that_change_alike_are_tested_at_once() -> None:
+    """SciPy alone would take seconds for each such pair: three ties and one that did not change, of 13."""
+    sizes = [0.0, 0.1, 0.1, 0.1, *np.linspace(0.2, 0.5, 9)]
+    first, second = (_one([factor * size for size in sizes], "abcdefghijklm") for factor in (1, 2))
+    assert compare(first, second).table["p"].item() == pytest.approx(
+        wilcoxon(sizes[1:], method="asymptotic").pvalue, rel=1e-6
+    )
+    alone = _one([0.0, 0.1, 0.2, 0.25], "abcd")
+    assert compare(alone, _one([0.0, 0.2, 0.5, 0.6], "abcd")).table["p"].item() == pytest.approx(2 / 2**3)
+
+
+def test_pairs_can_be_asked_for_and_forbidden() -> None:
+    fewer = take_cases(SECOND, np.arange(20))
+    assert not compare(FIRST, fewer).paired and compare(FIRST, fewer).cases == (30, 20)
+    asked = compare(FIRST, fewer, paired=True)
+    assert asked.cases == (20, 20)
+    assert asked.table.equals(compare(take_cases(FIRST, np.arange(20)), fewer).table)
+    forbidden = compare(FIRST, SECOND, paired=False)
+    assert not forbidden.paired and forbidden.table.equals(compare(FIRST, STRANGERS).table)
+    with pytest.raises(InputError, match="a case to be compared"):
+        compare(FIRST, STRANGERS, paired=True)
+
+
+def test_dice_of_organs_and_their_mean_over_what_both_models_have() -> None:
+    def table(**dice: list[float]) -> pd.DataFrame:
+        rows = [
+            (case, organ, value) for organ, values in dice.items() for case, value in zip("ab", values, strict=True)
+        ]
+        return pd.DataFrame(rows, columns=["case_id", "target", "dice"])
+
+    organs, overall = compare_dice(
+        table(heart=[0.9, 0.7], ribs=[0.5, 0.5]), table(heart=[0.8, 0.7], ribs=[0.5, 0.6], liver=[0.1, 0.1]), True
+    )
+    assert organs.table.set_index("target")["difference"].to_dict() == pytest.approx({"heart": -0.05, "ribs": 0.05})
+    assert organs.left_out == ("liver",)
+    assert overall.table[["first", "second"]].iloc[0].tolist() == pytest.approx([0.65, 0.65])
 
 
 @pytest.mark.parametrize("second", [SECOND, STRANGERS], ids=["paired", "unpaired"])

@@ -7,26 +7,32 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from explanations import ORGANS, made_up, published
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agg2exp_core.analysis.detectors import DETECTORS, LEAST_MASS, RobustZ, log_ratios
-from agg2exp_core.analysis.importance import Importance
+from agg2exp_core.analysis.importance import Importance, take_cases
 from agg2exp_core.analysis.outliers import (
     FLAGGED_ABOVE,
+    FOLDS,
     LEAST_CASES,
+    case_deviations,
     deviations,
     fit,
     held_out,
+    judge,
     leave_one_out,
     outlier_table,
     overall,
     rank_correlation,
     roc_auc,
+    score_fold,
     spearman_by_target,
     thresholds,
+    usual_folds,
 )
 from agg2exp_core.analysis.significance import benjamini_hochberg
 from agg2exp_core.records import InputError
@@ -168,6 +174,35 @@ def test_the_cohort_itself_is_held_out() -> None:
     table = outlier_table(COHORT, None, _quiet).query("detector == 'neighbours'")
     np.testing.assert_array_equal(table["score"], held_out("neighbours", COHORT.values).reshape(-1))
     assert table["flagged"].mean() == pytest.approx(1 - FLAGGED_ABOVE)
+
+
+def test_those_seen_while_learning_keep_their_held_out_scores() -> None:
+    usual = take_cases(COHORT, np.arange(20))
+    own = held_out("robust_z", usual.values)
+    judged = take_cases(COHORT, np.array([25, 3]))
+    scores = judge("robust_z", usual, judged, own)
+    np.testing.assert_array_equal(scores[1], own[3])
+    np.testing.assert_array_equal(scores[0], fit("robust_z", usual.values).score(judged.values[:1])[0])
+    assert (judge("robust_z", usual, judged)[1] < own[3]).any()
+
+
+def test_folds_in_pieces_are_the_whole() -> None:
+    whole = held_out("neighbours", COHORT.values, folds=7)
+    for number in range(7):
+        np.testing.assert_array_equal(score_fold("neighbours", COHORT.values, number, 7), whole[number::7])
+    assert usual_folds(32) == 32 and usual_folds(10_000) == FOLDS
+
+
+def test_nobody_is_compared_with_himself() -> None:
+    first, rest = COHORT.cases[0], take_cases(COHORT, np.arange(1, len(COHORT.cases)))
+    pd.testing.assert_frame_equal(case_deviations(COHORT, COHORT, first, n=4), deviations(rest, COHORT.values[0], 4))
+    assert set(case_deviations(COHORT, COHORT, first, "heart")["target"]) == {"heart"}
+    with pytest.raises(InputError, match="at least 8 other cases; got 7"):
+        case_deviations(take_cases(COHORT, np.arange(8)), COHORT, first)
+    with pytest.raises(InputError, match="explained on both sides"):
+        case_deviations(COHORT, COHORT, first, "spleen")
+    with pytest.raises(InputError, match="must be explained"):
+        case_deviations(COHORT, COHORT, "nobody")
 
 
 def test_why_a_case_is_unusual() -> None:

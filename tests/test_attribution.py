@@ -10,9 +10,9 @@ from captum.attr import IntegratedGradients
 from monai.networks.nets import SwinUNETR
 from tiny import CLASSES, conv_net, explainer_of, inferer_of, normed_net, scan_of
 
-from agg2exp_core.attribution.attribute import Explanation, attribute, check_method
+from agg2exp_core.attribution.attribute import Explanation, Subject, attribute, check_method
 from agg2exp_core.attribution.gradient import StitchedModel, gradient
-from agg2exp_core.attribution.target import Target
+from agg2exp_core.attribution.target import MASKS, Target
 from agg2exp_core.model.predict import predicted_organs, stitched_logits
 from agg2exp_core.model.windows import plan_windows
 from agg2exp_core.records import InputError, Method
@@ -23,18 +23,18 @@ SHAPE = (13, 8, 6)  # longer than, equal to and shorter than a window of 8³
 def silent(done: int, total: int, note: str) -> None: ...
 
 
-def explain(network, scan, method, inferer=None) -> Explanation:
-    return attribute(explainer_of(network, inferer), scan, CLASSES, method, silent)
+def explain(network, scan, method, inferer=None, label=None) -> Explanation:
+    return attribute(explainer_of(network, inferer), Subject(scan, label), CLASSES, method, silent)
 
 
-def autograd_through_monai(network, inferer, scan, explained: Explanation) -> torch.Tensor:
-    """The oracle: ∂S_k/∂x by autograd through MONAI's own sliding_window_inference."""
+def autograd_through_monai(network, inferer, scan, explained: Explanation, masks=None) -> torch.Tensor:
+    """The oracle: ∂S_k/∂x by autograd through MONAI's own sliding_window_inference. masks: class → M_k."""
     leaf = scan.clone().requires_grad_()
     logits = inferer(leaf[None], network)[0]
     grads = []
     for name in explained.targets:
         channel = CLASSES.index(name)
-        value = logits[channel][explained.prediction == channel].sum()
+        value = logits[channel][explained.prediction == channel if masks is None else masks[channel]].sum()
         grads.append(torch.autograd.grad(value, leaf, retain_graph=True)[0][0])
     return torch.stack(grads)
 
@@ -90,6 +90,73 @@ def test_prediction_is_monais():
     assert torch.equal(explained.prediction.long(), inferer(scan[None], network)[0].argmax(0))
 
 
+# ---- other masks -----------------------------------------------------------------------------------
+
+
+def label_of(prediction: torch.Tensor) -> torch.Tensor:
+    """A label map that agrees with the prediction in most voxels."""
+    drawn = torch.randint(0, len(CLASSES), SHAPE, generator=torch.Generator().manual_seed(4), dtype=torch.int32)
+    return torch.where(torch.rand(SHAPE, generator=torch.Generator().manual_seed(5)) < 0.3, drawn, prediction.int())
+
+
+@pytest.fixture(scope="module")
+def masked() -> dict[str, Explanation]:
+    """The gradient under every mask, with one network, scan and label map."""
+    network, scan = normed_net(), scan_of(SHAPE)
+    label = label_of(explain(network, scan, Method("gradient")).prediction)
+    return {mask: explain(network, scan, Method("gradient", mask=mask), label=label) for mask in MASKS}
+
+
+def test_every_mask_is_autograd_of_its_own_sum(masked):
+    network, scan, inferer = normed_net(), scan_of(SHAPE), inferer_of()
+    prediction = masked["prediction"].prediction
+    label = label_of(prediction)
+    for name, explained in masked.items():
+        rule = {
+            "prediction": lambda k: prediction == k,
+            "label": lambda k: label == k,
+            "tp": lambda k: (prediction == k) & (label == k),
+            "fp": lambda k: (prediction == k) & (label != k),
+            "fn": lambda k: (prediction != k) & (label == k),
+        }[name]
+        masks = [rule(channel) for channel in range(len(CLASSES))]
+        assert [CLASSES[channel] for channel in range(len(CLASSES)) if masks[channel].any()] == list(explained.targets)
+        oracle = autograd_through_monai(network, inferer, scan, explained, masks)
+        assert (explained.saliency - oracle).abs().max() <= 1e-4 * oracle.abs().max()
+
+
+@pytest.mark.parametrize(("whole", "parts"), [("prediction", ("tp", "fp")), ("label", ("tp", "fn"))])
+def test_parts_of_a_mask_sum_to_its_gradient(masked, whole, parts):
+    """S is a sum over voxels, so the gradients of disjoint masks add up."""
+    assert masked[whole].targets == masked[parts[0]].targets == masked[parts[1]].targets and masked[whole].targets
+    summed = masked[parts[0]].saliency + masked[parts[1]].saliency
+    assert (summed - masked[whole].saliency).abs().max() <= 1e-6 * masked[whole].saliency.abs().max()
+
+
+def test_the_usual_mask_looks_at_no_label(masked):
+    alone = explain(normed_net(), scan_of(SHAPE), Method("gradient"))
+    assert torch.equal(alone.saliency, masked["prediction"].saliency)
+    assert all(torch.equal(alone.prediction, other.prediction) for other in masked.values())
+
+
+@pytest.mark.parametrize(
+    ("mask", "reason"), [("fp", "no false positives"), ("fn", "no false negatives"), ("tp", None), ("label", None)]
+)
+def test_an_empty_mask_is_absent_in_its_own_words(mask, reason):
+    network, scan = normed_net(), scan_of(SHAPE)
+    perfect = explain(network, scan, Method("gradient")).prediction
+    explained = explain(network, scan, Method("gradient", mask=mask), label=perfect)
+    assert explained.absent == (dict.fromkeys(CLASSES, reason) if reason else {})
+    nothing = explain(network, scan, Method("gradient", mask=mask), label=torch.full(SHAPE, 9))
+    words = {"fp": None, "fn": "no false negatives", "tp": "no correct voxels", "label": "not in the label"}[mask]
+    assert nothing.absent == (dict.fromkeys(CLASSES, words) if words else {})
+
+
+def test_a_mask_of_the_label_needs_one():
+    with pytest.raises(InputError, match="mask fn needs a label map; got a case without one; allowed: prediction"):
+        explain(normed_net(), scan_of(SHAPE), Method("gradient", mask="fn"))
+
+
 def test_smoothgrad_without_noise_is_the_gradient():
     network, scan = normed_net(), scan_of(SHAPE)
     plain = explain(network, scan, Method("gradient")).saliency
@@ -121,7 +188,7 @@ def test_same_seed_same_bits_and_another_seed_other_noise():
 def test_a_target_alone_gets_the_numbers_it_gets_among_all():
     network, scan, method = normed_net(), scan_of(SHAPE), Method("smoothgrad", samples=2)
     together = explain(network, scan, method)
-    alone = attribute(explainer_of(network), scan, ("heart",), method, silent)
+    alone = attribute(explainer_of(network), Subject(scan), ("heart",), method, silent)
     assert torch.allclose(alone.saliency[0], together.saliency[together.targets.index("heart")], atol=1e-7)
 
 
@@ -202,13 +269,14 @@ def test_progress_counts_every_window_of_every_sample():
     network, inferer = conv_net(), inferer_of()
     attribute(
         explainer_of(network, inferer),
-        scan_of(SHAPE),
+        Subject(scan_of(SHAPE)),
         CLASSES,
         Method(samples=3),
         lambda d, t, _: seen.append((d, t)),
     )
     windows = len(plan_windows(inferer, SHAPE, torch.zeros(1)).slices)
-    assert seen == [(n, 3 * windows) for n in range(3 * windows + 1)]
+    together = [2 * n for n in range(windows + 1)] + [2 * windows + n for n in range(1, windows + 1)]
+    assert seen == [(done, 3 * windows) for done in together]
 
 
 def test_the_network_is_left_as_it_was():
@@ -234,6 +302,7 @@ def test_broken_weights_are_refused():
         (Method(sigma=-1), "sigma must be"),
         (Method(sigma=float("nan")), "sigma must be"),
         (Method("integrated_gradients", baseline="bone"), "baseline must be"),
+        (Method(mask="border"), "mask must be"),
     ],
 )
 def test_parameters_out_of_range_are_refused(method, said):
@@ -243,7 +312,7 @@ def test_parameters_out_of_range_are_refused(method, said):
 
 def test_an_unknown_target_is_refused():
     with pytest.raises(InputError, match="target must be a class of the model"):
-        attribute(explainer_of(conv_net()), scan_of(SHAPE), ("spleen",), Method("gradient"), silent)
+        attribute(explainer_of(conv_net()), Subject(scan_of(SHAPE)), ("spleen",), Method("gradient"), silent)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="compares CUDA with the CPU")
@@ -251,7 +320,7 @@ def test_cuda_gives_the_numbers_of_the_cpu():
     network, scan, method = normed_net(), scan_of(SHAPE), Method(samples=2)
     on_cpu = explain(network, scan, method).saliency
     explainer = replace(explainer_of(network.cuda()), device=torch.device("cuda"))
-    on_cuda = attribute(explainer, scan, CLASSES, method, silent).saliency
+    on_cuda = attribute(explainer, Subject(scan), CLASSES, method, silent).saliency
     assert (on_cpu - on_cuda).abs().max() <= 1e-4 * on_cpu.abs().max()
 
 

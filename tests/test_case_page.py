@@ -91,9 +91,29 @@ def test_bars_are_sorted_and_stand_before_their_cohort() -> None:
     assert list(outer.base) == pytest.approx([30, 10, 20]) and list(outer.x) == pytest.approx([20, 20, 20])
 
 
+def test_masks_are_hatched_bars_above_the_organs() -> None:
+    spread = dict.fromkeys(("q05", "q25", "median", "q75", "q95"), 0.1) | {"percentile": 50.0}
+    organs = pd.DataFrame([{"region": name, "value": 0.5, "absent": None} | spread for name in ("aorta", "heart")])
+    lesion = {"region_set": "pathology", "region": "pleural effusion", "value": 0.04, "absent": None} | spread
+    lacking = {"region_set": "pathology", "region": "metal", "value": np.nan, "absent": "not in the mask"} | spread
+    other = lesion | {"region_set": "second_reader"}
+    figure = importance_bars(organs, LABELS, {}, "mass", pd.DataFrame([lesion, lacking]))
+    bars = next(trace for trace in figure.data if trace.name == "this case")
+    assert list(bars.y) == ["Aorta", "Heart", "Pleural effusion (mask)"] and bars.x[-1] == 4.0
+    assert list(bars.marker.pattern.shape) == ["", "", "/"] and "may overlap organs" in bars.customdata[-1]
+    assert figure.layout.shapes[0].y0 == 1.5
+    figure = importance_bars(organs, LABELS, {}, "mass", pd.DataFrame([lesion, other]))
+    bars = next(trace for trace in figure.data if trace.name == "this case")
+    assert set(bars.y[2:]) == {"Pleural effusion (pathology)", "Pleural effusion (second reader)"}
+    plain = importance_bars(organs, LABELS, {}, "mass", pd.DataFrame([lacking]))
+    assert len(plain.data[0].y) == 2 and not plain.layout.shapes
+
+
 def test_run_titles_name_the_method() -> None:
     record = {"run": "r", "method": "smoothgrad", "model": "m", "parameters": {"samples": 4}}
     assert case.run_title(record) == "SmoothGrad × 4, m"
+    parameters = Method(samples=4, seed=7, mask="fp").parameters()
+    assert case.run_title(record | {"parameters": parameters}) == "SmoothGrad × 4, false positives, seed 7, m"
     assert case.run_title({"run": "published", "method": None, "parameters": None}) == "published"
 
 
@@ -206,6 +226,24 @@ def test_a_switch_keeps_its_place_while_it_is_not_shown(monkeypatch: pytest.Monk
     assert app.segmented_control(key="case_map").value == "absolute"
 
 
+def test_voxels_to_explain_are_asked_for_where_there_is_a_label(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    root, submitted = _built(tmp_path, "thorax17"), []
+    monkeypatch.setattr(queue, "submit", lambda root, request: submitted.append(request))
+    app = _drawn(monkeypatch, root)
+    assert "Explained voxels" not in [box.label for box in app.selectbox]
+    write_volume(root / "cohorts" / "tiny" / "images" / "label.nii.gz", Volume(np.zeros(SHAPE, np.uint8), AFFINE))
+    listed = cohorts.read_cases(root, "tiny").assign(label="images/label.nii.gz")
+    cohorts.write_cases(root, "tiny", listed)
+    app = _drawn(monkeypatch, root)
+    box = next(box for box in app.selectbox if box.label == "Explained voxels")
+    assert box.options == list(compute.MASKS.values()) and box.value == "prediction"
+    box.select("fn").run()
+    next(button for button in app.button if button.label == "Explain").click().run()
+    assert [request.method.mask for request in submitted] == ["fn"] and not app.exception
+
+
 PICTURE = "![x](https://example.org/p.png)"
 
 
@@ -270,6 +308,13 @@ def test_link_opens_the_case_at_its_peak_left_on_the_right(page: Page) -> None:
     marks = page.locator('[data-plane="sagittal"] .mark').all_inner_texts()
     assert marks == ["A", "P", "S", "I"]
     assert "right is on your left" in page.locator(".convention").inner_text()
+
+
+@pytest.mark.browser
+def test_without_webgl_the_slices_serve_and_say_so(page: Page) -> None:
+    _open(page)
+    page.get_by_text("This browser offers no WebGL, which the 3D viewer needs. These slices serve instead.").wait_for()
+    page.locator(".stage .pane canvas").first.wait_for()
 
 
 @pytest.mark.browser

@@ -6,6 +6,7 @@ import itertools
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,11 +17,16 @@ from agg2exp_core.analysis.importance import Importance
 from agg2exp_core.organs import BACKGROUND, load_label_set, made_label_set
 from dashboard.charts import common
 from dashboard.charts.boxes import CLICK_COLUMNS, MOST_OUTLIERS, region_boxes, thinned
+from dashboard.charts.change import signed
 from dashboard.charts.composition import OWN, composition_bars, parts_of
 from dashboard.charts.dendrogram import dendrogram
+from dashboard.charts.dice_changes import dice_changes
+from dashboard.charts.differences import Look, difference_matrix
 from dashboard.charts.graph import Focus, edge_graph
 from dashboard.charts.histograms import histogram_grid
 from dashboard.charts.matrix import organ_matrix
+from dashboard.charts.scans import MOST_DOTS, scatter_of_scans, spread, strips_of_scans
+from dashboard.charts.side_boxes import side_by_side_boxes
 
 LABELS = load_label_set("thorax17")
 REGIONS = ["heart", "ribs", "aorta", "somewhere_else"]
@@ -266,7 +272,101 @@ def test_colours_are_told_apart_by_every_eye(sight: str) -> None:
 
 
 def test_charts_know_no_streamlit() -> None:
-    charts = ("bars", "boxes", "composition", "dendrogram", "graph", "histograms", "matrix")
-    imports = "; ".join(["import sys", *(f"import dashboard.charts.{chart}" for chart in charts)])
+    names = (
+        "bars", "boxes", "composition", "dendrogram", "dice_changes", "differences", "graph", "histograms", "matrix",
+        "scans", "side_boxes",
+    )  # fmt: skip
+    imports = f"import sys, {', '.join(f'dashboard.charts.{name}' for name in names)}"
     script = f"{imports}; sys.exit('streamlit' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+# ---- two sets --------------------------------------------------------------------------------------
+
+LOOK = Look(LABELS, "mass", ("old", "new"))
+
+
+def _compared() -> pd.DataFrame:
+    """Nine pairs; the fourth, ribs on the background, is significant, the fifth excludes zero alone; one is absent."""
+    table = _matrix().rename(columns={"value": "first"})
+    difference = np.array([0, 0.01, -0.01, 0.09, -0.04, np.nan, 0.02, 0, 0.01])
+    adjusted = np.array([1, 0.9, 0.9, 0.01, 0.2, np.nan, 0.6, 1, 0.9])
+    low, high = difference - 0.03, difference + 0.03
+    return table.assign(
+        second=table["first"] + difference, difference=difference, low=low, high=high, p=adjusted / 5,
+        p_adjusted=adjusted, n_first=table["n"], n_second=table["n"],
+    )  # fmt: skip
+
+
+def test_differences_stand_in_their_cells_in_full_colour_only_if_significant() -> None:
+    figure = difference_matrix(_compared(), LOOK, picked=("ribs", "background"))
+    clear, faded = (np.array(figure.data[layer].z, float) for layer in (0, 1))
+    at = {"aorta": 0, "ribs": 1, "background": 2}
+    for row in _compared().to_dict("records"):
+        place = at[row["target"]], at[row["region"]]
+        layer, other = (clear, faded) if row["p_adjusted"] <= 0.05 else (faded, clear)
+        assert np.sign(layer[place]) * layer[place] ** 2 == pytest.approx(row["difference"], nan_ok=True)
+        assert np.isnan(other[place])
+    assert figure.data[0].zmin == -figure.data[0].zmax == pytest.approx(-0.3)  # zero in the middle
+    assert figure.data[1].opacity < 1
+    dots = figure.data[2]
+    assert set(zip(dots.y, dots.x, strict=True)) == {(1, 2), (1, 1)}  # both intervals without zero
+
+
+def test_a_difference_says_both_sets_its_interval_and_its_p() -> None:
+    grid = _clickable(difference_matrix(_compared(), LOOK))
+    told = {tuple(names): text for names, text in zip(grid.customdata, grid.text, strict=True)}
+    text = told["ribs", "background"]
+    for part in ("old: 8.9 %, 4 scans", "new: 17.9 %", "+9.0 points", "95 % +6.0 to +12.0", "adjusted p 0.010"):
+        assert part in text
+    assert "not in both sets" in told["ribs", "aorta"]
+
+
+def test_two_boxes_a_region_the_first_set_above() -> None:
+    second = _stats().assign(median=[0.4, 0.2, 0.6, 0.05])
+    figure = side_by_side_boxes(_stats(), second, LOOK, picked="aorta")
+    first, other = (box for box in figure.data if box.type == "box")
+    assert (first.name, other.name) == ("old", "new")
+    # By the larger median: aorta 0.6 of the second set, heart 0.5 of the first, ribs.
+    assert [text.partition(" <")[0] for text in figure.layout.yaxis.ticktext] == ["Aorta", "Heart", "Ribs"]
+    assert dict(zip(np.round(first.y), first.median, strict=True)) == pytest.approx({0: 10, 1: 50, 2: 20})
+    assert dict(zip(np.round(other.y), other.median, strict=True)) == pytest.approx({0: 60, 1: 40, 2: 20})
+    assert all(np.array(first.y) < np.round(first.y)) and figure.layout.shapes[0].y0 == -0.5
+
+
+def test_dice_changes_keep_their_interval_and_fade_where_chance_could_explain_them() -> None:
+    table = _compared()[lambda rows: rows["region"] == "background"]
+    figure = dice_changes(table, replace(LOOK, measure="dice"))
+    names = [text.partition(" <")[0] for text in figure.layout.yaxis.ticktext]
+    drawn = {names[y]: (x, trace.opacity) for trace in figure.data for x, y in zip(trace.x, trace.y, strict=True)}
+    assert names == ["Background", "Aorta", "Ribs"]  # the largest loss on top
+    assert drawn["Ribs"] == (pytest.approx(0.09), 1) and drawn["Aorta"][1] == drawn["Background"][1] < 1
+    ribs = next(trace for trace in figure.data if trace.opacity == 1 and len(trace.x))
+    assert ribs.error_x.array[0] == pytest.approx(0.03) and ribs.error_x.arrayminus[0] == pytest.approx(0.03)
+
+
+def test_scans_of_two_sets_are_drawn_where_their_values_are_and_open_their_own_run() -> None:
+    pairs = pd.DataFrame({"case_id": ["a", "b"], "first": [0.1, 0.2], "second": [0.3, 0.1], "change": [0.2, -0.1]})
+    dots = scatter_of_scans(pairs, LOOK).data[0]
+    drawn = {names[0]: (x, y) for names, x, y in zip(dots.customdata, dots.x, dots.y, strict=True)}
+    assert drawn["a"] == pytest.approx((10, 30)) and drawn["b"] == pytest.approx((20, 10))
+    values = [0.1, 0.2, 0.3], [0.4, 0.5, 0.9]
+    one, other = (pd.DataFrame({"case_id": list("abc"), "value": own}) for own in values)
+    strips = [trace for trace in strips_of_scans(one, other, LOOK).data if trace.customdata is not None]
+    assert [names[1] for trace in strips for names in trace.customdata] == ["first"] * 3 + ["second"] * 3
+    assert list(strips[1].y) == pytest.approx([40, 50, 90])
+
+
+def test_of_many_scans_both_ends_are_drawn() -> None:
+    table = pd.DataFrame({"case_id": range(5000), "value": np.random.default_rng(0).permutation(5000)})
+    kept = spread(table, "value")["value"]
+    assert len(kept) == MOST_DOTS and (kept.min(), kept.max()) == (0, 4999)
+
+
+@pytest.mark.parametrize(
+    ("value", "measure", "shown"),
+    [(0.123, "mass", "+12.3"), (-0.0004, "mass", "−0.04"), (0.0, "mass", "±0"), (-0.0124, "dice", "−0.012"),
+     (1234.5, "mean", "+1230"), (float("nan"), "mass", "–")],
+)  # fmt: skip
+def test_differences_in_words(value: float, measure: str, shown: str) -> None:
+    assert signed(value, measure) == shown

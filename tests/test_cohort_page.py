@@ -14,8 +14,9 @@ from playwright.sync_api import Browser, Page, expect
 from streamlit.testing.v1 import AppTest
 
 from agg2exp_core.organs import load_label_set
-from agg2exp_core.records import Condition, InputError, Method, Selection, SumTable
-from agg2exp_core.store import published_csv, results
+from agg2exp_core.records import Condition, InputError, Method, Selection, SumTable, Volume
+from agg2exp_core.store import cohorts, lists, published_csv, region_sets, results
+from agg2exp_core.volumes import write_volume
 from dashboard import data, downloads
 from dashboard.views import cohort_charts
 
@@ -32,6 +33,10 @@ CASES = pd.DataFrame(
         "planted": ["", "", "", "metal", "pleural effusion", ""],
     }
 )
+INFO = {
+    "model": "thorax17_swinunetr", "model_hash": "0", "method": "smoothgrad", "versions": {},
+    "parameters": Method("smoothgrad", 4).parameters(), "label_set": "thorax17", "values": "sums",
+}  # fmt: skip
 ON_AORTA = {"c1": 0.3, "c2": 0.1, "c3": 0.5, "c4": 0.2, "c5": 0.4}
 """Share of the heart's attribution on the aorta; c6 is not explained."""
 
@@ -43,11 +48,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Path:
     for name in ("clinic", "waiting"):
         (root / "cohorts" / name).mkdir(parents=True)
         CASES.to_csv(root / "cohorts" / name / "cases.csv", index=False)
-    info = {
-        "model": "thorax17_swinunetr", "model_hash": "0", "method": "smoothgrad", "versions": {},
-        "parameters": Method("smoothgrad", 4).parameters(), "label_set": "thorax17", "values": "sums",
-    }  # fmt: skip
-    results.write_run(root, "clinic", RUN, info)
+    results.write_run(root, "clinic", RUN, INFO)
     for case_id, share in ON_AORTA.items():
         _explain(root, case_id, share)
     table = shared_data / "published" / "tsv2_test_aggregated_sg_explanations_with_dice.csv"
@@ -99,6 +100,33 @@ def test_an_empty_metadata_value_can_be_chosen(monkeypatch: pytest.MonkeyPatch, 
     planted = next(widget for widget in app.multiselect if widget.label == "Planted")
     planted.set_value([planted.options.index("none")] if "" not in planted.options else [""])
     assert "none" in planted.options
+
+
+def test_masked_regions_are_shown_where_there_are_any(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cohorts.write_cases(tmp_path, "clinic", CASES.astype(str))
+    results.write_run(tmp_path, "clinic", RUN, INFO)
+    for case_id, share in ON_AORTA.items():
+        _explain(tmp_path, case_id, share)
+    assert "On masked regions" not in _texts(_open(monkeypatch, tmp_path, cohort="clinic", target="heart"))
+    folder = tmp_path / "runs" / "clinic" / RUN
+    for case_id in ("c4", "c5"):
+        _draw_map(folder / "cases" / case_id)
+        digest = results.read_manifest(folder / "cases" / case_id)["files"]["saliency/heart.nii.gz"]["sha256"]
+        row = region_sets.MaskedSum("heart", "effusion", 1.0, 1.0, 8, 4.0, 4.0, "", "0", digest)
+        region_sets.write_case(folder, "pathology", case_id, [row])
+    data.forget()
+    assert "On masked regions: 2 scans" in _texts(_open(monkeypatch, tmp_path, cohort="clinic", target="heart"))
+    app = _open(monkeypatch, tmp_path, **{"cohort": "clinic", "target": "heart", "in.age": "65~80"})
+    assert "On masked regions: 1 scan" in _texts(app)
+    assert "On masked regions" not in _texts(_open(monkeypatch, tmp_path, cohort="clinic", target="aorta"))
+
+
+def _draw_map(folder: Path) -> None:
+    with results.case_folder(folder, results.read_manifest(folder)) as new:
+        shutil.copy(folder / "importance.csv", new)
+        shutil.copy(folder / "agreement.csv", new)
+        (new / "saliency").mkdir()
+        write_volume(new / "saliency" / "heart.nii.gz", Volume(np.ones((2, 2, 2), np.float32), np.eye(4)))
 
 
 def test_a_picked_cell_lists_its_cases_highest_first(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
@@ -185,6 +213,59 @@ def test_what_a_fragment_refuses_is_told_in_one_line(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(data, "cases", refuse)
     app = _open(monkeypatch, root, cohort="clinic")
     assert app.error[0].value == r"cohort must be known; got \!\[x\]\(https\://example.org/p.png\)"
+
+
+# ---- saved lists -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(root: Path, tmp_path: Path) -> Path:
+    """A copy of the root, to write into."""
+    return Path(shutil.copytree(root, tmp_path / "data"))
+
+
+def _press(app: AppTest, label: str) -> None:
+    next(button for button in app.button if button.label == label).click().run()
+    assert not app.exception
+
+
+def _save(app: AppTest, name: str) -> None:
+    next(field for field in app.text_input if field.label == "Name").set_value(name)
+    _press(app, f"Save {len(app.dataframe[0].value)} scans")
+
+
+def test_scans_are_saved_as_a_list_which_filters_and_opens_its_view(monkeypatch: pytest.MonkeyPatch, own: Path) -> None:
+    app = _open(monkeypatch, own, **{"cohort": "clinic", "target": "heart", "is.sex": "F", "pick": "heart~aorta"})
+    _save(app, "women")
+    saved = lists.list_lists(own)[0]
+    assert (saved.name, saved.cases) == ("women", ("c1", "c3", "c5")) and saved.link is not None
+    _press(app, "Clear all filters")
+    _press(app, "Show all scans")
+    app.selectbox(key="cohort_target").select("aorta").run()
+    _press(app, "Show scans")
+    assert list(app.dataframe[0].value["case_id"]) == ["c1", "c3", "c5"]
+    assert app.query_params["list"] in ("women", ["women"]) and "in list women" in _texts(app)
+    next(widget for widget in app.multiselect if widget.label == "Not in list").select("women").run()
+    assert "clear all" in app.info[0].value
+    _press(app, "Open view")
+    assert {name: app.query_params.get(name) for name in saved.link} == {
+        name: values[0] if len(values) == 1 else values for name, values in saved.link.items()
+    }
+    assert "sex is F" in _texts(app) and "in list" not in _texts(app) and "Heart’s attribution on Aorta" in _texts(app)
+    _press(app, "Remove")
+    assert lists.list_lists(own) == [] and not any(button.label == "Open view" for button in app.button)
+
+
+def test_a_list_that_is_refused_is_told_and_its_words_stay(monkeypatch: pytest.MonkeyPatch, own: Path) -> None:
+    lists.save_list(own, lists.CaseList("taken", "clinic", ("c1",)))
+    app = _open(monkeypatch, own, cohort="clinic")
+    _save(app, "taken")
+    assert "a name that is free" in app.error[0].value and lists.list_lists(own)[0].cases == ("c1",)
+    field = next(field for field in app.text_input if field.label == "Name")
+    assert field.value == "taken"
+    next(box for box in app.checkbox if box.label.startswith("Replace")).check()
+    _save(app, "taken")
+    assert not app.error and len(lists.list_lists(own)[0].cases) == 6
 
 
 # ---- views -----------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from agg2exp_core.demo import MODEL, RUN
 from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import Method
 from agg2exp_core.settings import SHIPPED
-from agg2exp_core.store import cohorts, results
+from agg2exp_core.store import cohorts, region_sets, results
 
 SIZES = {"reference": 24, "clinic": 16}
 
@@ -35,6 +35,22 @@ def test_every_case_is_explained_for_every_organ() -> None:
             assert list(table.targets) == names
             explained = [name not in table.absent for name in names]
             assert mass(table, "abs")[explained].sum(axis=1) == pytest.approx(1, abs=1e-6)
+
+
+def test_the_shipped_pathologies_are_what_was_planted() -> None:
+    """Sums over the clinic's masks: each case has its own lesion, of maps that are still the ones shipped."""
+    planted = {case: lesion for case, _, lesion in phantom.DEMO["clinic"]}
+    shipped = {path.parent.name for path in (SHIPPED / "runs" / "clinic").glob("*/regions")}
+    assert RUN in shipped
+    for run in shipped:
+        table = region_sets.read(SHIPPED / "runs" / "clinic" / run).to_pandas()
+        there = table[table["voxels"] > 0]
+        assert set(there["case_id"]) == {"cli-02", "cli-04", "cli-07", "cli-12"}
+        assert set(table["region_set"]) == {"pathology"}
+        assert list(there["region"]) == [planted[case] for case in there["case_id"]]
+        assert table.loc[table["voxels"] == 0, "positive"].isna().all()
+        assert (there["positive"] + there["negative"] > 0).all()
+        assert (there["positive"] < there["positive_total"]).all() and len(there) <= 20
 
 
 def test_the_shipped_model_is_good_enough_and_small_enough() -> None:

@@ -48,6 +48,12 @@ def test_command_says_everything_the_numbers_depend_on(tmp_path: Path) -> None:
     assert "--method smoothgrad --targets heart --samples 4 --sigma 0.1 --seed 0" in words
 
 
+def test_an_unusual_mask_is_on_the_command_line_and_the_usual_one_is_not(tmp_path: Path) -> None:
+    request = Request("reference", "case_001", "model", Method("gradient", mask="fn"))
+    assert "--mask fn" in " ".join(queue.command(tmp_path, "j1", request))
+    assert "--mask" not in queue.command(tmp_path, "j1", REQUEST)
+
+
 def test_progress_and_result_come_back_from_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _runs(
         monkeypatch,

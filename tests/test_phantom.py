@@ -12,7 +12,7 @@ from agg2exp_core import phantom
 from agg2exp_core.organs import load_label_set
 from agg2exp_core.phantom import DEMO, PLANTED, generate, write_cohort
 from agg2exp_core.records import InputError, Volume
-from agg2exp_core.volumes import read_labels, read_volume, to_ras
+from agg2exp_core.volumes import read_labels, read_volume, to_ras, write_volume
 
 ORGANS = load_label_set("thorax17")
 HU_RANGES = {
@@ -153,11 +153,22 @@ def test_a_cohort_written_twice_is_left_alone(tmp_path: Path, monkeypatch):
     assert (tmp_path / "cases.csv").read_text() == table
     assert table.splitlines()[0] == "case_id,image,label,pathology_mask,age,sex,scanner,planted"
     assert table.splitlines()[2].startswith("b,images/b.nii.gz,labels/b.nii.gz,pathology/b.nii.gz,")
+    names = (tmp_path / "pathology" / "names.csv").read_text().splitlines()
+    assert names == ["id,name", "1,pleural effusion", "2,consolidation", "3,metal"]
+    assert np.unique(read_labels(tmp_path / "pathology" / "b.nii.gz").array).tolist() == [0, 1]
     (tmp_path / "cases.csv").write_text("mine")
     write_cohort(tmp_path, plan, workers=1)
     assert (tmp_path / "cases.csv").read_text() == "mine"
     assert counted == [(1, 2), (2, 2)]
     assert len(files) == 5
+
+
+def test_a_mask_that_does_not_say_which_lesion_it_is_is_made_again(tmp_path: Path):
+    for part in ("images", "labels", "pathology"):
+        (tmp_path / part).mkdir()
+        write_volume(tmp_path / part / "b.nii.gz", Volume(np.ones((3, 3, 3), np.uint8), np.eye(4)))
+    write_cohort(tmp_path, [("b", 102, "metal")], workers=1)
+    assert np.unique(read_labels(tmp_path / "pathology" / "b.nii.gz").array).tolist() == [0, 3]
 
 
 def test_a_written_case_reads_back(tmp_path: Path):

@@ -292,6 +292,71 @@ def test_run_ids_name_what_differs():
     assert pipeline.run_id("net", Method(samples=4, seed=7)) == "net-smoothgrad-4-seed7"
     assert pipeline.run_id("net", GRADIENT) == "net-gradient"
     assert pipeline.run_id("net", Method("integrated_gradients", 8, baseline="ones")).endswith("-8-baselineones")
+    assert pipeline.run_id("net", Method(samples=4, seed=7, mask="fp")) == "net-smoothgrad-4-seed7-fp"
+
+
+def test_the_usual_mask_leaves_runs_as_they_were(root, scan):
+    """Ids, parameters and hashes of runs made before there were other masks; see the shipped manifests."""
+    method = Method(samples=4, mask="prediction")
+    assert pipeline.run_id("net", method) == "net-smoothgrad-4"
+    assert method.parameters() == {"samples": 4, "sigma": 0.1, "seed": 0}
+    explaining = pipeline.Explaining(root, pipeline.Plan("tiny", method))
+    identity = explaining._identity(Case("case", scan, None, {}))
+    assert identity["parameters_hash"] == "c1a2be0c4ff6ecf879c5b2daab4ab06257272e265dfa0ed97c902705c7ff2647"
+    assert "mask" not in identity and Method("gradient").parameters() == {}
+
+
+def labelled(tmp_path: Path) -> tuple[Path, Path]:
+    """A scan that already is the model's grid, and a label map that `tiny` meets in part."""
+    rng = np.random.default_rng(1)
+    affine = np.diag([4.0, 4, 4, 1])
+    files = tmp_path / "iso.nii.gz", tmp_path / "iso-label.nii.gz"
+    volumes.write_volume(files[0], Volume(rng.normal(-300, 300, (18, 16, 14)).astype(np.int16), affine))
+    volumes.write_volume(files[1], Volume(rng.integers(0, 3, (18, 16, 14)).astype(np.uint8), affine))
+    return files
+
+
+def test_the_sums_of_a_masks_parts_are_those_of_the_whole(root, tmp_path):
+    """A linear network: with one sign of weights, sums over regions add up as the masks do."""
+    network = torch.nn.Conv3d(1, 3, 3, padding=1)
+    with torch.no_grad():
+        network.weight.abs_()
+    write_bundle(root, "linear", network)
+    image, label = labelled(tmp_path)
+    tables = {}
+    for mask in ("prediction", "label", "tp", "fp", "fn"):
+        plan = pipeline.Plan("linear", Method("gradient", mask=mask))
+        out = explain(root, image, tmp_path / mask, plan, label)
+        tables[mask] = results.read_importance(out)
+        usual = (tmp_path / "prediction" / "prediction.nii.gz").read_bytes()
+        assert (out / "prediction.nii.gz").read_bytes() == usual
+        assert results.read_manifest(out)["parameters"] == ({} if mask == "prediction" else {"mask": mask})
+
+    def total(mask: str) -> np.ndarray:
+        """Sums of the classes that have the mask; the others count as 0 here, and only here."""
+        return np.nan_to_num(tables[mask].positive)
+
+    assert tables["prediction"].positive[~np.isnan(tables["prediction"].positive)].sum() > 0
+    assert total("tp") + total("fp") == pytest.approx(total("prediction"), rel=1e-5)
+    assert total("tp") + total("fn") == pytest.approx(total("label"), rel=1e-5)
+
+
+def test_a_run_of_false_positives_is_another_run_and_needs_a_label(root, scan, tmp_path, capsys):
+    image, label = labelled(tmp_path)
+    (root / "cohorts" / "c").mkdir(parents=True)
+    (root / "cohorts" / "c" / "cases.csv").write_text(f"case_id,image,label\na,{image},{label}\nb,{scan},\n")
+    words = ["explain", "--model", "tiny", "--cohort", "c", "--method", "gradient", "--data", root]
+    assert run(*words, "--mask", "fp", "--case", "b") == 2
+    assert (
+        capsys.readouterr()
+        .err.strip()
+        .endswith("mask fp needs a label map; got case b without one; allowed: prediction")
+    )
+    assert not (root / "runs").exists()
+    assert run(*words, "--mask", "fp", "--case", "a") == run(*words, "--case", "a") == 0
+    info = json.loads((root / "runs" / "c" / "tiny-gradient-fp" / "run.json").read_text())
+    assert info["parameters"] == {"mask": "fp"}
+    assert json.loads((root / "runs" / "c" / "tiny-gradient" / "run.json").read_text())["parameters"] == {}
 
 
 def test_the_integrated_gap_is_stored(root, scan, tmp_path):
@@ -316,6 +381,7 @@ def test_same_seed_same_bytes(root, scan, tmp_path):
         (("--method", "gradcam"), "method must be a known one"),
         (("--samples", "0"), "samples must be"),
         (("--device", "tpu"), "device must be one of"),
+        (("--mask", "border"), "mask must be a known one"),
         (("--saliency-dtype", "int4"), "saliency dtype must be known"),
     ],
 )

@@ -24,6 +24,9 @@ LEAST_MASS = 1e-4
 
 SEED = 0
 NEIGHBOURS = 5
+FEW_ROWS = 2000
+"""Among so few, a tree finds the nearest rows in a fiftieth of the time that comparing all takes to begin."""
+
 MAD_TO_SIGMA = 1.4826
 """Standard deviation of normal values in units of their median absolute deviation."""
 
@@ -89,7 +92,8 @@ class Neighbours:
 
     @classmethod
     def fit(cls, rows: np.ndarray) -> Neighbours:
-        return cls(NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(rows))).fit(roots(rows)))
+        algorithm = "kd_tree" if len(rows) <= FEW_ROWS else "brute"
+        return cls(NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(rows)), algorithm=algorithm).fit(roots(rows)))
 
     def score(self, rows: np.ndarray) -> np.ndarray:
         return self.nearest.kneighbors(roots(rows))[0].mean(axis=1)

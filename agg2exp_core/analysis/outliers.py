@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from agg2exp_core.analysis.detectors import DETECTORS, RobustZ, RowDetector
-from agg2exp_core.analysis.importance import Importance, take_organs
+from agg2exp_core.analysis.importance import Importance, take_cases, take_organs
 from agg2exp_core.analysis.significance import benjamini_hochberg
 from agg2exp_core.records import InputError
 
@@ -23,6 +23,9 @@ LEAST_CASES = 8
 """Fewer cases of a target say nothing of what is usual: it gets no scores."""
 
 FOLDS = 10
+ONE_BY_ONE = 50
+"""Up to so many cases, each is left out on its own: a tenth of few cases is too much to learn without."""
+
 FLAGGED_ABOVE = 0.95
 """The quantile of a cohort's own held-out scores above which a score is flagged."""
 
@@ -85,15 +88,29 @@ def held_out(
     `folds` of at least the number of cases leaves out one at a time. `report` gets the number of folds that are done.
     InputError: as `fit`, for one case more.
     """
-    if len(values) <= LEAST_CASES:
-        raise InputError(f"outliers need more than {LEAST_CASES} cases to fit on", len(values))
+    usual_folds(len(values))
     scores = np.full(values.shape[:2], np.nan)
-    fold = np.arange(len(values)) % folds
-    for number in np.unique(fold):
-        scores[fold == number] = fit(name, values[fold != number]).score(values[fold == number])
+    for number in range(min(folds, len(values))):
+        scores[number::folds] = score_fold(name, values, number, folds)
         if report:
-            report(int(number) + 1)
+            report(number + 1)
     return scores
+
+
+def score_fold(name: str, values: np.ndarray, number: int, folds: int) -> np.ndarray:
+    """(cases of the fold, targets): every `folds`th case from `number` on, by a detector fitted on all others."""
+    inside = np.arange(len(values)) % folds == number
+    return fit(name, values[~inside]).score(values[inside])
+
+
+def usual_folds(cases: int) -> int:
+    """Into how many parts a cohort of so many cases is taken to score itself: one a case, or FOLDS of many cases.
+
+    InputError: LEAST_CASES or fewer, as nothing can be learned from the others.
+    """
+    if cases <= LEAST_CASES:
+        raise InputError(f"outliers need more than {LEAST_CASES} cases to fit on", cases)
+    return cases if cases <= ONE_BY_ONE else FOLDS
 
 
 def leave_one_out(name: str, values: np.ndarray) -> np.ndarray:
@@ -103,8 +120,13 @@ def leave_one_out(name: str, values: np.ndarray) -> np.ndarray:
 
 def thresholds(scores: np.ndarray) -> np.ndarray:
     """(targets,): the FLAGGED_ABOVE quantile of a cohort's `held_out` scores; NaN, which flags none, without any."""
-    known = [own[np.isfinite(own)] for own in scores.T]
-    return np.array([np.quantile(own, FLAGGED_ABOVE) if len(own) else np.nan for own in known])
+    return np.array([threshold(own) for own in scores.T])
+
+
+def threshold(scores: np.ndarray, share: float = FLAGGED_ABOVE) -> float:
+    """The quantile of (cases,) scores; NaN of none."""
+    known = scores[np.isfinite(scores)]
+    return float(np.quantile(known, share)) if len(known) else float("nan")
 
 
 def overall(scores: np.ndarray) -> np.ndarray:
@@ -121,7 +143,7 @@ def outlier_table(cohort: Importance, others: Importance | None, report: Report)
     Targets that one of two runs does not explain have no rows. InputError: other regions than the cohort's, no target
     in common, or too few cases.
     """
-    cohort, scored = (cohort, cohort) if others is None else _shared(cohort, others)
+    cohort, scored = (cohort, cohort) if others is None else shared(cohort, others)
     folds, tables = min(FOLDS, len(cohort.cases)), []
     for place, name in enumerate(DETECTORS):
 
@@ -132,6 +154,36 @@ def outlier_table(cohort: Importance, others: Importance | None, report: Report)
         scores = own if others is None else fit(name, cohort.values).score(scored.values)
         tables.append(_rows(scored, name, scores, thresholds(own)))
     return pd.concat(tables, ignore_index=True)
+
+
+def shared(one: Importance, other: Importance) -> tuple[Importance, Importance]:
+    """Both with the targets that both explain and, as masses are shares of all regions, with the same regions.
+
+    InputError: other regions, or no target in common.
+    """
+    different = sorted(set(one.regions) ^ set(other.regions))
+    if different:
+        raise InputError("both runs must have the same regions", f"{different[0]} in one of them only")
+    targets = [name for name in one.targets if name in other.targets]
+    if not targets:
+        raise InputError("both runs must explain a target in common", f"{other.targets[0]} … and {one.targets[0]} …")
+    return take_organs(one, targets, one.regions), take_organs(other, targets, one.regions)
+
+
+def judge(name: str, usual: Importance, judged: Importance, own: np.ndarray | None = None) -> np.ndarray:
+    """(cases, targets): scores of the judged cases by a detector fitted on the usual ones; organs as `shared` has them.
+
+    own: `held_out` scores of the usual cases (cases, targets), if a case of the same id is the same explanation on both
+    sides: it then keeps these, so that nobody is judged by what has seen him.
+    """
+    place = {case: row for row, case in enumerate(usual.cases)} if own is not None else {}
+    seen = np.array([case in place for case in judged.cases], bool)
+    scores = np.full(judged.values.shape[:2], np.nan)
+    if not seen.all():
+        scores[~seen] = fit(name, usual.values).score(judged.values[~seen])
+    if own is not None:
+        scores[seen] = own[[place[case] for case in judged.cases if case in place]]
+    return scores
 
 
 def deviations(cohort: Importance, row: np.ndarray, n: int = 10) -> pd.DataFrame:
@@ -156,6 +208,27 @@ def deviations(cohort: Importance, row: np.ndarray, n: int = 10) -> pd.DataFrame
         }
     )
     return table.dropna(subset="z", ignore_index=True)
+
+
+def case_deviations(
+    usual: Importance, judged: Importance, case: str, target: str | None = None, n: int = 10
+) -> pd.DataFrame:
+    """`deviations` of one judged case, of all targets or of one; organs as `shared` has them.
+
+    A usual case of the same id does not count: nobody is compared with himself. InputError: as `shared`, no such case,
+    an unknown target, or fewer than LEAST_CASES usual cases.
+    """
+    if case not in judged.cases:
+        raise InputError("a case must be explained to be compared", repr(case))
+    others = take_cases(usual, np.array([name != case for name in usual.cases], bool))
+    if len(others.cases) < LEAST_CASES:
+        raise InputError(f"what is usual is told from at least {LEAST_CASES} other cases", len(others.cases))
+    others, own = shared(others, take_cases(judged, np.array([judged.cases.index(case)])))
+    if target is not None:
+        if target not in own.targets:
+            raise InputError("target must be explained on both sides", repr(target), ", ".join(own.targets))
+        others, own = (take_organs(side, [target], side.regions) for side in (others, own))
+    return deviations(others, own.values[0], n)
 
 
 def roc_auc(scores: np.ndarray, abnormal: np.ndarray) -> float:
@@ -203,17 +276,6 @@ def _fitted(name: str, rows: np.ndarray) -> Target | None:
 
 def _filled(rows: np.ndarray, ordinary: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(rows), rows, ordinary)
-
-
-def _shared(one: Importance, other: Importance) -> tuple[Importance, Importance]:
-    """Both with the targets that both explain and, as masses are shares of all regions, with the same regions."""
-    different = sorted(set(one.regions) ^ set(other.regions))
-    if different:
-        raise InputError("both runs must have the same regions", f"{different[0]} in one of them only")
-    targets = [name for name in one.targets if name in other.targets]
-    if not targets:
-        raise InputError("both runs must explain a target in common", f"{other.targets[0]} … and {one.targets[0]} …")
-    return take_organs(one, targets, one.regions), take_organs(other, targets, one.regions)
 
 
 def _rows(scored: Importance, name: str, scores: np.ndarray, limits: np.ndarray) -> pd.DataFrame:

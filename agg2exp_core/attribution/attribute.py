@@ -11,7 +11,7 @@ from monai.inferers import SlidingWindowInferer
 from agg2exp_core.attribution.gradient import StitchedModel, gradient
 from agg2exp_core.attribution.integrated import integrated_gradients
 from agg2exp_core.attribution.smoothgrad import smoothgrad
-from agg2exp_core.attribution.target import Target, predicted_targets, target_values
+from agg2exp_core.attribution.target import MASKS, Maps, Target, masked_targets, target_values
 from agg2exp_core.model.predict import predicted_organs, stitched_logits
 from agg2exp_core.model.windows import plan_windows
 from agg2exp_core.records import InputError, Method
@@ -33,6 +33,14 @@ class Explainer:
     classes: tuple[str, ...]
     device: torch.device
     air: float | None = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A scan (1, I, J, K) to explain and, for masks that need it, its label map (I, J, K) on the same grid."""
+
+    image: torch.Tensor
+    label: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +73,8 @@ def check_method(method: Method) -> Method:
         raise InputError("method must be a known one", repr(method.name), ", ".join(METHODS))
     if method.baseline not in BASELINES:
         raise InputError("baseline must be a known one", repr(method.baseline), ", ".join(BASELINES))
+    if method.mask not in MASKS:
+        raise InputError("mask must be a known one", repr(method.mask), ", ".join(MASKS))
     if not 1 <= method.samples <= 10_000:
         raise InputError("samples must be from 1 to 10000", method.samples)
     if not 0 <= method.seed < 2**32:
@@ -75,14 +85,16 @@ def check_method(method: Method) -> Method:
 
 
 def attribute(
-    explainer: Explainer, image: torch.Tensor, wanted: tuple[str, ...], method: Method, report: Report
+    explainer: Explainer, subject: Subject, wanted: tuple[str, ...], method: Method, report: Report
 ) -> Explanation:
-    """Explain the wanted classes of a scan (1, I, J, K); `report(done, total, note)` counts windows.
+    """Explain the wanted classes of a scan; `report(done, total, note)` counts windows.
 
-    Masks come from the clean scan's prediction. Targets without a predicted voxel are absent, with the reason.
+    Masks come from the clean scan's prediction and the label map. Targets whose mask is empty are absent, with the
+    reason.
     """
     check_method(method)
-    image = image.to(explainer.device)
+    image = subject.image.to(explainer.device)
+    label = None if subject.label is None else subject.label.to(explainer.device)
     plan = plan_windows(explainer.inferer, tuple(image.shape[1:]), image)
     passes = 1 if method.name == "gradient" else method.samples
     counter = _Counter(report, len(plan.slices) * passes)
@@ -91,7 +103,7 @@ def attribute(
     if len(logits) != len(explainer.classes):
         raise InputError("a bundle must name every output", f"{len(explainer.classes)} names", f"{len(logits)} outputs")
     prediction = predicted_organs(logits)
-    targets, absent = predicted_targets(prediction, explainer.classes, wanted)
+    targets, absent = masked_targets(Maps(prediction, label), explainer.classes, wanted, method.mask)
     values = target_values(logits, targets)
     del logits
     model = StitchedModel(explainer.network, plan, max(explainer.inferer.sw_batch_size, 1), counter.tick)

@@ -7,8 +7,9 @@ and the sum of the window gradients is the gradient of S_k through the whole sli
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice, product
 
 import torch
 
@@ -16,13 +17,14 @@ from agg2exp_core.attribution.target import Target
 from agg2exp_core.model.windows import WindowPlan
 
 Window = tuple[slice, ...]
+Weighted = tuple[float, torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class StitchedModel:
     """A network with the windows it slides over one scan; `batch` windows share a forward pass.
 
-    tick: called once a window, after its last backward pass.
+    tick: told how many windows are done, after their last backward pass.
     """
 
     network: torch.nn.Module
@@ -31,36 +33,56 @@ class StitchedModel:
     tick: Callable[[int], None] = lambda windows: None
 
 
-def add_gradients(
-    model: StitchedModel, scan: torch.Tensor, targets: Sequence[Target], sums: torch.Tensor, weight: float
-) -> None:
-    """sums[t] += weight · ∂S_t/∂x at this scan.
+TOGETHER = 2
+"""Scans of one shape that share each pass: in a batch of one, convolutions take a path that is far slower."""
 
-    scan: (I, J, K). sums: (targets, padded scan), written in place, so that a mean over many scans needs
-    no second copy. One forward pass serves all targets; a target without a voxel in a window costs nothing there.
+
+def add_gradients(
+    model: StitchedModel, weighted: Iterable[Weighted], targets: Sequence[Target], sums: torch.Tensor
+) -> None:
+    """sums[t] += weight · ∂S_t/∂x, for each weight and scan.
+
+    Scans: (I, J, K), taken from the iterable as they are needed. sums: (targets, padded scan), written in place, so
+    that a mean over many scans needs no second copy.
     """
-    padded = model.plan.pad(scan, model.plan.fill)
+    remaining = iter(weighted)
+    while some := tuple(islice(remaining, TOGETHER)):
+        weights, scans = zip(*some, strict=True)
+        _add_together(model, weights, scans, targets, sums)
+
+
+def _add_together(
+    model: StitchedModel,
+    weights: Sequence[float],
+    scans: Sequence[torch.Tensor],
+    targets: Sequence[Target],
+    sums: torch.Tensor,
+) -> None:
+    """One forward pass serves all targets; a target without a voxel in a window costs nothing there."""
+    padded = [model.plan.pad(scan, model.plan.fill) for scan in scans]
     masks = [model.plan.pad(target.mask) for target in targets]
     windows = model.plan.slices
     for start in range(0, len(windows), model.batch):
         some = windows[start : start + model.batch]
         seeds = {index: _seed(model.plan, mask, some) for index, mask in enumerate(masks) if _touches(mask, some)}
         if seeds:
-            image = torch.stack([padded[window] for window in some])[:, None].requires_grad_()
+            image = torch.stack([scan[window] for scan in padded for window in some])[:, None].requires_grad_()
             logits = model.network(image)
             last = max(seeds)
             for index, seed in seeds.items():
                 channel = logits[:, targets[index].channel]
+                seed = seed.repeat(len(scans), 1, 1, 1)
                 (gradient,) = torch.autograd.grad(channel, image, seed, retain_graph=index != last)
-                for window, part in zip(some, gradient[:, 0], strict=True):
+                places = product(weights, some)
+                for (weight, window), part in zip(places, gradient[:, 0], strict=True):
                     sums[index][window] += weight * part
-        model.tick(len(some))
+        model.tick(len(some) * len(scans))
 
 
 def gradient(model: StitchedModel, scan: torch.Tensor, targets: Sequence[Target]) -> torch.Tensor:
     """∂S_t/∂x (targets, I, J, K) of a scan (I, J, K)."""
     sums = empty_sums(model, scan, targets)
-    add_gradients(model, scan, targets, sums, 1.0)
+    add_gradients(model, [(1.0, scan)], targets, sums)
     return model.plan.crop(sums)
 
 

@@ -21,7 +21,7 @@ def integrated_gradients(
     """
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     sums = empty_sums(model, scan, targets)
-    for node, weight in zip(nodes, weights, strict=True):
-        alpha = (float(node) + 1) / 2
-        add_gradients(model, baseline + alpha * (scan - baseline), targets, sums, float(weight) / 2)
+    alphas = ((float(node) + 1) / 2 for node in nodes)
+    scans = (baseline + alpha * (scan - baseline) for alpha in alphas)
+    add_gradients(model, zip((weights / 2).tolist(), scans, strict=True), targets, sums)
     return model.plan.crop(sums) * (scan - baseline)

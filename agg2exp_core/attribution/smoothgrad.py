@@ -18,8 +18,8 @@ def smoothgrad(model: StitchedModel, scan: torch.Tensor, targets: Sequence[Targe
     """
     sums = empty_sums(model, scan, targets)
     sigma = method.sigma * float(scan.max() - scan.min())
-    for sample in range(method.samples):
-        add_gradients(model, scan + sigma * _noise(scan, method.seed, sample), targets, sums, 1 / method.samples)
+    copies = (scan + sigma * _noise(scan, method.seed, sample) for sample in range(method.samples))
+    add_gradients(model, ((1 / method.samples, copy) for copy in copies), targets, sums)
     return model.plan.crop(sums)
 
 

@@ -24,7 +24,7 @@ from agg2exp_core.files import read_json
 from agg2exp_core.organs import LabelSet, load_label_set
 from agg2exp_core.records import InputError
 from agg2exp_core.settings import ID
-from agg2exp_core.store import parquet_cache
+from agg2exp_core.store import parquet_cache, region_sets
 from agg2exp_core.store.cohorts import COLUMNS, list_cohorts, read_cases
 from agg2exp_core.store.lists import list_lists
 from agg2exp_core.store.parquet_cache import Cache, Numbers
@@ -37,18 +37,24 @@ PHI = {"abs": "({p} + {n})", "pos": "({p})", "neg": "({n})"}
 """φ of a sign in the positive sum {p} and the negative one {n}."""
 
 SIGNED = """
-    SELECT case_id, target, region, '{sign}' AS sign,
+    SELECT case_id, 'organs' AS region_set, target, region, '{sign}' AS sign,
         CASE WHEN voxels > 0 THEN {phi} / nullif({total}, 0) END AS mass,
         {phi} / nullif(voxels, 0) AS mean, voxels, absent,
         CASE WHEN voxels > 0 AND region <> 'background' THEN {phi} / nullif({organs}, 0) END AS organ_mass
     FROM {source}"""
+MASKED = """
+    SELECT case_id, region_set, target, region, '{sign}' AS sign,
+        CASE WHEN voxels > 0 THEN {phi} / nullif({total}, 0) END AS mass,
+        {phi} / nullif(voxels, 0) AS mean, voxels, absent, NULL::DOUBLE AS organ_mass
+    FROM {source}"""
 SHARED = """
-    SELECT case_id, target, region, 'abs' AS sign, mass, mean, NULL::BIGINT AS voxels, absent,
+    SELECT case_id, 'organs' AS region_set, target, region, 'abs' AS sign, mass, mean, NULL::BIGINT AS voxels, absent,
         CASE WHEN region <> 'background' THEN mass / nullif(organs, 0) END AS organ_mass
     FROM {source}"""
 NOTHING = """
-    SELECT ''::VARCHAR AS case_id, '' AS target, '' AS region, 'abs' AS sign, 0.0::DOUBLE AS mass, 0.0::DOUBLE AS mean,
-        0::BIGINT AS voxels, '' AS absent, 0.0::DOUBLE AS organ_mass WHERE false"""
+    SELECT ''::VARCHAR AS case_id, '' AS region_set, '' AS target, '' AS region, 'abs' AS sign,
+        0.0::DOUBLE AS mass, 0.0::DOUBLE AS mean, 0::BIGINT AS voxels, '' AS absent, 0.0::DOUBLE AS organ_mass
+    WHERE false"""
 NO_AGREEMENT = "SELECT '' AS case_id, '' AS target, 0.0::DOUBLE AS dice, 0.0::DOUBLE AS iou WHERE false"
 
 RUN_COLUMNS = {
@@ -78,6 +84,7 @@ def refresh(root: Path) -> str:
     for folder in _run_folders(root):
         cache = parquet_cache.current(folder)
         files = [_status(folder / name) for name in ("run.json", "outliers.csv")]
+        files += [_status(path) for path in region_sets.folders(folder)]
         seen.append((folder.parent.name, folder.name, files, cache.content.fingerprint if cache else ""))
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
@@ -118,6 +125,11 @@ def cohort_table(cohort: str) -> str:
 def run_view(cohort: str, run: str) -> str:
     """The view of one run's importance; `agreement_view` is that of its agreement."""
     return _internal("importance", cohort, run)
+
+
+def region_view(cohort: str, run: str) -> str:
+    """The view of one run's importance on masked regions: its region sets but the organs."""
+    return _internal("regions", cohort, run)
 
 
 def agreement_view(cohort: str, run: str) -> str:
@@ -252,19 +264,21 @@ def _run_folders(root: Path) -> Iterator[Path]:
 
 
 def _add_runs(con: duckdb.DuckDBPyConnection, root: Path) -> None:
-    rows, organs, places = [], [], []
+    rows, organs, places, masked = [], [], [], []
     for folder in _run_folders(root):
         place, info, cache = (folder.parent.name, folder.name), read_json(folder / "run.json"), None
         cache = parquet_cache.current(folder)
         _add_run(con, place, cache, info.get("values") == "shares")
+        masked += [place] if _add_regions(con, place, folder) else []
         rows.append(_run_row(place, info, cache))
         organs += _organ_rows(place, info, cache, root)
         places.append(place)
     _insert(con, "store.runs", pa.Table.from_pylist(rows, pa.schema(RUN_COLUMNS)))
     _insert(con, "store.organs", pa.Table.from_pylist(organs, pa.schema(ORGAN_COLUMNS)))
     con.execute("CREATE VIEW runs AS FROM store.runs")
-    local = "case_id, 'organs' AS region_set, target, region, sign, mass, mean, voxels, absent, organ_mass"
-    _add_view(con, "importance", local, [(place, run_view(*place)) for place in places], NOTHING)
+    local = "case_id, region_set, target, region, sign, mass, mean, voxels, absent, organ_mass"
+    views = [(place, run_view(*place)) for place in places] + [(place, region_view(*place)) for place in masked]
+    _add_view(con, "importance", local, views, NOTHING)
     scores = [(place, agreement_view(*place)) for place in places]
     _add_view(con, "agreement", "case_id, target, dice, iou", scores, NO_AGREEMENT)
 
@@ -287,18 +301,31 @@ def _add_run(con: duckdb.DuckDBPyConnection, place: tuple[str, str], cache: Cach
         con.execute(f"CREATE VIEW {agreement_view(*place)} AS {NO_AGREEMENT}")
         return
     source = _source(con, _internal("rows/importance", *place), cache.importance)
-    con.execute(f"CREATE VIEW {run_view(*place)} AS {SHARED.format(source=source) if shares else _signed(source)}")
+    con.execute(
+        f"CREATE VIEW {run_view(*place)} AS {SHARED.format(source=source) if shares else _signed(SIGNED, source)}"
+    )
     source = _source(con, _internal("rows/agreement", *place), cache.agreement)
     con.execute(f"CREATE VIEW {agreement_view(*place)} AS SELECT case_id, target, dice, iou FROM {source}")
 
 
-def _signed(source: str) -> str:
+def _add_regions(con: duckdb.DuckDBPyConnection, place: tuple[str, str], folder: Path) -> bool:
+    """The view of a run's masked regions, and whether there are any."""
+    table = region_sets.read(folder)
+    if len(table):
+        source = _source(con, _internal("rows/regions", *place), table)
+        con.execute(f"CREATE VIEW {region_view(*place)} AS {_signed(MASKED, source)}")
+    else:
+        con.execute(f"CREATE VIEW {region_view(*place)} AS {NOTHING}")
+    return len(table) > 0
+
+
+def _signed(template: str, source: str) -> str:
     """The three signs of a run's sums. Constant signs: a query for one leaves the others out before it reads."""
     parts = []
     for sign, phi in PHI.items():
         total, organs = (phi.format(p=f"positive_{over}", n=f"negative_{over}") for over in ("total", "organs"))
         own = phi.format(p="positive", n="negative")
-        parts.append(SIGNED.format(sign=sign, phi=own, total=total, organs=organs, source=source))
+        parts.append(template.format(sign=sign, phi=own, total=total, organs=organs, source=source))
     return " UNION ALL ".join(parts)
 
 

@@ -96,11 +96,11 @@ def add_cohort(root: Path, name: str, folder: Path, labels: Path | None = None, 
     path = _cases_csv(root, name)
     if path.exists():
         raise InputError("a new cohort needs a name that is free", repr(name))
-    scans = _scans(folder)
+    scans = scans_of(folder)
     if not scans:
         raise InputError("a cohort needs scans", f"none in {folder}", ".nii, .nii.gz")
     extra, columns = _metadata(metadata, scans)
-    maps = _scans(labels) if labels else {}
+    maps = scans_of(labels) if labels else {}
     _check_known("label map", maps, scans)
     rows = [
         {"case_id": case_id, "image": _relative(scan, path.parent, root)}
@@ -145,7 +145,7 @@ def _checked_row(row: list[str], header: list[str], name: str, line: int) -> lis
     return row
 
 
-def _scans(folder: Path) -> dict[str, Path]:
+def scans_of(folder: Path) -> dict[str, Path]:
     """case_id → scan file of a folder, by name."""
     if not folder.is_dir():
         raise InputError("a folder must be there", str(folder))

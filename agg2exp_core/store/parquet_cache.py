@@ -212,13 +212,13 @@ def _read_case(folder: Path, columns: dict[str, Any]) -> tuple[pa.Table, pa.Tabl
     files = (results.read_manifest(folder) or {}).get("files", {})
     if problems or "importance.csv" not in files:
         raise InputError("a finished case must be as its manifest says", ", ".join(problems) or "no importance.csv")
-    importance = _read_csv(folder / "importance.csv", columns)
+    importance = read_numbers(folder / "importance.csv", columns)
     scored = "agreement.csv" in files
-    agreement = _read_csv(folder / "agreement.csv", AGREEMENT) if scored else pa.schema(AGREEMENT).empty_table()
+    agreement = read_numbers(folder / "agreement.csv", AGREEMENT) if scored else pa.schema(AGREEMENT).empty_table()
     return _of_case(importance, folder.name), _of_case(agreement, folder.name)
 
 
-def _read_csv(path: Path, columns: dict[str, Any]) -> pa.Table:
+def read_numbers(path: Path, columns: dict[str, Any]) -> pa.Table:
     """Rows of a CSV whose columns and types are known; empty fields are null."""
     convert = csv.ConvertOptions(
         column_types=columns, include_columns=list(columns), null_values=[""], strings_can_be_null=True

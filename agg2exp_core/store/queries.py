@@ -7,7 +7,9 @@ organ or column is refused.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import duckdb
@@ -16,7 +18,7 @@ import pandas as pd
 
 from agg2exp_core.organs import BACKGROUND
 from agg2exp_core.records import Condition, InputError, Selection
-from agg2exp_core.store.catalog import agreement_view, cohort_table, finite_number, quoted, run_view
+from agg2exp_core.store.catalog import agreement_view, cohort_table, finite_number, quoted, region_view, run_view
 
 Connection = duckdb.DuckDBPyConnection
 
@@ -26,6 +28,8 @@ NO_METADATA = ("case_id", "image", "label", "pathology_mask")
 
 NOT_EXPLAINED = "not explained"
 """Why a case that lies in no cache of the run has no value."""
+
+NOTHING_TO_SHARE = "no attribution to share"
 
 MOST_DIFFERENT = 12
 """A category in which more values than these are there, all different, is free text or an id."""
@@ -72,7 +76,7 @@ CASE = """
             count(*) FILTER (case_id <> $case AND local.value < own.value) AS lower
         FROM local LEFT JOIN own USING (region) GROUP BY local.region
     )
-    SELECT region, value, CASE WHEN value IS NULL THEN coalesce(absent, 'no attribution to share') END AS absent,
+    SELECT region, value, CASE WHEN value IS NULL THEN coalesce(absent, '{nothing}') END AS absent,
         q[1] AS q05, q[2] AS q25, q[3] AS median, q[4] AS q75, q[5] AS q95,
         CASE WHEN value IS NOT NULL THEN 100.0 * lower / nullif(others, 0) END AS percentile
     FROM spread JOIN ({places}) USING (region) ORDER BY position"""
@@ -105,6 +109,21 @@ JOINED_MEAN = """
 
 UNKNOWN_VOXELS = "size of a part not stored"
 """Why a joined region has no mean in a table without voxels: a part without attribution hides its size."""
+
+CASE_MASKED = """
+    WITH local AS ({local}),
+    own AS (SELECT region_set, region, value, absent FROM local WHERE case_id = $case),
+    spread AS (
+        SELECT local.region_set, local.region, quantile_cont(local.value, [0.05, 0.25, 0.5, 0.75, 0.95]) AS q,
+            any_value(own.value) AS value, any_value(own.absent) AS absent,
+            count(local.value) FILTER (case_id <> $case) AS others,
+            count(*) FILTER (case_id <> $case AND local.value < own.value) AS lower
+        FROM local JOIN own USING (region_set, region) GROUP BY local.region_set, local.region
+    )
+    SELECT region_set, region, value, CASE WHEN value IS NULL THEN coalesce(absent, '{nothing}') END AS absent,
+        q[1] AS q05, q[2] AS q25, q[3] AS median, q[4] AS q75, q[5] AS q95,
+        CASE WHEN value IS NOT NULL THEN 100.0 * lower / nullif(others, 0) END AS percentile
+    FROM spread ORDER BY region_set, region"""
 
 
 # ---- what is there ---------------------------------------------------------------------------------
@@ -216,7 +235,7 @@ def case_importance(con: Connection, selection: Selection, case_id: str, target:
     whole = selection.unfiltered()
     local, values = _local(con, whole, target)
     values |= {"case": case_id, "cohort": selection.cohort, "run": selection.run}
-    sql = CASE.format(local=local, unexplained=NOT_EXPLAINED, places=_places(selection))
+    sql = CASE.format(local=local, unexplained=NOT_EXPLAINED, nothing=NOTHING_TO_SHARE, places=_places(selection))
     return con.execute(sql, values).df()
 
 
@@ -230,6 +249,46 @@ def agreement(con: Connection, cohort: str, run: str, case_id: str) -> pd.DataFr
             USING (target)
         WHERE case_id = $case ORDER BY position NULLS LAST, target"""
     return con.execute(sql, {"cohort": cohort, "run": run, "case": case_id}).df()
+
+
+# ---- masked regions --------------------------------------------------------------------------------
+
+
+def region_sets(con: Connection, cohort: str, run: str) -> pd.DataFrame:
+    """region_set, regions (their names), cases (with a value on one of them): what masks were summed over, by name."""
+    _check_run(con, cohort, run)
+    sql = f"""
+        SELECT region_set, list(DISTINCT region ORDER BY region) AS regions,
+            count(DISTINCT case_id) FILTER (mean IS NOT NULL) AS cases
+        FROM {region_view(cohort, run)} WHERE sign = 'abs' GROUP BY region_set ORDER BY region_set"""
+    table = con.execute(sql).df()
+    return table.assign(regions=pd.Series([list(names) for names in table["regions"]], table.index, dtype=object))
+
+
+def case_masked(con: Connection, selection: Selection, case_id: str, target: str) -> pd.DataFrame:
+    """As `case_importance`, with region_set, of the masked regions of a case; no rows where nothing was summed.
+
+    The spread is over the cases that have the region. Shares are of the target's whole attribution, background
+    included, whatever the selection says: masks are no part of the organs' partition.
+    """
+    _check_target(con, selection, target)
+    _check_case(con, selection.cohort, case_id)
+    whole = Selection(selection.cohort, selection.run, selection.sign, selection.value)
+    local, values = _masked(con, whole, target)
+    sql = CASE_MASKED.format(local=local, nothing=NOTHING_TO_SHARE)
+    return con.execute(sql, {**values, "case": case_id}).df()
+
+
+def masked_values(con: Connection, selection: Selection, target: str) -> pd.DataFrame:
+    """case_id, region_set, region, value (null where absent) of the cases that pass, in the order of their list."""
+    _check_target(con, selection, target)
+    local, values = _masked(con, selection, target)
+    passing, _ = _passing(con, selection)
+    sql = f"""
+        SELECT case_id, region_set, region, value FROM ({local})
+        JOIN (SELECT case_id, rowid AS place FROM {cohort_table(selection.cohort)}) USING (case_id)
+        WHERE case_id IN ({passing}) ORDER BY region_set, region, place"""
+    return con.execute(sql, values).df()
 
 
 # ---- analysis --------------------------------------------------------------------------------------
@@ -267,6 +326,17 @@ def local_explanations(con: Connection, selection: Selection) -> pd.DataFrame:
     return pd.DataFrame(columns | {"value": np.ma.filled(found["value"], np.nan)})
 
 
+def dice(con: Connection, selection: Selection) -> pd.DataFrame:
+    """case_id, target, dice of the organs of cases that pass; no rows without label maps."""
+    _check_selection(con, selection)
+    passing, values = _passing(con, selection)
+    sql = f"""
+        SELECT case_id, target, dice FROM {agreement_view(selection.cohort, selection.run)}
+        JOIN (SELECT case_id, rowid AS place FROM {cohort_table(selection.cohort)}) USING (case_id)
+        WHERE target <> '{BACKGROUND}' AND isfinite(dice) AND case_id IN ({passing}) ORDER BY place"""
+    return con.execute(sql, values).df()
+
+
 # ---- export ----------------------------------------------------------------------------------------
 
 
@@ -301,8 +371,11 @@ def exported_agreement(con: Connection, cohort: str, run: str) -> pd.DataFrame:
 # ---- a user's own ----------------------------------------------------------------------------------
 
 
-def run_user_query(con: Connection, sql: str) -> pd.DataFrame:
-    """The answer to one SELECT of a user. InputError, in one line, for anything else and for what DuckDB refuses."""
+def run_user_query(con: Connection, sql: str, rows: int | None = None, seconds: float | None = None) -> pd.DataFrame:
+    """The answer to one SELECT of a user: all of it, or its first rows, which are read without computing the rest.
+
+    InputError, in one line, for anything else, for what DuckDB refuses, and for what takes longer than so many seconds.
+    """
     rule = "a query must be one SELECT on the views"
     try:
         statements = con.extract_statements(sql)
@@ -315,11 +388,53 @@ def run_user_query(con: Connection, sql: str) -> pd.DataFrame:
     reading = con.cursor()
     try:
         reading.execute("BEGIN TRANSACTION READ ONLY")
-        return reading.execute(statements[0]).df()
+        with _interrupted(reading, seconds):
+            answer = reading.execute(statements[0])
+            return answer.df() if rows is None else _first(answer, rows)
+    except duckdb.InterruptException:
+        raise InputError(
+            f"a query must end within {seconds:g} s", "one that did not", "fewer rows or a LIMIT"
+        ) from None
     except duckdb.Error as error:
         raise InputError(rule, _one_line(error)) from None
     finally:
         reading.close()
+
+
+def views(con: Connection) -> pd.DataFrame:
+    """view, rows, column, type: what a user's query can name, in order."""
+    sql = """
+        SELECT table_name AS view, column_name AS column, data_type AS type FROM information_schema.columns
+        WHERE table_schema = 'main' ORDER BY view, ordinal_position"""
+    table = con.execute(sql).df()
+    rows = {view: _column(con, f"SELECT count(*) FROM {quoted(view)}", [])[0] for view in table["view"].unique()}
+    table.insert(1, "rows", table["view"].map(rows))
+    return table
+
+
+@contextmanager
+def _interrupted(con: Connection, seconds: float | None) -> Iterator[None]:
+    """Let what the connection does end after so many seconds."""
+    timer = threading.Timer(seconds, con.interrupt) if seconds is not None else None
+    if timer:
+        timer.start()
+    try:
+        yield
+    finally:
+        if timer:
+            timer.cancel()
+
+
+def _first(answer: Connection, rows: int) -> pd.DataFrame:
+    """The first rows of an answer that is still being computed, which comes in chunks of 2,048 rows at most."""
+    chunks = [answer.fetch_df_chunk()]
+    found = len(chunks[0])
+    while found < rows and len(chunks[-1]):
+        chunks.append(answer.fetch_df_chunk())
+        found += len(chunks[-1])
+    # The last one is empty: it would cost the others their types.
+    given = [chunk for chunk in chunks if len(chunk)] or chunks[:1]
+    return pd.concat(given, ignore_index=True).head(rows)
 
 
 def _one_line(error: Exception) -> str:
@@ -362,6 +477,16 @@ def _joined(parts: str, value: str) -> str:
 def _places(selection: Selection) -> str:
     """A SELECT of region and position, in the order of the label set; a joined one stands where its first part does."""
     return PLACES.format(name="joined" if selection.joined else "name")
+
+
+def _masked(con: Connection, selection: Selection, target: str) -> tuple[str, dict[str, Any]]:
+    """As `_local`, of masked regions: case_id, region_set, region, value, absent."""
+    passing, values = _passing(con, selection)
+    sql = f"""
+        SELECT case_id, region_set, region, absent,
+            CASE WHEN case_id IN ({passing}) THEN {selection.value} END AS value
+        FROM {region_view(selection.cohort, selection.run)} WHERE sign = '{selection.sign}' AND target = $target"""
+    return sql, values | {"target": target}
 
 
 def _passing(con: Connection, selection: Selection) -> tuple[str, dict[str, Any]]:

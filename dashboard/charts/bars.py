@@ -6,7 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from agg2exp_core.organs import BACKGROUND, LabelSet
-from dashboard.charts.common import GREY, organ_of
+from dashboard.charts.common import GREY, MASKED, mask_titles, organ_of
 
 ROW = 25
 """Height in px of one region's bar."""
@@ -14,13 +14,17 @@ ROW = 25
 _TINT = "rgba(128, 134, 142, {})"
 
 
-def importance_bars(table: pd.DataFrame, labels: LabelSet, colors: dict[str, str], measure: str) -> go.Figure:
+def importance_bars(
+    table: pd.DataFrame, labels: LabelSet, colors: dict[str, str], measure: str, masked: pd.DataFrame | None = None
+) -> go.Figure:
     """One bar a region, the largest on top, with the cohort's spread behind it.
 
     table: as `queries.case_importance` gives it (region, value, absent, q05, q25, median, q75, q95,
     percentile). colors: group → colour. measure: "mass" (a share of 1, shown in %) or "mean".
+    masked: the same of `queries.case_masked`; those with a value are hatched bars above the organs.
     """
-    rows = _described(table, labels, colors, measure)
+    organs = _described(table, labels, colors, measure)
+    rows = pd.concat([organs, _described_masks(masked, measure)], ignore_index=True)
     figure = go.Figure()
     for low, high, width, alpha, name in (
         ("q05", "q95", 0.86, 0.20, "5–95 % of the cohort"),
@@ -32,27 +36,50 @@ def importance_bars(table: pd.DataFrame, labels: LabelSet, colors: dict[str, str
         )  # fmt: skip
     figure.add_bar(
         y=rows["title"], x=rows["value"], width=0.42, orientation="h", name="this case", showlegend=False,
-        marker={"color": rows["color"], "line": {"width": 0}}, customdata=rows["told"],
+        marker={
+            "color": rows["color"], "pattern": {"shape": rows["pattern"], "size": 5, "solidity": 0.4},
+            # A hatched bar of a few pixels needs its outline to be seen.
+            "line": {"width": rows["pattern"].map({"": 0, "/": 1.5}), "color": MASKED},
+        },
+        customdata=rows["told"],
         hovertemplate="%{customdata}<extra></extra>",
     )  # fmt: skip
     figure.add_scatter(
         y=rows["title"], x=rows["median"], mode="markers", name="cohort median", hoverinfo="skip",
         marker={"symbol": "line-ns", "size": 17, "line": {"width": 2, "color": "#80868e"}},
     )  # fmt: skip
-    _name_groups(figure, rows)
+    _name_groups(figure, organs)
+    if len(rows) > len(organs):
+        figure.add_hline(y=len(organs) - 0.5, line={"width": 1, "dash": "dot", "color": GREY})
     return _laid_out(figure, rows, measure)
 
 
 def _described(table: pd.DataFrame, labels: LabelSet, colors: dict[str, str], measure: str) -> pd.DataFrame:
-    rows = table.sort_values("value", ascending=True, na_position="first").reset_index(drop=True)
-    scale = 100.0 if measure == "mass" else 1.0
-    numbers = ["value", "q05", "q25", "median", "q75", "q95"]
-    rows[numbers] = rows[numbers].astype(float) * scale
+    rows = _scaled(table, measure)
     organs = [organ_of(labels, name) for name in rows["region"]]
     rows["title"] = [organ.title for organ in organs]
     rows["group"] = [organ.group for organ in organs]
     rows["color"] = [colors.get(group, GREY) for group in rows["group"]]
     rows["told"] = [_told(row, measure) for row in rows.to_dict("records")]
+    return rows.assign(pattern="")
+
+
+def _described_masks(masked: pd.DataFrame | None, measure: str) -> pd.DataFrame:
+    """Masks that this case has; of a mask that it lacks there is nothing to say here."""
+    if masked is None or masked["value"].isna().all():
+        return pd.DataFrame()
+    rows = _scaled(masked.dropna(subset="value"), measure)
+    rows["title"] = mask_titles(rows)
+    share = "<br>of the whole attribution; the mask may overlap organs" if measure == "mass" else ""
+    rows["told"] = [_told(row, measure) + share for row in rows.to_dict("records")]
+    return rows.assign(group="", color=MASKED, pattern="/")
+
+
+def _scaled(table: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """Sorted by value, shares in %."""
+    rows = table.sort_values("value", ascending=True, na_position="first").reset_index(drop=True)
+    numbers = ["value", "q05", "q25", "median", "q75", "q95"]
+    rows[numbers] = rows[numbers].astype(float) * (100.0 if measure == "mass" else 1.0)
     return rows
 
 

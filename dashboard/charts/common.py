@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from html import escape
 from typing import Any
 
 import pandas as pd
@@ -15,7 +16,13 @@ GREY = "#80868e"
 PICKED = "#e0115f"
 """What the list below is about."""
 
-HOVER = {"align": "left", "bgcolor": "#17212b", "bordercolor": "#17212b", "font": {"color": "#ffffff", "size": 13}}
+MASKED = "#8a5cd6"
+"""Of masked regions, which belong to no group of organs."""
+
+HOVER = {"align": "left", "bgcolor": "#17212b", "bordercolor": GREY, "font": {"color": "#ffffff", "size": 13}}
+SIDES = ("#c2771f", "#13928a")
+"""Colours of the first and the second of two sets; a difference takes that of the set which has more."""
+
 CHART_HEIGHT = 500
 """Height in px of charts that stand side by side."""
 
@@ -38,6 +45,15 @@ def own_region(labels: LabelSet, target: str, regions: Collection[str]) -> str |
     """The region that a target is or, where regions are joined, is a part of; None where it is no region."""
     whole = labels.joins.get(target, target)
     return next((name for name in (target, whole) if name in regions), None)
+
+
+def mask_titles(table: pd.DataFrame) -> list[str]:
+    """A title a row of masked regions (region_set, region); it names the set only where two sets have the region."""
+    sets = table.groupby("region")["region_set"].nunique()
+    return [
+        f"{plain_name(region)} ({'mask' if sets[region] == 1 else plain_name(name).lower()})"
+        for name, region in zip(table["region_set"], table["region"], strict=True)
+    ]
 
 
 def number(value: float, measure: str) -> str:
@@ -72,6 +88,19 @@ def named_axis(titles: Any, colors: list[str]) -> dict[str, Any]:
         "tickvals": list(range(len(names))), "ticktext": names, "range": [len(names) - 0.5, -0.5],
         "automargin": True, "showgrid": False, "zeroline": False, "ticks": "", "tickfont": {"size": 13},
     }  # fmt: skip
+
+
+def organ_axis(names: list[str], labels: LabelSet) -> dict[str, Any]:
+    """One side of a matrix: organs' titles with their groups' colours."""
+    organs = [organ_of(labels, name) for name in names]
+    colors = group_colors(labels)
+    axis = named_axis([organ.title for organ in organs], [colors.get(organ.group, GREY) for organ in organs])
+    return axis | {"tickfont": {"size": 12}}
+
+
+def short(name: str, length: int = 40) -> str:
+    """A name that fits into a legend; Plotly reads tags in its texts, so that those of others come as they are."""
+    return escape(name if len(name) <= length else f"{name[: length - 1]}…", quote=False)
 
 
 def invisible() -> dict[str, Any]:

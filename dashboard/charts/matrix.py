@@ -12,14 +12,12 @@ import plotly.graph_objects as go
 
 from agg2exp_core.organs import LabelSet
 from dashboard.charts.common import (
-    GREY,
     Pick,
     frame,
-    group_colors,
     in_group_order,
     invisible,
-    named_axis,
     number,
+    organ_axis,
     organ_of,
     plain,
     rounded,
@@ -51,8 +49,8 @@ def organ_matrix(
         x, y = regions.index(picked[1]), targets.index(picked[0])
         frame(figure, (x - 0.5, x + 0.5), (y - 0.5, y + 0.5))
     figure.update_layout(
-        xaxis=_matrix_axis(regions, labels) | {"tickangle": -90, "range": [-0.5, len(regions) - 0.5]},
-        yaxis=_matrix_axis(targets, labels) | {"range": [len(targets) - 0.5, -0.5]},
+        xaxis=organ_axis(regions, labels) | {"tickangle": -90, "range": [-0.5, len(regions) - 0.5]},
+        yaxis=organ_axis(targets, labels) | {"range": [len(targets) - 0.5, -0.5]},
         margin={"l": 4, "r": 0, "t": 8, "b": 4},
     )
     return plain(figure)
@@ -94,10 +92,3 @@ def _color_bar(top: float, measure: str) -> dict[str, Any]:
     text = [f"{100 * tick:g} %" if measure == "mass" else rounded(tick, 2) for tick in ticks]
     places = [math.sqrt(tick) for tick in ticks]
     return {"tickvals": places, "ticktext": text, "thickness": 10, "outlinewidth": 0, "xpad": 6, "ypad": 0, "len": 1.0}
-
-
-def _matrix_axis(names: list[str], labels: LabelSet) -> dict[str, Any]:
-    organs = [organ_of(labels, name) for name in names]
-    colors = group_colors(labels)
-    axis = named_axis([organ.title for organ in organs], [colors.get(organ.group, GREY) for organ in organs])
-    return axis | {"tickfont": {"size": 12}}

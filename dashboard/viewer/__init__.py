@@ -1,1 +1,1 @@
-"""Linked slices of a scan with its saliency."""
+"""A scan with its organs and attribution: NiiVue in the browser or, where it cannot run, slices cut by the server."""

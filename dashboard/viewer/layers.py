@@ -48,9 +48,10 @@ def scale_end(saliency: np.ndarray) -> float:
 
     A few voxels of SmoothGrad are far stronger than all others and would leave the rest invisible.
     """
-    strength = np.abs(saliency)
-    end = float(np.percentile(strength, 99.9))
-    return end if end > 0 else float(strength.max())
+    strength = np.abs(saliency).ravel(order="K")  # as it lies in memory: maps are read in the other order
+    strongest = float(strength.max())
+    end = float(np.percentile(strength, 99.9, overwrite_input=True))
+    return end if end > 0 else strongest
 
 
 def quantised(attribution: np.ndarray, end: float) -> np.ndarray:
@@ -72,6 +73,12 @@ def palette(signed: bool) -> np.ndarray:
     colors = np.where((np.arange(256) < 128)[:, None], lower, upper)
     alpha = np.rint(255 * strength**0.6)
     return np.column_stack([colors, alpha]).astype(np.uint8)
+
+
+def stops(name: str) -> list[list[float]]:
+    """The palette's colours from weak to strong, RGB of 0 … 1: of `positive`, `negative` or `absolute` attribution."""
+    colors = {"positive": _POSITIVE, "negative": _NEGATIVE, "absolute": _ABSOLUTE}[name]
+    return [[int(color[n : n + 2], 16) / 255 for n in (1, 3, 5)] for color in colors]
 
 
 def css_ramp(signed: bool, steps: int = 17) -> str:
@@ -101,9 +108,9 @@ def packed(picture: np.ndarray) -> str:
     return base64.b64encode(zlib.compress(raw, 1)).decode()
 
 
-def _ramp(stops: tuple[str, ...], strength: np.ndarray) -> np.ndarray:
-    rgb = np.array([[int(stop[n : n + 2], 16) for n in (1, 3, 5)] for stop in stops], float)
-    at = np.linspace(0, 1, len(stops))
+def _ramp(colors: tuple[str, ...], strength: np.ndarray) -> np.ndarray:
+    rgb = np.array([[int(color[n : n + 2], 16) for n in (1, 3, 5)] for color in colors], float)
+    at = np.linspace(0, 1, len(colors))
     return np.rint(np.column_stack([np.interp(strength, at, rgb[:, n]) for n in range(3)]))
 
 

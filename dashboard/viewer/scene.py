@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def load_scene(sources: Sources, labels: LabelSet) -> Scene:
         organ_of(labels, sources.target).id,
         _labels(*prediction) if prediction else None,
         _attribution(*attribution) if attribution else None,
+        hashlib.sha256(str(image).encode()).hexdigest()[:16],
     )
 
 
@@ -62,9 +64,10 @@ def _stamp(path: Path) -> Stamp:
 @st.cache_resource(max_entries=4, show_spinner="Reading the scan …")
 def _scan(path: str, changed: int, size: int) -> Volume:
     """The scan in RAS order as int16 HU: half the memory, and no scanner resolves less than 1 HU."""
-    volume = volumes.to_ras(volumes.read_volume(Path(path)))
+    volume = volumes.read_volume(Path(path))
     limits = np.iinfo(np.int16)
-    return Volume(np.rint(np.clip(volume.array, limits.min, limits.max)).astype(np.int16), volume.affine)
+    np.clip(volume.array, limits.min, limits.max, out=volume.array)
+    return volumes.to_ras(Volume(np.rint(volume.array).astype(np.int16), volume.affine))
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)

@@ -89,5 +89,6 @@ def sample(volume: Volume, shown: Volume, plane: Plane, index: int, order: int) 
 
 def peak(saliency: Volume) -> np.ndarray:
     """World position (3,) in millimetres of the voxel with the largest absolute attribution."""
-    index = np.unravel_index(np.abs(saliency.array).argmax(), saliency.array.shape)
+    strength = np.abs(saliency.array).T  # as it lies in memory: files run along the first axis
+    index = np.unravel_index(strength.argmax(), strength.shape)[::-1]
     return world(saliency.affine, np.array(index))

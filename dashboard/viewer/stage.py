@@ -34,7 +34,8 @@ class Attribution:
 class Scene:
     """What is to be seen: the scan on its own grid in RAS, prediction and attribution on the model's grid.
 
-    key names the files behind it, so that pictures can be cached. target: label value of the explained organ.
+    key names the files behind it, so that pictures can be cached, scan_key that of the scan alone.
+    target: label value of the explained organ.
     """
 
     key: str
@@ -43,6 +44,7 @@ class Scene:
     target: int
     prediction: Volume | None = None
     attribution: Attribution | None = None
+    scan_key: str = ""
 
     @property
     def shape(self) -> Voxel:

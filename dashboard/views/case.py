@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,16 @@ from dashboard.address import Address, Link
 from dashboard.charts import bars, common
 from dashboard.filters import Choice
 from dashboard.report import CaseReport, case_report
-from dashboard.viewer import layers, slices
+from dashboard.viewer import layers, niivue, slices
 from dashboard.viewer.scene import Sources, load_scene
 from dashboard.viewer.slices import Voxel
 from dashboard.viewer.stage import Legend, Look, Scene, moved_to, stage, stage_data, voxel_inside
-from dashboard.views import compute
+from dashboard.views import compute, unusual
 
 ADDRESS = Address("case")
 MAPS = {"signed": "Signed", "absolute": "Absolute", "off": "Hidden"}
-STAGE, LINKED, ORDER = "case_stage", "case_linked_voxel", "case_order"
+STAGE, VIEWER = "case_stage", "case_viewer"
+LINKED, ORDER = "case_linked_voxel", "case_order"
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,12 @@ class Chosen:
             return None
         folder = self.root / "runs" / self.cohort / self.run / "cases" / self.case.case_id
         return folder if folder.is_dir() else None
+
+    @property
+    def map_file(self) -> Path | None:
+        """The stored attribution map of the target, if there is one."""
+        file = self.folder / "saliency" / f"{self.target}.nii.gz" if self.folder else None
+        return file if file is not None and file.is_file() else None
 
     @property
     def method(self) -> Method | None:
@@ -97,6 +104,7 @@ def _with_image(chosen: Chosen) -> None:
         _scan(chosen)
     with right:
         _importance(chosen)
+        _unusual(chosen)
 
 
 def _scan(chosen: Chosen) -> None:
@@ -118,6 +126,7 @@ def _without_image(chosen: Chosen) -> None:
     with left:
         _importance(chosen, dice=False)
     with right:
+        _unusual(chosen)
         _agreement(chosen, expanded=True)
 
 
@@ -203,15 +212,20 @@ def _targets(root: Path, cohort: str, run: str | None, labels: LabelSet) -> tupl
 
 
 def run_title(record: dict[str, Any]) -> str:
-    """`SmoothGrad × 20, seed 7, thorax17_swinunetr`, unusual parameters only; a run of another kind keeps its id."""
+    """`SmoothGrad × 20, seed 7, thorax17_swinunetr`, unusual parameters only; a run of another kind keeps its id.
+
+    An unusual mask comes first of them: `SmoothGrad × 20, false positives, …`.
+    """
     method = compute.METHODS.get(str(record.get("method")))
     if method is None:
         return str(record["run"])
     parameters = record.get("parameters") or {}
     copies = f" × {parameters['samples']}" if "samples" in parameters else ""
     usual = Method(str(record["method"])).parameters() | {"samples": parameters.get("samples")}
-    unusual = [f"{name} {value}" for name, value in parameters.items() if value != usual.get(name)]
-    return ", ".join([f"{method}{copies}", *unusual, str(record.get("model"))])
+    mask = compute.mask_words(Method(str(record["method"]), mask=str(parameters.get("mask", "prediction"))))
+    others = {name: value for name, value in parameters.items() if name != "mask"}
+    unusual = [f"{name} {value}" for name, value in others.items() if value != usual.get(name)]
+    return ", ".join([f"{method}{copies}", *mask, *unusual, str(record.get("model"))])
 
 
 # ---- heading and what is missing -----------------------------------------------------------------
@@ -280,7 +294,8 @@ def _missing(chosen: Chosen, scene: Scene) -> None:
     if reason == NOT_EXPLAINED:
         text = "This case has not been explained" + (" in this run" if chosen.run else "")
     elif reason:
-        st.info(f"Nothing to attribute: {organ} is {words.plain(reason)} in this case.", icon=":material/info:")
+        verb = "is" if reason.startswith("not ") else "has"
+        st.info(f"Nothing to attribute: {organ} {verb} {words.plain(reason)} in this case.", icon=":material/info:")
         return
     else:
         text = f"No attribution map of {organ} is stored for this case"
@@ -288,12 +303,15 @@ def _missing(chosen: Chosen, scene: Scene) -> None:
 
 
 def _absent(chosen: Chosen) -> str | None:
-    """Why there is no attribution of the target, as the row of its own region tells, in computed runs and tables."""
+    """Why there is no attribution of the target, as the row of its own region tells, in computed runs and tables.
+
+    None while any region has a value: a target of which nothing is predicted may still have false negatives.
+    """
     root, cohort, run = chosen.root, chosen.cohort, chosen.run
     if chosen.folder is None or run is None or chosen.target not in data.targets(root, cohort, run):
         return NOT_EXPLAINED
-    reasons = _table(chosen, Selection(cohort, run, value="mean")).set_index("region")["absent"].dropna()
-    return reasons.get(chosen.target)
+    table = _table(chosen, Selection(cohort, run, value="mean")).set_index("region")
+    return None if table["value"].notna().any() else table["absent"].dropna().get(chosen.target)
 
 
 # ---- slices --------------------------------------------------------------------------------------
@@ -301,21 +319,16 @@ def _absent(chosen: Chosen) -> str | None:
 
 @words.told
 def _viewer(chosen: Chosen, scene: Scene) -> None:
-    """A fragment: a step through the scan draws this again and nothing else."""
+    """A fragment: what the pictures send draws this again and nothing else."""
     place = _place(chosen)
-
-    def moved() -> None:
-        st.session_state[place] = moved_to(STAGE, scene.shape) or st.session_state[place]
-
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
-        windows = {name: window.title for name, window in layers.WINDOWS.items()}
-        window = filters.segments("HU window", "case_window", windows, "soft")
-        shown = "off" if scene.attribution is None else filters.segments("Attribution map", "case_map", MAPS, "signed")
     cursor = st.session_state.get(place) or _linked_voxel(scene.shape) or scene.peak or scene.middle
     st.session_state[place] = cursor
-    look = Look(window, signed=shown == "signed")
-    legend = None if shown == "off" else _legend(chosen, scene, look)
-    stage(stage_data(scene, look, cursor, legend), STAGE, moved)
+    lacking = niivue.lacking(VIEWER)
+    if lacking:
+        st.caption(f"{lacking} These slices serve instead.")
+        _slices(chosen, scene, place)
+    else:
+        niivue.viewer(_maps(chosen, scene), VIEWER, cursor)
     tilt = slices.tilt(scene.scan.affine)
     if tilt > 1:
         st.caption(
@@ -329,9 +342,56 @@ def _place(chosen: Chosen) -> str:
     return f"case_at_{chosen.cohort}_{chosen.case.case_id}"
 
 
+def _maps(chosen: Chosen, scene: Scene) -> list[niivue.Shown]:
+    """The run's map and, side by side with it, those of other runs that the user asks for."""
+    records = data.run_records(chosen.root, chosen.cohort)
+    others = {run: replace(chosen, run=run, record=record) for run, record in records.items() if run != chosen.run}
+    # Of one label set, so that one list of organs and one set of colours serve all.
+    alike = {run: o for run, o in others.items() if o.record.get("label_set") == chosen.record.get("label_set")}
+    options = {run: other for run, other in alike.items() if other.map_file} if chosen.map_file else {}
+    beside = []
+    if options:
+        beside = st.multiselect(
+            "Side by side with",
+            list(options),
+            format_func=lambda run: run_title(options[run].record),
+            max_selections=niivue.MOST - 1,
+            key="case_beside",
+            label_visibility="collapsed",
+            placeholder="Side by side with other runs …",
+        )
+    shown = [niivue.Shown(scene, _legends(chosen, scene), run_title(chosen.record) if beside else "")]
+    for run in beside:
+        other = options[run]
+        assert other.case.image is not None
+        theirs = load_scene(Sources(other.case.image, other.folder, other.target), other.labels)
+        shown.append(niivue.Shown(theirs, _legends(other, theirs), run_title(other.record)))
+    return shown
+
+
+def _slices(chosen: Chosen, scene: Scene, place: str) -> None:
+    """Three pictures that the server cuts, for browsers without WebGL."""
+
+    def moved() -> None:
+        st.session_state[place] = moved_to(STAGE, scene.shape) or st.session_state[place]
+
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        windows = {name: window.title for name, window in layers.WINDOWS.items()}
+        window = filters.segments("HU window", "case_window", windows, "soft")
+        shown = "off" if scene.attribution is None else filters.segments("Attribution map", "case_map", MAPS, "signed")
+    look = Look(window, signed=shown == "signed")
+    legend = None if shown == "off" else _legend(chosen, scene, look)
+    stage(stage_data(scene, look, st.session_state[place], legend), STAGE, moved)
+
+
 def _linked_voxel(shape: Voxel) -> Voxel | None:
     """The position that the link names, if it lies in this scan. It counts once: for the case linked to."""
     return voxel_inside(st.session_state.pop(LINKED, "").split("."), shape)
+
+
+def _legends(chosen: Chosen, scene: Scene) -> dict[str, Legend]:
+    legends = {mode: _legend(chosen, scene, Look(signed=mode == "signed")) for mode in ("signed", "absolute")}
+    return {mode: legend for mode, legend in legends.items() if legend is not None}
 
 
 def _legend(chosen: Chosen, scene: Scene, look: Look) -> Legend | None:
@@ -366,11 +426,15 @@ def _importance(chosen: Chosen, dice: bool = True) -> None:
         value = filters.segments("Measure", "case_value", filters.VALUES, "mass")
         background = st.toggle("With background", key="case_background")
     table = _table(chosen, Selection(chosen.cohort, chosen.run, sign, value, background))
-    figure = bars.importance_bars(table, chosen.labels, common.group_colors(chosen.labels), value)
+    masked = data.case_masked(
+        chosen.root, Selection(chosen.cohort, chosen.run, sign, value), chosen.case.case_id, chosen.target
+    )
+    figure = bars.importance_bars(table, chosen.labels, common.group_colors(chosen.labels), value, masked)
     with st.container(key="case_bars_box"):
         st.plotly_chart(figure, key="case_bars", config={"displayModeBar": False})
     if not background:
-        st.caption("Background left out; the shares of the organs are renormalised to 100 %.")
+        kept = " Masks keep their share of the whole." if masked["value"].notna().any() else ""
+        st.caption(f"Background left out; the shares of the organs are renormalised to 100 %.{kept}")
     if dice:
         _agreement(chosen)
 
@@ -434,6 +498,11 @@ def _agreement(chosen: Chosen, expanded: bool = False) -> None:
         st.dataframe(shown[list(columns)], hide_index=True, column_config=columns, key="case_agreement")
 
 
+def _unusual(chosen: Chosen) -> None:
+    if chosen.folder is not None and chosen.run is not None:
+        unusual.expander(unusual.Place(chosen.root, chosen.cohort, chosen.run, chosen.case.case_id, chosen.labels))
+
+
 # ---- compute -------------------------------------------------------------------------------------
 
 
@@ -446,8 +515,9 @@ def _compute(root: Path, chosen: Chosen | None) -> None:
     if chosen is not None and chosen.case.image is not None:
         model = chosen.record.get("model")
         subject = compute.Subject(
-            root, chosen.cohort, chosen.case.case_id, chosen.target, chosen.labels, model, chosen.method
-        )
+            root, chosen.cohort, chosen.case.case_id, chosen.target, chosen.labels, model, chosen.method,
+            chosen.case.label is not None,
+        )  # fmt: skip
         with st.expander("Explain this case", icon=":material/bolt:", expanded=chosen.folder is None):
             compute.ask(subject)
     with st.expander("Bring a scan", icon=":material/upload_file:"):

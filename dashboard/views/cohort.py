@@ -21,6 +21,7 @@ from dashboard.charts.common import Pick
 from dashboard.filters import Choice, Filters
 from dashboard.views import case, cohort_charts
 from dashboard.views.cohort_charts import ADDRESS, PICKED, Shown
+from dashboard.views.masked import on_masked_regions
 
 TABLE_HEIGHT = 420
 NOT_SHOWN = ("cohort", "dice", "explained", *NO_METADATA)
@@ -119,6 +120,8 @@ def _explore(chosen: Chosen) -> None:
     else:
         shown = Shown(chosen.root, chosen.labels, selection, chosen.target, picked, chosen.shares_only)
         extra = cohort_charts.draw(view, shown)
+        if view == "overview":
+            on_masked_regions(chosen.root, selection, chosen.target)
         _table(chosen, selection, cases, picked)
     link = filters.link_of(selection, chosen.target, picked) | {"view": [view]} | extra
     with heading, st.container(horizontal=True, vertical_alignment="bottom", gap="small"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any
@@ -24,6 +24,17 @@ from dashboard.charts import common
 
 UPLOADS = "uploads"
 METHODS = {"smoothgrad": "SmoothGrad", "gradient": "Gradient", "integrated_gradients": "Integrated gradients"}
+MASKS = {
+    "prediction": "Where the prediction is",
+    "label": "Where the label is",
+    "tp": "Correct voxels",
+    "fp": "False positives",
+    "fn": "False negatives",
+}
+MASK_HELP = (
+    "The attribution explains the organ’s score summed over these voxels. **False positives** asks why the model drew "
+    "the organ where the label has none, **false negatives** what spoke for it where the model missed it."
+)
 SAMPLES = {"smoothgrad": "Noisy copies", "integrated_gradients": "Steps"}
 STATUS = {
     "queued": ("waiting", "gray"),
@@ -38,7 +49,10 @@ WATCHED = "compute_watched"
 
 @dataclass(frozen=True)
 class Subject:
-    """What the page shows, and so what a computation would be about. method: that of the run shown."""
+    """What the page shows, and so what a computation would be about. method: that of the run shown.
+
+    labelled: the case has a label map, so that a mask can be made of it.
+    """
 
     root: Path
     cohort: str
@@ -47,10 +61,11 @@ class Subject:
     labels: LabelSet
     model: str | None = None
     method: Method | None = None
+    labelled: bool = False
 
 
 def ask(subject: Subject) -> None:
-    """The form: method, samples, one organ or all of them, and the button that starts it."""
+    """The form: method, samples, explained voxels, one organ or all of them, and the button that starts it."""
     models = list_models(subject.root)
     if not models:
         st.info("No model is here yet, so nothing can be computed. `agg2exp demo` brings one.")
@@ -60,7 +75,8 @@ def ask(subject: Subject) -> None:
     title = common.organ_of(subject.labels, subject.target).title
     if told := described(subject.root, model):
         st.caption(words.plain(told))
-    method = _ask_method(subject.method or Method(samples=4))
+    usual = subject.method or Method(samples=4)
+    method = replace(_ask_method(usual), mask=_ask_mask(usual.mask) if subject.labelled else "prediction")
     scope = st.radio("Organs", [title, "All organs"], format_func=words.plain, horizontal=True, key="compute_scope")
     targets = (subject.target,) if scope == title else ()
     if st.button("Explain", type="primary", icon=":material/bolt:", width="stretch", key="compute_start"):
@@ -73,6 +89,18 @@ def described(root: Path, model: str) -> str:
     """What the bundle's metadata says the model is, and what it is for."""
     metadata = read_json(root / "models" / model / "configs" / "metadata.json")
     return " ".join(str(metadata[name]) for name in ("description", "intended_use") if metadata.get(name))
+
+
+def _ask_mask(usual: str) -> str:
+    names = list(MASKS)
+    return st.selectbox(
+        "Explained voxels",
+        names,
+        index=names.index(usual) if usual in names else 0,
+        format_func=MASKS.__getitem__,
+        key="compute_mask",
+        help=MASK_HELP,
+    )
 
 
 def _ask_method(usual: Method) -> Method:
@@ -165,8 +193,13 @@ def _headline(labels: LabelSet, job: JobState) -> str:
     method = job.request.method
     copies = f" × {method.samples}" if method.name in SAMPLES else ""
     word, color = STATUS[job.status]
-    what = f"{organs}, {METHODS.get(method.name) or words.plain(method.name)}{copies}"
+    what = ", ".join([organs, f"{METHODS.get(method.name) or words.plain(method.name)}{copies}", *mask_words(method)])
     return f"**{words.plain(job.request.case_id)}** :{color}-badge[{word}]  \n{what}"
+
+
+def mask_words(method: Method) -> list[str]:
+    """The mask in words, if it is not the usual one."""
+    return [] if method.mask == "prediction" else [MASKS.get(method.mask, method.mask).lower()]
 
 
 def _pace(job: JobState) -> str:

@@ -1,0 +1,9 @@
+"""What `agg2exp dashboard` starts: the Streamlit app with the viewer's routes beside it."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from dashboard.viewer import addresses
+
+app = st.App("app.py", routes=addresses.routes())

@@ -1,0 +1,147 @@
+"""A new review session: which cases, which organs, blinded or open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import streamlit as st
+
+from agg2exp_core.organs import BACKGROUND
+from agg2exp_core.records import InputError
+from agg2exp_core.store import cohorts, lists, reviews
+from agg2exp_core.store.reviews import Session
+from dashboard import data, filters, words
+from dashboard.address import Address
+from dashboard.charts import common
+from dashboard.filters import Choice
+from dashboard.views.case import run_title
+
+ADDRESS = Address("review", "new")
+LINKED, REFUSED = "review_new_linked", "review_new_refused"
+MODES = {"blinded": "Blinded", "open": "Open"}
+MODE_HELP = (
+    "**Blinded**: reviewers judge the segmentation first, then see where the evidence lies and judge again. "
+    "**Open**: the evidence is in view from the start, one verdict an item."
+)
+SEED = 1
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the cases come from."""
+
+    title: str
+    cases: tuple[str, ...]
+    list_name: str = ""
+
+
+def take_link(wanted: list[str] | None, cohort: list[str] | None) -> bool:
+    """Keep the cases that another page's link brings; whether it brought any."""
+    if wanted and cohort:
+        st.session_state[LINKED] = (cohort[0], tuple(dict.fromkeys(wanted)))
+        st.session_state["review_new_cohort"] = cohort[0]
+    return bool(wanted and cohort)
+
+
+def draw(root: Path, leave: str | None) -> str | None:
+    """The form; the new session's name once it is made. leave: the session to go back to, if any."""
+    st.markdown("### New review session")
+    known = list(data.cohorts(root)["cohort"])
+    if not known:
+        st.info("No cohort is here yet. `agg2exp demo` brings two, `agg2exp cohort add` takes a folder of your scans.")
+        return None
+    left, right = st.columns(2, gap="large", border=True)
+    with left:
+        chosen = _cases(root, known)
+    if chosen is None:
+        return None
+    cohort, run, source, reviewable = chosen
+    with right:
+        return _terms(root, cohort, run, source, reviewable)
+
+
+def _cases(root: Path, known: list[str]) -> tuple[str, str, Source, tuple[str, ...]] | None:
+    """Cohort, run, source, and its cases that have a scan and a segmentation."""
+    st.markdown("##### What is reviewed")
+    cohort = filters.pick_one(ADDRESS, Choice("Cohort", "cohort"), known)
+    records = data.run_records(root, cohort or known[0])
+    titles = {run: run_title(record) for run, record in records.items()}
+    run = filters.pick_one(ADDRESS, Choice("Run", "run", titles, "The model and the attribution."), list(records))
+    if cohort is None or run is None:
+        st.info("Nothing in this cohort is explained yet: press **Explain** on the Case page first.")
+        return None
+    sources = _sources(root, cohort)
+    names = [source.title for source in sources]
+    picked = filters.pick_one(ADDRESS, Choice("Cases", "source", text="A saved list, or all of the cohort."), names)
+    source = sources[names.index(picked or names[0])]
+    reviewable = tuple(case for case in source.cases if _is_reviewable(root, cohort, run, case))
+    gone = len(source.cases) - len(reviewable)
+    has = "**1 case** has" if len(reviewable) == 1 else f"**{len(reviewable)} cases** have"
+    left_out = f" {gone} more {'does' if gone == 1 else 'do'} not and {'is' if gone == 1 else 'are'} left out."
+    st.markdown(f"{has} a scan and a segmentation of this run.{left_out if gone else ''}")
+    return cohort, run, source, reviewable
+
+
+def _sources(root: Path, cohort: str) -> list[Source]:
+    cases = tuple(cohorts.read_cases(root, cohort)["case_id"])
+    found = [
+        Source(f"List {one.name} ({len(one.cases)})", one.cases, one.name) for one in lists.list_lists(root, cohort)
+    ]
+    linked = st.session_state.get(LINKED)
+    if linked and linked[0] == cohort:
+        some = tuple(case for case in cases if case in linked[1])
+        found.insert(0, Source(f"The cases of the link ({len(some)})", some))
+    return [*found, Source(f"The whole cohort ({len(cases)})", cases)]
+
+
+def _is_reviewable(root: Path, cohort: str, run: str, case: str) -> bool:
+    try:
+        image = cohorts.find_case(root, cohort, case).image
+    except InputError:
+        return False  # a list may name a case that has left the cohort
+    stored = root / "runs" / cohort / run / "cases" / case / "prediction.nii.gz"
+    return image is not None and image.is_file() and stored.is_file()
+
+
+def _terms(root: Path, cohort: str, run: str, source: Source, cases: tuple[str, ...]) -> str | None:
+    st.markdown("##### How")
+    labels = data.labels(root, cohort, data.run_records(root, cohort)[run])
+    organs = [name for name in data.targets(root, cohort, run) if name != BACKGROUND]
+    targets = st.multiselect(
+        "Organs", organs, default=organs[:1], key=f"review_new_targets_{cohort}_{run}",
+        format_func=lambda name: common.organ_of(labels, name).title, help="Each is judged on its own, in every case.",
+    )  # fmt: skip
+    mode = filters.segments("Evidence", "review_new_mode", MODES, "blinded", MODE_HELP)
+    shuffled = st.toggle("Another order for each reviewer", value=True, key="review_new_shuffled",
+                         help="Cases are shuffled, so that tiring does not always meet the same ones.")  # fmt: skip
+    expected = st.text_input(
+        "Reviewers, separated by commas", key="review_new_reviewers", placeholder="anyone",
+        help="Optional: only these may give verdicts then. Names are taken on trust; there is no login.",
+    )  # fmt: skip
+    name = st.text_input(
+        "Name of the session", value=_free_name(root, source.list_name or cohort),
+        key=f"review_new_name_{source.title}",
+        help="Letters, digits and _ . - without spaces; it is a folder’s name.",
+    )  # fmt: skip
+    count = len(cases) * len(targets)
+    session = Session(
+        name.strip(), cohort, run, tuple(targets), cases, mode, source.list_name,
+        tuple(one for one in expected.split(",") if one.strip()), SEED if shuffled else None,
+    )  # fmt: skip
+    pressed = st.button(
+        f"Create, {count} to judge", key="review_create", type="primary", icon=":material/add:", disabled=not count
+    )
+    if pressed:
+        try:
+            return reviews.create_session(root, session).name
+        except InputError as error:
+            words.refuse(error)
+    return None
+
+
+def _free_name(root: Path, stem: str) -> str:
+    taken = set(reviews.list_sessions(root))
+    name = f"{stem[:48]}-{date.today():%Y-%m-%d}"
+    return next(one for one in (name, *(f"{name}-{n}" for n in range(2, len(taken) + 3))) if one not in taken)
