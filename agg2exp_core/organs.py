@@ -19,13 +19,18 @@ BACKGROUND = "background"
 
 @dataclass(frozen=True)
 class Organ:
-    """One class of a segmentation: its label value, field name, group, colour (#rrggbb) and plain name."""
+    """One class of a segmentation: its label value, field name, group, colour (#rrggbb) and plain name.
+
+    joined, joined_title: the larger organ that it is a part of, as a lobe is of the lung; empty for none.
+    """
 
     id: int
     name: str
     group: str
     color: str
     title: str
+    joined: str = ""
+    joined_title: str = ""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,21 @@ class LabelSet:
 
     name: str
     organs: tuple[Organ, ...]
+
+    @property
+    def joined(self) -> tuple[Organ, ...]:
+        """The larger organs that some are parts of, with the first part's id, group and colour."""
+        first: dict[str, Organ] = {}
+        for organ in self.organs:
+            if organ.joined:
+                title = organ.joined_title or plain_name(organ.joined)
+                first.setdefault(organ.joined, replace(organ, name=organ.joined, title=title, joined=""))
+        return tuple(first.values())
+
+    @property
+    def joins(self) -> dict[str, str]:
+        """Part → larger organ."""
+        return {organ.name: organ.joined for organ in self.organs if organ.joined}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -51,7 +71,11 @@ class LabelSet:
 
 
 def load_label_set(name: str, root: Path = SHIPPED) -> LabelSet:
-    """Read `label_sets/<name>.csv` (id,name,group,color and, if it likes, title) of the root or the project."""
+    """Read `label_sets/<name>.csv` of the root or the project.
+
+    Columns id, name, group, color and, if it likes, title, joined and joined_title. InputError: no such file, or a row
+    that cannot be read.
+    """
     relative = Path("label_sets") / f"{checked_id('label set', name)}.csv"
     path = next((base / relative for base in (root, SHIPPED) if (base / relative).is_file()), None)
     if path is None:
@@ -83,6 +107,10 @@ def _color(number: int) -> str:
 def _organ(row: dict[str, str], path: Path) -> Organ:
     try:
         title = row.get("title") or plain_name(row["name"])
-        return Organ(int(row["id"]), row["name"], row["group"], row["color"], title)
+        joined = row.get("joined") or "", row.get("joined_title") or ""
+        organ = Organ(int(row["id"]), row["name"], row["group"], row["color"], title, *joined)
     except (KeyError, TypeError, ValueError):
         raise InputError("label set needs columns id,name,group,color", f"{path.name}: {row}") from None
+    if organ.joined and BACKGROUND in (organ.name, organ.joined):
+        raise InputError("background is joined with no organ", f"{path.name}: {row}")
+    return organ

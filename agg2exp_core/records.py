@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,8 @@ class Selection:
 
     sign: abs | pos | neg. value: mass | mean. background False: rows are renormalised without it.
     dice: (target or "" for the mean over organs, lowest, highest). present: organs the case must have.
+    joined: regions that the label set joins, as five lobes to a lung, are one. Targets are not: the attributions of
+    two may cancel, which their sums of magnitudes cannot tell.
     within, without: names of saved lists; the case must be in one of the first and in none of the second.
     """
 
@@ -106,5 +108,10 @@ class Selection:
     where: tuple[Condition, ...] = ()
     dice: tuple[str, float, float] | None = None
     present: tuple[str, ...] = ()
+    joined: bool = False
     within: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
+
+    def unfiltered(self) -> Selection:
+        """The same measure of all cases."""
+        return replace(self, where=(), dice=None, present=(), within=(), without=())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,19 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from agg2exp_core.analysis import outliers
+from agg2exp_core.analysis import outliers, summary
 from agg2exp_core.analysis.compare import Comparison, compare, compare_dice
-from agg2exp_core.analysis.importance import Importance, take_organs, to_array
+from agg2exp_core.analysis.importance import Importance, take_cases, take_organs, to_array
 from agg2exp_core.organs import BACKGROUND, LabelSet, load_label_set, made_label_set
 from agg2exp_core.records import InputError, Selection
 from agg2exp_core.store import catalog, queries
 from agg2exp_core.store.lists import CaseList, list_lists
 
 DEFAULT_LABELS = "thorax17"
+MOST_CELLS = 12_000_000
+"""Numbers of one array, 100 MB; larger runs are summarised in SQL, where nothing is kept."""
+
+KEPT_ARRAYS = 6
 
 MOST_ROWS = 500_000
 """Rows of a user's query that are read, and that its CSV holds."""
@@ -94,19 +98,46 @@ def labels(root: Path, cohort: str, record: dict[str, Any]) -> LabelSet:
         return made_label_set(name, organ_names(root, cohort, record["run"]))
 
 
+def region_names(root: Path, selection: Selection) -> list[str]:
+    return list(_ask(root, "region_names", selection.unfiltered()))
+
+
 def metadata_columns(root: Path, cohort: str) -> pd.DataFrame:
     return _ask(root, "metadata_columns", cohort)
 
 
 def cases(root: Path, selection: Selection) -> pd.DataFrame:
-    return _ask(root, "cases", selection)
+    """See `queries.cases`. Of all cases, once asked for, a filter takes those that pass."""
+    everything = selection.unfiltered()
+    table = _ask(root, "cases", everything)
+    if selection == everything:
+        return table
+    return table[table["case_id"].isin(passing(root, selection))].reset_index(drop=True)
+
+
+def passing(root: Path, selection: Selection) -> list[str]:
+    return list(_ask(root, "passing", selection))
+
+
+@st.cache_data(max_entries=200, show_spinner=False)
+def _box_stats(root: str, fingerprint: str, selection: Selection, target: str) -> pd.DataFrame:
+    return summary.box_stats(importance(Path(root), selection, [target]), target)
 
 
 def box_stats(root: Path, selection: Selection, target: str) -> pd.DataFrame:
+    if _fits(root, selection) and target in targets(root, selection.cohort, selection.run):
+        return _box_stats(str(root), _fingerprint(str(root)), selection, target)
     return _ask(root, "box_stats", selection, target)
 
 
+@st.cache_data(max_entries=200, show_spinner=False)
+def _matrix(root: str, fingerprint: str, selection: Selection) -> pd.DataFrame:
+    return summary.matrix(importance(Path(root), selection))
+
+
 def matrix(root: Path, selection: Selection) -> pd.DataFrame:
+    if _fits(root, selection):
+        return _matrix(str(root), _fingerprint(str(root)), selection)
     return _ask(root, "matrix", selection)
 
 
@@ -170,25 +201,52 @@ def lists(root: Path, cohort: str) -> list[CaseList]:
     return _lists(str(root), _fingerprint(str(root)), cohort)
 
 
-@st.cache_data(max_entries=20, show_spinner="Reading the explanations …")
-def _importance(root: str, fingerprint: str, selection: Selection) -> Importance:
-    table = _answer(root, fingerprint, "local_explanations", selection)
-    return to_array(table, organ_names(Path(root), selection.cohort, selection.run))
+# ---- arrays --------------------------------------------------------------------------------------
 
 
-def importance(root: Path, selection: Selection) -> Importance:
-    """All local explanations of the cases that pass, as one array."""
-    return _importance(str(root), _fingerprint(str(root)), selection)
+def _fits(root: Path, selection: Selection) -> bool:
+    """Whether the run's array is small enough to be kept."""
+    records = run_records(root, selection.cohort)
+    if selection.run not in records:
+        return False
+    place = root, selection.cohort, selection.run
+    return records[selection.run]["cases"] * len(targets(*place)) * len(organ_names(*place)) <= MOST_CELLS
+
+
+@st.cache_resource(max_entries=KEPT_ARRAYS, show_spinner="Reading the explanations …")
+def _everything(root: str, fingerprint: str, selection: Selection) -> Importance:
+    """All cases of a measure; a resource, as it is large and nobody changes it."""
+    con = _connection(root, fingerprint).cursor()
+    return to_array(queries.local_explanations(con, selection))
+
+
+def importance(root: Path, selection: Selection, only: Sequence[str] = ()) -> Importance:
+    """Local explanations of the cases that pass, as one array; of these targets only, if any are named."""
+    found = _everything(str(root), _fingerprint(str(root)), selection.unfiltered())
+    if only:
+        found = take_organs(found, [name for name in only if name in found.targets], found.regions)
+    if selection == selection.unfiltered():
+        return found
+    return take_cases(found, pd.Index(found.cases).isin(passing(root, selection)))
+
+
+def values(root: Path, selection: Selection, target: str, region: str) -> np.ndarray:
+    """(cases,): one target on one region, of the cases that pass and have a value."""
+    if not _fits(root, selection):
+        return ranked(root, selection, target, region)["value"].to_numpy(float)
+    found = importance(root, selection, [target])
+    own = found.values[:, 0, found.regions.index(region)]
+    return own[np.isfinite(own)]
 
 
 @st.cache_data(max_entries=50, show_spinner="Comparing the two sets …")
 def _comparison(root: str, fingerprint: str, first: Selection, second: Selection, paired: bool) -> Comparison:
-    return compare(_targeted(root, fingerprint, first), _targeted(root, fingerprint, second), paired=paired)
+    return compare(_targeted(root, first), _targeted(root, second), paired=paired)
 
 
-def _targeted(root: str, fingerprint: str, selection: Selection) -> Importance:
+def _targeted(root: str, selection: Selection) -> Importance:
     """Without background, it is no target either."""
-    found = _importance(root, fingerprint, selection)
+    found = importance(Path(root), selection)
     targets = [name for name in found.targets if selection.background or name != BACKGROUND]
     return take_organs(found, targets, found.regions)
 

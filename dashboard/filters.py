@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import streamlit as st
@@ -31,6 +32,10 @@ VALUE_HELP = (
     "**Share**: the attribution on a region ÷ that on the whole scan, so large regions collect more. "
     "**Mean per voxel**: the attribution on a region ÷ its voxels, comparable between small and large regions."
 )
+JOINED_HELP = (
+    "Regions that are parts of one organ count as one, their attribution and voxels added: {}. Targets stay apart: "
+    "what a lobe's and its neighbour's attributions would be together cannot be told from their sums."
+)
 BACKGROUND_HELP = (
     "Background is every voxel outside the predicted organs. Without it, shares are taken of the organs alone "
     "and sum to 100 % again."
@@ -44,6 +49,7 @@ def link_of(selection: Selection, target: str, picked: Pick | None = None) -> Li
     link = {
         "cohort": [selection.cohort], "run": [selection.run], "target": [target], "sign": [selection.sign],
         "value": [selection.value], "background": ["on" if selection.background else "off"],
+        "joined": ["on" if selection.joined else "off"],
     }  # fmt: skip
     for condition in selection.where:
         if condition.values is not None:
@@ -97,15 +103,46 @@ def pick_one(address: Address, choice: Choice, options: Sequence[str]) -> str | 
     )
 
 
-def measures(address: Address, shares_only: bool) -> tuple[str, str, bool]:
-    """Switches: sign, value, background. shares_only: an imported table, which holds no signs."""
-    sign = "abs" if shares_only else _asked_segments(address, "Attribution counted", "sign", SIGNS, SIGN_HELP)
-    value = _asked_segments(address, "Measure", "value", VALUES, VALUE_HELP)
+def measures(
+    address: Address, shares_only: bool, fixed: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[str, str, bool]:
+    """Switches: sign, value, background. shares_only: an imported table, which holds no signs.
+
+    fixed: a value or background that the view cannot leave open, and which so has no switch.
+    """
+    sign = "abs" if shares_only else asked_segments(address, "Attribution counted", "sign", SIGNS, SIGN_HELP)
+    value = fixed.get("value") or asked_segments(address, "Measure", "value", VALUES, VALUE_HELP)
+    if "background" in fixed:
+        return sign, value, fixed["background"]
     key, wish = address.key("background"), address.asked("background")
     if wish:
         st.session_state[key] = wish == ["on"]
-    background = st.toggle("With background", key=key, help=BACKGROUND_HELP)
-    return sign, value, background
+    return sign, value, st.toggle("With background", key=key, help=BACKGROUND_HELP, persist_state="session")
+
+
+def joining(address: Address, labels: LabelSet) -> bool:
+    """The switch that joins regions, where the label set has any to join."""
+    key, wish, wholes = address.key("joined"), address.asked("joined"), labels.joined
+    if not wholes:
+        return False
+    if wish:
+        st.session_state[key] = wish == ["on"]
+    parts = "; ".join(
+        ", ".join(organ.title for organ in labels.organs if organ.joined == whole.name) + f" as **{whole.title}**"
+        for whole in wholes
+    )
+    # What was chosen stays, even while another page is shown.
+    return st.toggle(_join_words(labels), key=key, help=JOINED_HELP.format(parts), persist_state="session")
+
+
+def _join_words(labels: LabelSet) -> str:
+    """In the words of the parts: `Join lobes and muscles`, as far as their titles end alike."""
+    ends: dict[str, set[str]] = {}
+    for organ in labels.organs:
+        if organ.joined:
+            ends.setdefault(organ.joined, set()).add(organ.title.split()[-1].lower())
+    kinds = [found.pop() + "s" for found in ends.values() if len(found) == 1]
+    return f"Join {' and '.join(kinds)}" if len(kinds) == len(ends) else "Join parts of one organ"
 
 
 def segments(label: str, key: str, titles: dict[str, str], usual: str, text: str | None = None) -> str:
@@ -117,7 +154,7 @@ def segments(label: str, key: str, titles: dict[str, str], usual: str, text: str
     return str(chosen or usual)
 
 
-def _asked_segments(address: Address, label: str, name: str, titles: dict[str, str], text: str) -> str:
+def asked_segments(address: Address, label: str, name: str, titles: dict[str, str], text: str) -> str:
     """Such a row that follows the link once; its first choice is the usual one."""
     key, wish = address.key(name), address.asked(name)
     if wish and wish[0] in titles:

@@ -27,7 +27,7 @@ CSS = """
 /* Axis labels are organs' names, read first: in the theme's own text colour, not in grey. */
 .js-plotly-plot .xtick text, .js-plotly-plot .ytick text, .js-plotly-plot .legendtext,
 .js-plotly-plot .cbaxis text, .js-plotly-plot .g-xtitle text, .js-plotly-plot .g-ytitle text,
-.js-plotly-plot .annotation-text { fill: currentColor !important; }
+.js-plotly-plot .annotation-text, .js-plotly-plot .textpoint text { fill: currentColor !important; }
 .groups { display: grid; grid-template-rows: auto auto; grid-auto-flow: column; column-gap: 1.2rem; }
 .groups div { font-size: 0.85rem; }
 /* In line with the words beside it. */
@@ -53,9 +53,13 @@ CSS = """
 .st-key-review_view .stButton button { padding: 0 0.4rem; }
 /* Reading ahead says nothing, and some keys need no button to be seen. */
 .st-key-review_next, .st-key-review_slices { display: none; }
+/* A chart's heading, its switch and its downloads share one line. */
+[class*="st-key-cohort_"][class*="_head"] { flex-wrap: nowrap; }
 /* Charts that answer to a click look as if they do. */
-.st-key-cohort_boxes .nsewdrag, .st-key-cohort_matrix .nsewdrag,
+[class*="st-key-cohort_"] .nsewdrag,
 .st-key-compare_boxes .nsewdrag, .st-key-compare_matrix .nsewdrag { cursor: pointer; }
+/* Plotly's own button makes the pictures; the download menu presses it. */
+[class*="st-key-cohort_"] .modebar-container { display: none; }
 /* Two sets: their colours name them wherever they are compared. */
 .side { font-weight: 600; margin-top: 0.2rem; }
 .sides { font-size: 0.9rem; display: flex; flex-wrap: wrap; gap: 0 2rem; }

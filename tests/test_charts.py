@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,12 +12,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from agg2exp_core.organs import load_label_set, made_label_set
+from agg2exp_core.analysis import clustering, graph, summary
+from agg2exp_core.analysis.importance import Importance
+from agg2exp_core.organs import BACKGROUND, load_label_set, made_label_set
 from dashboard.charts import common
 from dashboard.charts.boxes import CLICK_COLUMNS, MOST_OUTLIERS, region_boxes, thinned
 from dashboard.charts.change import signed
+from dashboard.charts.composition import OWN, composition_bars, parts_of
+from dashboard.charts.dendrogram import dendrogram
 from dashboard.charts.dice_changes import dice_changes
 from dashboard.charts.differences import Look, difference_matrix
+from dashboard.charts.graph import Focus, edge_graph
+from dashboard.charts.histograms import histogram_grid
 from dashboard.charts.matrix import organ_matrix
 from dashboard.charts.scans import MOST_DOTS, scatter_of_scans, spread, strips_of_scans
 from dashboard.charts.side_boxes import side_by_side_boxes
@@ -129,8 +137,145 @@ def test_numbers_in_words(value: float, measure: str, shown: str) -> None:
     assert common.number(value, measure) == shown
 
 
+def _masses(cases: int = 40) -> Importance:
+    """Shares of three organs on themselves and each other, one value absent."""
+    names = ("heart", "lung_upper_lobe_left", "ribs")
+    values = np.random.default_rng(0).dirichlet([1, 2, 3], (cases, 3))
+    values[0, 0, 1] = np.nan
+    return Importance(tuple(map(str, range(cases))), names, names, values)
+
+
+def test_histograms_count_every_scan_once_and_share_their_axes() -> None:
+    masses = _masses()
+    names = list(enumerate(masses.targets))
+    cells = {(target, region): masses.values[:, row, column] for row, target in names for column, region in names}
+    bins = summary.histograms(cells)
+    counted = bins.groupby(["target", "region"])["count"].sum()
+    assert counted["heart", "lung_upper_lobe_left"] == 39 and set(counted.drop(("heart", "lung_upper_lobe_left"))) == {
+        40
+    }
+    assert bins["low"].min() == 0 and bins["high"].max() == np.nanmax(masses.values)
+    figure = histogram_grid(bins, LABELS, "mass", ("ribs", "heart"))
+    bars = [trace for trace in figure.data if trace.type == "bar"]
+    assert len(bars) == 9 and sum(sum(bar.y) for bar in bars) == 359
+    own = [bar.marker.color == common.GREY for bar in bars]
+    assert own == [False, True, True, True, False, True, True, True, False]  # the diagonal has its group's colour
+    picks = {tuple(pick) for trace in figure.data if trace.customdata is not None for pick in trace.customdata}
+    assert picks == set(itertools.product(masses.targets, masses.regions))
+
+
+def test_a_composition_sums_to_one_and_knows_the_organ_itself_joined_too() -> None:
+    rows = [("heart", "heart", 0.2), ("heart", "aorta", 0.3), ("heart", "lung", 0.1), ("heart", BACKGROUND, 0.4)]
+    rows += [("lung_upper_lobe_left", "lung", 0.7), ("lung_upper_lobe_left", "trachea", 0.3)]
+    parts = parts_of(pd.DataFrame(rows, columns=["target", "region", "mean"]), LABELS)
+    shares = parts.set_index(["target", "part"])["share"]
+    assert shares["heart", OWN] == 0.2 and shares["heart", "cardiovascular system"] == 0.3
+    assert shares["lung_upper_lobe_left", OWN] == 0.7 and shares["lung_upper_lobe_left", "other organs"] == 0.3
+    figure = composition_bars(parts, LABELS, ["lung_upper_lobe_left", "heart"])
+    assert np.sum([bar.x for bar in figure.data], axis=0) == pytest.approx([100, 100])
+
+
+def test_an_arrow_answers_for_its_edge_and_says_its_sign() -> None:
+    matrix = pd.DataFrame([[0.5, -0.2], [0.3, 0.0]], index=["heart", "ribs"], columns=["heart", "ribs"])
+    edges = graph.top_edges(matrix)
+    figure = edge_graph(edges, LABELS, Focus("heart", ("ribs", "heart")), list(matrix.index))
+    assert {tuple(pick) for pick in figure.data[-1].customdata} == {
+        ("heart", "heart"), ("heart", "ribs"), ("ribs", "heart"),
+    }  # fmt: skip
+    lines = [trace for trace in figure.data if trace.mode == "lines"]
+    looks = {(line.line.color, line.line.dash) for line in lines}
+    assert looks == {
+        (LABELS["aorta"].color, "solid"), (LABELS["ribs"].color, "dot"), (common.PICKED, "solid"),
+    }  # fmt: skip
+    organs = next(trace for trace in figure.data if trace.mode == "markers+text")
+    assert list(organs.text) == ["Heart", "Ribs"]
+    widths = {line.line.color: line.line.width for line in lines}
+    assert widths[LABELS["aorta"].color] > widths[LABELS["ribs"].color]
+
+
+def test_a_graph_without_edges_shows_its_organs() -> None:
+    empty = graph.top_edges(pd.DataFrame([[np.nan]], index=["heart"], columns=["heart"]))
+    organs = next(trace for trace in edge_graph(empty, LABELS, Focus(), ["heart"]).data if trace.mode == "markers+text")
+    assert list(organs.text) == ["Heart"]
+
+
+def test_branches_meet_at_their_distance_and_leaves_answer() -> None:
+    names = ["heart", "aorta", "ribs"]
+    matrix = pd.DataFrame([[0.64, 0.3, 0.01], [0.3, 0.64, 0.02], [0.01, 0.01, 0.64]], index=names, columns=names)
+    tree = clustering.cluster(matrix, "average")
+    figure = dendrogram(tree, LABELS, "ribs")
+    joins = [trace for trace in figure.data if trace.mode == "lines"]
+    assert [join.x[1] for join in joins] == pytest.approx(list(tree.linkage[:, 2]))
+    assert [join.line.color for join in joins] == [LABELS["aorta"].color, common.GREY]
+    for trace in figure.data:
+        for place, pick in zip(trace.y, trace.customdata if trace.customdata is not None else (), strict=False):
+            assert list(pick) == [tree.order[place]] * 2
+    titles = [text.partition(" <")[0] for text in figure.layout.yaxis.ticktext]
+    assert titles == [LABELS[name].title for name in tree.order]
+
+
+def test_a_matrix_follows_a_given_order_and_keeps_what_it_lacks() -> None:
+    figure = organ_matrix(_matrix(), LABELS, "mass", order=["ribs", "lung"])
+    assert [text.partition(" <")[0] for text in figure.layout.yaxis.ticktext] == ["Ribs", "Aorta", "Background"]
+
+
+def test_a_joined_organ_stands_where_its_first_part_does_and_has_a_title() -> None:
+    names = pd.Series(["trachea", "lung", "autochthon", "heart", BACKGROUND, "lung_lower_lobe_left"])
+    order = ["heart", "lung", "lung_lower_lobe_left", "trachea", "autochthon", BACKGROUND]
+    assert common.in_group_order(names, LABELS) == order
+    titles = [common.organ_of(LABELS, name).title for name in ("lung", "autochthon")]
+    assert titles == ["Lung", "Deep back muscles"] and common.organ_of(LABELS, "lung").group == "other organs"
+    assert common.own_region(LABELS, "lung_lower_lobe_left", ["lung", "heart"]) == "lung"
+    assert common.own_region(LABELS, "lung_lower_lobe_left", ["heart"]) is None
+
+
+# ---- colours ---------------------------------------------------------------------------------------
+
+SIGHTS = {
+    "usual": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritanopia": [
+        [1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900],
+    ],
+}  # fmt: skip
+"""What linear RGB becomes: Machado, Oliveira and Fernandes 2009, severity 1."""
+
+TO_XYZ = np.array(
+    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.072175], [0.0193339, 0.119192, 0.9503041]]
+)
+WHITE = np.array([0.95047, 1, 1.08883])
+
+
+def _seen(color: str, sight: str) -> np.ndarray:
+    """CIE L*a*b* of #rrggbb."""
+    coded = np.array([int(color[place : place + 2], 16) for place in (1, 3, 5)]) / 255
+    linear = np.where(coded <= 0.04045, coded / 12.92, ((coded + 0.055) / 1.055) ** 2.4)
+    xyz = TO_XYZ @ np.clip(np.array(SIGHTS[sight]) @ linear, 0, 1) / WHITE
+    x, y, z = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("sight", SIGHTS)
+def test_colours_are_told_apart_by_every_eye(sight: str) -> None:
+    """Groups by a ΔE of 20; no organ's outline turns into the grey of a scan."""
+    groups = {group: _seen(color, sight) for group, color in common.group_colors(LABELS).items()}
+    for one, other in itertools.combinations(groups, 2):
+        assert math.dist(groups[one], groups[other]) > 20, (one, other)
+    for organ in LABELS.organs:
+        if organ.name != BACKGROUND:
+            assert math.hypot(*_seen(organ.color, sight)[1:]) > 12, organ.name
+
+
 def test_charts_know_no_streamlit() -> None:
-    names = ("bars", "boxes", "dice_changes", "differences", "matrix", "scans", "side_boxes")
+    names = (
+        "bars", "boxes", "composition", "dendrogram", "dice_changes", "differences", "graph", "histograms", "matrix",
+        "scans", "side_boxes",
+    )  # fmt: skip
     imports = f"import sys, {', '.join(f'dashboard.charts.{name}' for name in names)}"
     script = f"{imports}; sys.exit('streamlit' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0

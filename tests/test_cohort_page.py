@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,11 @@ from playwright.sync_api import Browser, Page, expect
 from streamlit.testing.v1 import AppTest
 
 from agg2exp_core.organs import load_label_set
-from agg2exp_core.records import InputError, Method, SumTable, Volume
+from agg2exp_core.records import Condition, InputError, Method, Selection, SumTable, Volume
 from agg2exp_core.store import cohorts, lists, published_csv, region_sets, results
 from agg2exp_core.volumes import write_volume
-from dashboard import data
+from dashboard import data, downloads
+from dashboard.views import cohort_charts
 
 APP = Path(__file__).resolve().parents[1] / "dashboard" / "app.py"
 LABELS = load_label_set("thorax17")
@@ -68,7 +70,7 @@ def _explain(root: Path, case_id: str, share: float) -> None:
 
 def _open(monkeypatch: pytest.MonkeyPatch, root: Path, **link: str) -> AppTest:
     monkeypatch.setenv("AGG2EXP_DATA", str(root))
-    app = AppTest.from_file(str(APP), default_timeout=60)
+    app = AppTest.from_file(str(APP), default_timeout=180)
     for name, value in link.items():
         app.query_params[name] = value
     app.run()
@@ -266,19 +268,133 @@ def test_a_list_that_is_refused_is_told_and_its_words_stay(monkeypatch: pytest.M
     assert not app.error and len(lists.list_lists(own)[0].cases) == 6
 
 
+# ---- views -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("view", cohort_charts.VIEWS)
+@pytest.mark.parametrize("cohort", ["clinic", "published"])
+def test_every_view_opens_from_its_link_and_lists_scans(
+    monkeypatch: pytest.MonkeyPatch, root: Path, view: str, cohort: str
+) -> None:
+    app = _open(monkeypatch, root, cohort=cohort, target="heart", view=view, pick="heart~heart", joined="on")
+    assert not app.error and not app.warning and app.query_params["view"] == view
+    assert "Heart’s attribution on Heart, highest first" in _texts(app)
+    labels = [widget.label for widget in (*app.segmented_control, *app.toggle)]
+    assert ("Attribution counted" in labels) == (cohort == "clinic")
+    assert ("Measure" in labels, "With background" in labels, "Join lobes and muscles" in labels) == {
+        "overview": (True, True, True), "histograms": (True, True, True), "context": (False, True, True),
+        "graph": (False, False, True), "dendrogram": (False, False, False),
+    }[view]  # fmt: skip
+
+
+def test_the_published_graph_and_tree(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    app = _open(monkeypatch, root, cohort="published", view="graph")
+    assert "**80 edges**, 9 of them self-loops" in _texts(app) and app.query_params["edges"] == "top~5"
+    app = _open(monkeypatch, root, cohort="published", view="graph", edges="cut~0.35")
+    kept = int(_texts(app).split(" edges**")[0].split("**")[-1])
+    assert 0 < kept < 32  # not 240, as among the shares that the background takes part in
+    app = _open(monkeypatch, root, cohort="published", view="dendrogram", linkage="ward")
+    linkage = next(group for group in app.segmented_control if group.label.startswith("Linkage"))
+    assert "Average (0.734)" in linkage.options and linkage.value == "ward"
+
+
+def test_a_joined_region_lists_the_sum_of_its_parts(
+    monkeypatch: pytest.MonkeyPatch, root: Path, shared_data: Path
+) -> None:
+    app = _open(monkeypatch, root, cohort="published", target="heart", background="on", joined="on",
+                pick="heart~lung_upper_lobe_left")  # fmt: skip
+    assert "Heart’s attribution on Lung, highest first" in _texts(app) and app.query_params["joined"] == "on"
+    table = pd.read_csv(next((shared_data / "published").glob("*.csv")))
+    lobes = [name for name in LABELS.names if LABELS.joins.get(name) == "lung"]
+    sums = table[[f"heart_explanation_in_{lobe}_mass" for lobe in lobes]].sum(axis=1)
+    assert len(lobes) == 5
+    assert list(app.dataframe[0].value["value"]) == pytest.approx(sorted(100 * sums, reverse=True))
+
+
+def test_a_pick_that_was_joined_ends_with_the_joining(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    app = _open(monkeypatch, root, cohort="clinic", target="heart", joined="on", pick="heart~lung")
+    app.toggle(key="cohort_joined").set_value(False).run()
+    assert not app.exception and not app.warning and len(app.dataframe[0].value) == 6
+
+
+def test_histograms_are_of_the_organs_that_the_link_names(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    app = _open(monkeypatch, root, cohort="published", target="heart", view="histograms")
+    usual = app.query_params["organs"]
+    assert usual[0] == "heart" and len(usual) == 4
+    app = _open(monkeypatch, root, cohort="published", view="histograms", organs="ribs")
+    assert app.query_params["organs"] == "ribs"
+    next(widget for widget in app.multiselect if widget.label == "Organs").set_value([]).run()
+    assert not app.exception and "Choose organs" in app.info[0].value
+
+
+@pytest.mark.parametrize("edges", ["top~nan", "top~", "cut~7", "rings~3", "top~-2"])
+def test_a_link_to_edges_that_make_no_sense_opens_what_is_nearest(
+    monkeypatch: pytest.MonkeyPatch, root: Path, edges: str
+) -> None:
+    app = _open(monkeypatch, root, cohort="published", view="graph", edges=edges)
+    assert not app.error and app.query_params["edges"] in ("top~5", "cut~1", "top~1")
+
+
+def test_files_are_named_after_what_they_show() -> None:
+    name = downloads.file_name("clinic", "r", "boxes", "heart", "abs-mass", "age 40 to 60", "planted is a/b")
+    assert name == "clinic_r_boxes_heart_abs-mass_age-40-to-60_planted-is-a-b"
+    assert len(downloads.file_name("x" * 500)) == downloads.MOST_IN_A_NAME
+
+
+def test_a_run_too_large_to_be_kept_is_summarised_in_sql(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    selection = Selection("clinic", RUN, where=(Condition("sex", ("F",)),))
+
+    def answers() -> list[pd.DataFrame]:
+        values = pd.DataFrame({"value": np.sort(data.values(root, selection, "heart", "aorta"))})
+        return [data.box_stats(root, selection, "heart"), data.matrix(root, selection), values]
+
+    kept = answers()
+    monkeypatch.setattr(data, "MOST_CELLS", 0)
+    monkeypatch.setattr(data, "_everything", lambda *_: pytest.fail("kept what is too large"))
+    for one, other in zip(kept, answers(), strict=True):
+        pd.testing.assert_frame_equal(one, other, check_dtype=False)
+
+
 # ---- the journey -----------------------------------------------------------------------------------
 
 
 @pytest.mark.browser
 def test_from_the_cohort_to_a_case_and_back(chromium: Browser, server: Callable[[Path], str], root: Path) -> None:
     page = chromium.new_page(viewport={"width": 1440, "height": 900}, base_url=server(root))
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(60_000)
+    expect.set_options(timeout=60_000)
+    told: list[str] = []
+    page.on("console", lambda message: told.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: told.append(str(error)))
     page.goto("/?cohort=clinic&target=heart")
     page.locator(".st-key-cohort_boxes .boxlayer path.box").first.wait_for()
     _lists_a_clicked_cell(page)
     _lists_a_clicked_box(page)
     _filters(page)
+    _takes_a_chart_away(page)
     _opens_a_case_and_comes_back(page)
+    _lists_a_clicked_edge(page)
+    assert told == []
+
+
+@pytest.mark.browser
+def test_the_published_table_is_drawn_as_published(
+    chromium: Browser, server: Callable[[Path], str], root: Path
+) -> None:
+    page = chromium.new_page(viewport={"width": 1440, "height": 900}, base_url=server(root))
+    page.set_default_timeout(60_000)
+    page.goto("/?cohort=published&target=heart&view=graph")
+    expect(page.get_by_text("9 of them self-loops")).to_be_visible()
+    traces = page.locator(".st-key-cohort_graph .js-plotly-plot")
+    picks = traces.evaluate("chart => chart.data.at(-1).customdata.map((pair) => pair.join('~'))")
+    edges = {tuple(pick.split("~")) for pick in picks}
+    assert len(edges) == 80 and sum(target == region for target, region in edges) == 9
+    page.get_by_role("radio", name="Dendrogram").click()
+    page.locator(".st-key-cohort_tree .scatterlayer path.js-line").first.wait_for()
+    page.wait_for_url("**view=dendrogram**")
+    _click(page, "cohort_tree", 0.5, 0.5 / 16)
+    page.wait_for_url("**pick=**")
+    expect(page.get_by_text("highest first")).to_be_visible()
 
 
 def _click(page: Page, chart: str, right: float, down: float) -> None:
@@ -310,6 +426,44 @@ def _filters(page: Page) -> None:
     expect(page.get_by_text("3 of 6 scans")).to_be_visible()
     page.wait_for_url("**is.sex=F**")
     page.keyboard.press("Escape")
+
+
+def _takes_a_chart_away(page: Page) -> None:
+    """The pictures are made of what is drawn, the table holds its numbers, and names say what they show."""
+    page.locator(".st-key-cohort_boxes_get button").click()
+    for name in ("SVG", "PNG", "CSV"):
+        with page.expect_download() as download:
+            page.get_by_role("button", name=name, exact=True).click()
+        file = download.value
+        assert (
+            file.suggested_filename == f"clinic_{RUN}_boxes_heart_abs-mass-without-background_sex-is-F.{name.lower()}"
+        )
+        content = Path(file.path()).read_bytes()
+        if name == "CSV":
+            table = pd.read_csv(io.BytesIO(content)).set_index("region")
+            assert table.at["heart", "median"] == pytest.approx(0.6) and table.at["heart", "region_title"] == "Heart"
+        else:
+            assert content.startswith({"SVG": b"<svg", "PNG": b"\x89PNG"}[name])
+    page.keyboard.press("Escape")
+
+
+def _lists_a_clicked_edge(page: Page) -> None:
+    """Of two targets the edges are known: the heart's largest region is itself, then the aorta."""
+    page.get_by_role("radio", name="Graph").click()
+    chart = page.locator(".st-key-cohort_graph .js-plotly-plot")
+    chart.locator(".scatterlayer").first.wait_for()
+    spot = chart.evaluate(
+        """chart => {
+            const clicks = chart.data.at(-1), { xaxis, yaxis } = chart._fullLayout, box = chart.getBoundingClientRect();
+            const at = clicks.customdata.findIndex((pair) => pair.join("~") === "heart~aorta");
+            return [box.x + xaxis._offset + xaxis.d2p(clicks.x[at]), box.y + yaxis._offset + yaxis.d2p(clicks.y[at])];
+        }"""
+    )
+    page.mouse.move(*spot)
+    expect(page.locator(".st-key-cohort_graph .hovertext")).to_contain_text("Aorta → Heart")
+    page.mouse.click(*spot)
+    page.wait_for_url("**pick=heart~aorta**")
+    expect(page.get_by_text("Scans by share of Heart’s attribution on Aorta, highest first")).to_be_visible()
 
 
 def _opens_a_case_and_comes_back(page: Page) -> None:

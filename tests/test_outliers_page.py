@@ -216,14 +216,20 @@ def test_without_cohorts_the_page_says_what_to_do(monkeypatch: pytest.MonkeyPatc
     assert "agg2exp demo" in app.info[0].value
 
 
-def test_the_case_page_says_why_a_scan_is_unusual(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
-    from dashboard.views.unusual import Place, why_unusual
-
-    place = Place(root, "clinic", RUN, "cli-10", LABELS)
-    told = why_unusual(place, Selection("reference", RUN), n=3)
+def test_sentences_are_of_what_was_asked_for(root: Path) -> None:
+    place = unusual.Place(root, "clinic", RUN, "cli-10", LABELS)
+    told = unusual.why_unusual(place, Selection("reference", RUN), n=3)
     assert len(told) == 3 and all(line.startswith("Segmenting **the ") for line in told)
-    of_heart = why_unusual(place, Selection("clinic", RUN), "heart", 2)
+    of_heart = unusual.why_unusual(place, Selection("clinic", RUN), "heart", 2)
     assert all("Segmenting **the heart**" in line for line in of_heart)
+
+
+def test_the_case_page_says_why_once_it_is_opened(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    app = _open(monkeypatch, root, CASE_PAGE, cohort="published", case="s0802")
+    assert "Segmenting" not in _texts(app)
+    app.session_state["case_why"] = True
+    app.run()
+    assert not app.exception and _texts(app).count("Segmenting **the ") == unusual.SENTENCES
 
 
 # ---- the published table ---------------------------------------------------------------------------

@@ -19,6 +19,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agg2exp_core.aggregation.groups import join_regions
+from agg2exp_core.analysis import summary
+from agg2exp_core.analysis.importance import to_array
 from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import Condition, InputError, Selection, SumTable
 from agg2exp_core.store import catalog, cohorts, lists, parquet_cache, queries, results
@@ -192,6 +195,8 @@ def test_boxes_are_numpys(con: duckdb.DuckDBPyConnection, selection: Selection) 
     for target in TARGETS:
         stats = queries.box_stats(con, selection, target)
         oracle = _oracle(selection, target)
+        array = to_array(queries.local_explanations(con, selection))
+        pd.testing.assert_frame_equal(stats, summary.box_stats(array, target), check_dtype=False, rtol=1e-12)
         assert set(stats["region"]) == set(oracle) and list(stats["median"]) == sorted(stats["median"], reverse=True)
         for row in stats.itertuples():
             _check_box(row, oracle[row.region].dropna().to_numpy())
@@ -209,6 +214,8 @@ def _check_box(row: Any, values: np.ndarray) -> None:
 @pytest.mark.parametrize("selection", measures[:3], ids=_id)
 def test_the_matrix_is_the_median_of_each_cell(con: duckdb.DuckDBPyConnection, selection: Selection) -> None:
     matrix = queries.matrix(con, selection)
+    array = to_array(queries.local_explanations(con, selection))
+    pd.testing.assert_frame_equal(matrix, summary.matrix(array), check_dtype=False, rtol=1e-12)
     assert list(dict.fromkeys(matrix["target"])) == list(TARGETS)
     regions = REGIONS if selection.background else REGIONS[1:]
     assert list(matrix["region"]) == list(regions) * len(TARGETS)
@@ -266,6 +273,94 @@ def test_agreement_in_class_order(con: duckdb.DuckDBPyConnection) -> None:
     assert queries.agreement(con, "clinic", "r", NO_LABEL).empty
 
 
+# ---- joined regions ------------------------------------------------------------------------------------
+
+PARTS = ("background", "lung_upper_lobe_left", "lung_lower_lobe_left", "heart", "autochthon_left", "autochthon_right")
+WHOLES = {"lung": PARTS[1:3], "autochthon": PARTS[4:]}
+"""In s.00 the upper lobe is absent, in s.01 both muscles are."""
+
+
+def _parted(number: int) -> SumTable:
+    positive, negative = np.random.default_rng(number).gamma(2, 1, (2, 2, len(PARTS)))
+    voxels = np.array([5000, 100, 200, 300, 40, 50]) + 7 * number
+    missing = {0: [1], 1: [4, 5]}.get(number, [])
+    positive[:, missing] = negative[:, missing] = voxels[missing] = 0
+    return SumTable(PARTS[2:4], PARTS, positive, negative, voxels)
+
+
+@pytest.fixture(scope="module")
+def parted(tmp_path_factory: pytest.TempPathFactory) -> duckdb.DuckDBPyConnection:
+    root = tmp_path_factory.mktemp("parted")
+    cohorts.write_cases(root, "clinic", _metadata())
+    results.write_run(root, "clinic", "r", INFO)
+    for number in range(5):
+        folder = root / "runs" / "clinic" / "r" / "cases" / CASES[number]
+        with results.case_folder(folder, {"case_id": CASES[number]}) as new:
+            results.write_importance(new, _parted(number))
+    return catalog.connect(root)
+
+
+def _whole(selection: Selection) -> pd.DataFrame:
+    """(case, target) × joined region: what the core's own joining of the sums gives."""
+    rows = {}
+    for number in range(5):
+        table = join_regions(_parted(number), WHOLES)
+        phi = {"abs": table.positive + table.negative, "pos": table.positive, "neg": table.negative}[selection.sign]
+        phi = np.where(table.voxels > 0, phi, np.nan)[:, 0 if selection.background else 1 :]
+        voxels = np.maximum(table.voxels, 1)[0 if selection.background else 1 :]
+        shares = phi / np.nansum(phi, axis=1, keepdims=True)
+        for target, row in zip(table.targets, shares if selection.value == "mass" else phi / voxels, strict=True):
+            rows[CASES[number], target] = row
+    index = pd.MultiIndex.from_tuples(rows)
+    return pd.DataFrame(list(rows.values()), index, list(table.regions[0 if selection.background else 1 :]))
+
+
+@pytest.mark.parametrize("selection", measures, ids=_id)
+def test_a_joined_region_is_the_sum_of_its_parts(parted: duckdb.DuckDBPyConnection, selection: Selection) -> None:
+    joined, oracle = replace(selection, joined=True), _whole(selection)
+    assert queries.region_names(parted, joined) == ["background", "lung", "heart", "autochthon"]
+    local = queries.local_explanations(parted, joined).astype({"case_id": str, "target": str, "region": str})
+    table = local.pivot(index=["case_id", "target"], columns="region")["value"]
+    pd.testing.assert_frame_equal(
+        table[list(oracle)].astype(float), oracle.loc[table.index], check_names=False, rtol=1e-12
+    )
+    for target in PARTS[2:4]:
+        own = oracle.xs(target, level=1)
+        cells = queries.matrix(parted, joined).set_index(["target", "region"])["value"]
+        boxes = queries.box_stats(parted, joined, target).set_index("region")["median"]
+        case = queries.case_importance(parted, joined, CASES[1], target).set_index("region")
+        assert list(case.index) == list(oracle)
+        for region in oracle:
+            ranked = queries.ranked(parted, joined, target, region).set_index("case_id")["value"]
+            assert ranked.to_dict() == pytest.approx(own[region].dropna().to_dict())
+            assert cells[target, region] == boxes[region] == pytest.approx(own[region].median())
+            assert case.at[region, "value"] == pytest.approx(own.at[CASES[1], region], nan_ok=True)
+        assert case["absent"].dropna().to_dict() == {"autochthon": "region not predicted"}
+
+
+def test_a_part_cannot_be_ranked_once_it_is_joined(parted: duckdb.DuckDBPyConnection) -> None:
+    for region, joined in ((PARTS[1], True), ("lung", False)):
+        with pytest.raises(InputError, match="region must be known"):
+            queries.ranked(parted, replace(BASE, joined=joined), "heart", region)
+
+
+def test_a_table_of_shares_joins_means_by_the_sizes_it_implies(tmp_path: Path) -> None:
+    """Means of 2 on 30 voxels and of 1 on 60: 120 of 90 voxels. Without attribution on a part its size is unknown."""
+    cohorts.write_cases(tmp_path, "clinic", pd.DataFrame({"case_id": ["a", "b"], "image": "", "label": ""}))
+    results.write_run(tmp_path, "clinic", "r", INFO | {"values": "shares"})
+    for name, lower in (("a", (0.6, 1.0)), ("b", (0.0, 0.0))):
+        with results.case_folder(tmp_path / "runs" / "clinic" / "r" / "cases" / name, {"case_id": name}) as new:
+            rows = [("heart", PARTS[1], 0.6, 2.0), ("heart", PARTS[2], *lower), ("heart", "heart", 0.4, 3.0)]
+            pd.DataFrame(rows, columns=["target", "region", "mass", "mean"]).to_csv(new / "importance.csv", index=False)
+    con, joined = catalog.connect(tmp_path), replace(BASE, value="mean", joined=True)
+    ranked = queries.ranked(con, joined, "heart", "lung")
+    assert ranked[["case_id", "value"]].to_numpy().tolist() == [["a", pytest.approx(1.2 / 0.9)]]
+    assert list(queries.ranked(con, joined, "heart", "heart")["value"]) == [3, 3]
+    case = queries.case_importance(con, joined, "b", "heart").set_index("region")
+    assert case.at["lung", "absent"] == "size of a part not stored"
+    assert list(queries.ranked(con, replace(joined, value="mass"), "heart", "lung")["value"]) == [1.2, 0.6]
+
+
 # ---- filters -----------------------------------------------------------------------------------------
 
 ends = st.one_of(st.none(), st.integers(20, 80).map(float))
@@ -309,7 +404,9 @@ def test_filters_are_those_of_pandas(con: duckdb.DuckDBPyConnection, selection: 
     keep = _passes(selection)
     passing = list(keep.index[keep])
     found = queries.cases(con, selection)
-    assert list(found["case_id"]) == passing
+    assert list(found["case_id"]) == passing == queries.passing(con, selection)
+    array = to_array(queries.local_explanations(con, selection))
+    assert list(array.cases) == [name for name in passing if name != UNEXPLAINED]
     oracle = _oracle(selection, "heart").reindex(passing)
     stats = queries.box_stats(con, selection, "heart").set_index("region")
     assert stats["n"].to_dict() == oracle.count().to_dict()

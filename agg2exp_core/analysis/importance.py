@@ -19,7 +19,8 @@ COLUMNS = ("case_id", "target", "region", "value")
 class Importance:
     """values: (cases, targets, regions) float64, NaN where a target or region is absent; and the names of its axes.
 
-    Usually masses, shares without a unit; all but `foreground` and what asks for masses take means as well.
+    Usually masses, shares without a unit; all but `foreground` and what asks for masses take means as well. In memory
+    the cases of one cell lie side by side, as medians and quantiles ask for them.
     """
 
     cases: tuple[str, ...]
@@ -32,7 +33,8 @@ def to_array(table: pd.DataFrame, names: Sequence[str] = ()) -> Importance:
     """The long table (case_id, target, region, value; a row a number, null where absent) as an array.
 
     Cases in the order of their first row. Organs in that of `names`, which may hold others too; those it lacks follow.
-    Rows that are not there are NaN. InputError: a column is missing, a row comes twice, a value is infinite.
+    A column of ordered categories brings its own order. Rows that are not there are NaN.
+    InputError: a column is missing, a row comes twice, a value is infinite.
     """
     missing = [name for name in COLUMNS if name not in table]
     if missing:
@@ -43,20 +45,21 @@ def to_array(table: pd.DataFrame, names: Sequence[str] = ()) -> Importance:
     values = table["value"].to_numpy(np.float64, na_value=np.nan)
     if np.isinf(values).any():
         raise InputError("importance must be finite or absent", "an infinite value")
-    shape = len(cases), len(targets), len(regions)
-    place = (case * shape[1] + target) * shape[2] + region
+    shape = len(targets), len(regions), len(cases)
+    place = (target * shape[1] + region) * shape[2] + case
     if np.bincount(place).max(initial=0) > 1:
         raise InputError("every case, target and region must be there once", "a row twice")
     filled = np.full(shape, np.nan)
     filled.reshape(-1)[place] = values
-    return Importance(cases, targets, regions, filled)
+    return Importance(cases, targets, regions, np.moveaxis(filled, -1, 0))
 
 
 def take_cases(importance: Importance, rows: np.ndarray) -> Importance:
     """Only the cases of a mask or of indices, in their order."""
     chosen = np.arange(len(importance.cases))[rows]
     cases = tuple(importance.cases[row] for row in chosen)
-    return replace(importance, cases=cases, values=importance.values[chosen])
+    values = np.take(np.moveaxis(importance.values, 0, -1), chosen, axis=-1)
+    return replace(importance, cases=cases, values=np.moveaxis(values, -1, 0))
 
 
 def take_organs(importance: Importance, targets: Sequence[str], regions: Sequence[str]) -> Importance:
@@ -88,12 +91,12 @@ def foreground(importance: Importance) -> Importance:
 
 def medians(importance: Importance) -> pd.DataFrame:
     """(targets × regions): the median over the cases that have both; NaN where none has."""
-    return _over_cases(np.nanmedian, importance)
+    return _over_cases(_quick(np.median, np.nanmedian), importance)
 
 
 def means(importance: Importance) -> pd.DataFrame:
     """(targets × regions): the mean over the cases that have both, as the published graph takes it."""
-    return _over_cases(np.nanmean, importance)
+    return _over_cases(_quick(np.mean, np.nanmean), importance)
 
 
 def context(importance: Importance) -> pd.DataFrame:
@@ -108,11 +111,29 @@ def context(importance: Importance) -> pd.DataFrame:
     return pd.DataFrame(columns, index=pd.Index(importance.cases, name="case_id"), columns=pd.Index(own, dtype=object))
 
 
+def _quick(usual: Callable[..., np.ndarray], careful: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """A statistic that passes over what is absent, but asks the slow one only for cells that lack something."""
+
+    def statistic(values: np.ndarray, axis: int) -> np.ndarray:
+        found = usual(values, axis=axis)
+        lacking = np.isnan(found)
+        if lacking.any():
+            found[lacking] = careful(np.moveaxis(values, axis, -1)[lacking], axis=-1)
+        return found
+
+    return statistic
+
+
 def _coded(column: pd.Series, order: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
     """Codes of the names, and the names that they stand for."""
-    codes, found = pd.factorize(column)
+    ordered = isinstance(column.dtype, pd.CategoricalDtype) and column.cat.ordered
+    codes, found = (column.cat.codes.to_numpy(), column.cat.categories) if ordered else pd.factorize(column)
     if (codes < 0).any():
         raise InputError("every row of local explanations must name its case and organs", f"an empty {column.name}")
+    if ordered:
+        # The categories' order is the names': a code that no row has leaves a gap.
+        used = np.bincount(codes, minlength=len(found)) > 0
+        return (np.cumsum(used) - 1)[codes], tuple(map(str, found[used]))
     names = [str(name) for name in found]
     known = set(names)
     ordered = [name for name in dict.fromkeys(order) if name in known]

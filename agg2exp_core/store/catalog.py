@@ -21,7 +21,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from agg2exp_core.files import read_json
-from agg2exp_core.organs import load_label_set
+from agg2exp_core.organs import LabelSet, load_label_set
 from agg2exp_core.records import InputError
 from agg2exp_core.settings import ID
 from agg2exp_core.store import parquet_cache, region_sets
@@ -63,6 +63,7 @@ RUN_COLUMNS = {
 }  # fmt: skip
 ORGAN_COLUMNS = {
     "cohort": pa.string(), "run": pa.string(), "name": pa.string(), "target": pa.bool_(), "position": pa.int64(),
+    "joined": pa.string(),
 }  # fmt: skip
 LIST_COLUMNS = {"cohort": pa.string(), "list": pa.string(), "case_id": pa.string()}
 OUTLIER_COLUMNS = {
@@ -356,18 +357,26 @@ def _organ_rows(place: tuple[str, str], info: dict[str, Any], cache: Cache | Non
     """Targets and regions of a run, in the order of its label set; names that it does not know come after.
 
     Those keep the order of the regions, which is that of the model's classes; one target alone would come before it.
+    joined: what a region is a part of, or its own name.
     """
     if cache is None:
         return []
     try:
-        ordered = load_label_set(str(info.get("label_set") or ""), root).names
+        labels = load_label_set(str(info.get("label_set") or ""), root)
     except InputError:
-        ordered = ()
-    content = cache.content
+        labels = LabelSet("", ())
+    content, ordered = cache.content, labels.names
     stored = dict.fromkeys((*content.regions, *content.targets))
     names = [*(name for name in ordered if name in stored), *(name for name in stored if name not in ordered)]
     return [
-        {"cohort": place[0], "run": place[1], "name": name, "target": name in content.targets, "position": position}
+        {
+            "cohort": place[0],
+            "run": place[1],
+            "name": name,
+            "target": name in content.targets,
+            "position": position,
+            "joined": labels.joins.get(name, name),
+        }
         for position, name in enumerate(names)
     ]
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import duckdb
+import numpy as np
 import pandas as pd
 
 from agg2exp_core.organs import BACKGROUND
@@ -51,11 +52,14 @@ BOXES = """
     FROM fenced GROUP BY region ORDER BY median DESC NULLS LAST, region"""
 MATRIX = """
     WITH local AS ({local}),
-    cells AS (SELECT target, region, median(value) AS value, count(value) AS n FROM local GROUP BY target, region)
-    SELECT target, region, value, n FROM cells
+    cells AS (
+        SELECT target, region, median(value) AS value, avg(value) AS mean, count(value) AS n FROM local
+        GROUP BY target, region
+    )
+    SELECT target, region, value, mean, n FROM cells
     JOIN (SELECT name AS target, position AS row FROM store.organs WHERE cohort = $cohort AND run = $run) USING (target)
-    JOIN (SELECT name AS region, position AS col FROM store.organs WHERE cohort = $cohort AND run = $run) USING (region)
-    ORDER BY row, col"""
+    JOIN ({places}) USING (region)
+    ORDER BY row, position"""
 RANKED = """
     WITH local AS ({local})
     SELECT case_id, value, dice FROM local
@@ -75,9 +79,36 @@ CASE = """
     SELECT region, value, CASE WHEN value IS NULL THEN coalesce(absent, '{nothing}') END AS absent,
         q[1] AS q05, q[2] AS q25, q[3] AS median, q[4] AS q75, q[5] AS q95,
         CASE WHEN value IS NOT NULL THEN 100.0 * lower / nullif(others, 0) END AS percentile
-    FROM spread
-    JOIN (SELECT name AS region, position FROM store.organs WHERE cohort = $cohort AND run = $run) USING (region)
-    ORDER BY position"""
+    FROM spread JOIN ({places}) USING (region) ORDER BY position"""
+LOCAL = """
+    WITH local AS ({local}),
+    listed AS (SELECT case_id, row_number() OVER (ORDER BY rowid) - 1 AS code FROM {table}),
+    organs AS (
+        SELECT name, row_number() OVER (ORDER BY position) - 1 AS code FROM store.organs
+        WHERE cohort = $cohort AND run = $run
+    ),
+    regions AS (SELECT region, row_number() OVER (ORDER BY position) - 1 AS code FROM ({places}))
+    SELECT listed.code AS case_id, organs.code AS target, regions.code AS region, value
+    FROM local JOIN listed USING (case_id) JOIN organs ON target = organs.name JOIN regions USING (region)
+    WHERE case_id IN ({passing})"""
+PLACES = """
+    SELECT {name} AS region, min(position) AS position FROM store.organs WHERE cohort = $cohort AND run = $run
+    GROUP BY region"""
+JOINED = """
+    SELECT case_id, target, joined AS region, {value} AS value,
+        CASE WHEN count(value) = 0 THEN any_value(absent) WHEN {value} IS NULL THEN '{unknown}' END AS absent
+    FROM (SELECT *, coalesce(voxels, mass / nullif(mean, 0)) AS weight FROM ({parts}))
+    JOIN (SELECT name AS region, joined FROM store.organs WHERE cohort = $cohort AND run = $run) USING (region)
+    GROUP BY case_id, target, joined"""
+JOINED_MASS = "sum(value)"
+JOINED_MEAN = """
+    CASE WHEN count(value) = 1 THEN any_value(value)
+        WHEN count(value) = count(value * weight)
+        THEN sum(value * weight) / sum(weight) FILTER (value IS NOT NULL) END"""
+"""Of parts: Σ mean · voxels ÷ Σ voxels. A table without voxels has their proportions, mass ÷ mean."""
+
+UNKNOWN_VOXELS = "size of a part not stored"
+"""Why a joined region has no mean in a table without voxels: a part without attribution hides its size."""
 
 CASE_MASKED = """
     WITH local AS ({local}),
@@ -134,6 +165,15 @@ def metadata_columns(con: Connection, cohort: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["column", "kind", "values", "low", "high"])
 
 
+def passing(con: Connection, selection: Selection) -> list[str]:
+    """The case_id of each listed case that passes the filters, in the order of the cohort's list."""
+    _check_selection(con, selection)
+    chosen, values = _passing(con, selection)
+    table = cohort_table(selection.cohort)
+    sql = f"SELECT case_id FROM {table} AS listed WHERE case_id IN ({chosen}) ORDER BY listed.rowid"
+    return [row[0] for row in con.execute(sql, values).fetchall()]
+
+
 def cases(con: Connection, selection: Selection) -> pd.DataFrame:
     """A row for each case that passes: cohort, case_id, image, label, metadata, dice (mean of organs), explained.
 
@@ -169,17 +209,17 @@ def box_stats(con: Connection, selection: Selection, target: str) -> pd.DataFram
 
 
 def matrix(con: Connection, selection: Selection) -> pd.DataFrame:
-    """target, region, value (median), n: every cell of the run, in the order of its label set."""
+    """target, region, value (median), mean, n: every cell of the run, in the order of its label set."""
     _check_selection(con, selection)
     local, values = _local(con, selection)
     values |= {"cohort": selection.cohort, "run": selection.run}
-    return con.execute(MATRIX.format(local=local), values).df()
+    return con.execute(MATRIX.format(local=local, places=_places(selection)), values).df()
 
 
 def ranked(con: Connection, selection: Selection, target: str, region: str) -> pd.DataFrame:
     """case_id, value, dice (of the target): highest first, without the cases in which it is absent."""
     _check_target(con, selection, target)
-    _check("region", region, _organs(con, selection.cohort, selection.run))
+    _check("region", region, _regions(con, selection))
     local, values = _local(con, selection, target)
     sql = RANKED.format(local=local, agreement=agreement_view(selection.cohort, selection.run))
     return con.execute(sql, {**values, "target": target, "region": region}).df()
@@ -192,10 +232,11 @@ def case_importance(con: Connection, selection: Selection, case_id: str, target:
     """
     _check_target(con, selection, target)
     _check_case(con, selection.cohort, case_id)
-    whole = Selection(selection.cohort, selection.run, selection.sign, selection.value, selection.background)
+    whole = selection.unfiltered()
     local, values = _local(con, whole, target)
     values |= {"case": case_id, "cohort": selection.cohort, "run": selection.run}
-    return con.execute(CASE.format(local=local, unexplained=NOT_EXPLAINED, nothing=NOTHING_TO_SHARE), values).df()
+    sql = CASE.format(local=local, unexplained=NOT_EXPLAINED, nothing=NOTHING_TO_SHARE, places=_places(selection))
+    return con.execute(sql, values).df()
 
 
 def agreement(con: Connection, cohort: str, run: str, case_id: str) -> pd.DataFrame:
@@ -266,15 +307,23 @@ def find_run(con: Connection, name: str) -> tuple[str, str]:
 
 
 def local_explanations(con: Connection, selection: Selection) -> pd.DataFrame:
-    """case_id, target, region, value (null where absent) of the cases that pass, in the order of the cohort's list."""
+    """case_id, target, region, value (null where absent) of the cases that pass, in no order of rows.
+
+    The names are categories in the order of the cohort's list and of the label set: codes, as there may be millions.
+    """
     _check_selection(con, selection)
     local, values = _local(con, selection)
     passing, _ = _passing(con, selection)
-    sql = f"""
-        SELECT case_id, target, region, value FROM ({local})
-        JOIN (SELECT case_id, rowid AS place FROM {cohort_table(selection.cohort)}) USING (case_id)
-        WHERE case_id IN ({passing}) ORDER BY place"""
-    return con.execute(sql, values).df()
+    values |= {"cohort": selection.cohort, "run": selection.run}
+    table = cohort_table(selection.cohort)
+    found = con.execute(
+        LOCAL.format(local=local, passing=passing, table=table, places=_places(selection)), values
+    ).fetchnumpy()
+    listed = _column(con, f"SELECT case_id FROM {table} ORDER BY rowid", [])
+    organs = _organs(con, selection.cohort, selection.run)
+    names = {"case_id": listed, "target": organs, "region": _regions(con, selection)}
+    columns = {name: pd.Categorical.from_codes(found[name], known, ordered=True) for name, known in names.items()}
+    return pd.DataFrame(columns | {"value": np.ma.filled(found["value"], np.nan)})
 
 
 def dice(con: Connection, selection: Selection) -> pd.DataFrame:
@@ -305,6 +354,12 @@ def organ_names(con: Connection, cohort: str, run: str) -> list[str]:
     """Targets and regions of a run, in the order of its label set."""
     _check_run(con, cohort, run)
     return _organs(con, cohort, run)
+
+
+def region_names(con: Connection, selection: Selection) -> list[str]:
+    """Regions of a selection, background included, in the order of the label set."""
+    _check_selection(con, selection)
+    return _regions(con, selection)
 
 
 def exported_agreement(con: Connection, cohort: str, run: str) -> pd.DataFrame:
@@ -403,10 +458,25 @@ def _local(con: Connection, selection: Selection, target: str | None = None) -> 
         values["target"] = target
     if not selection.background:
         conditions.append(f"region <> '{BACKGROUND}'")
+    if not selection.joined:
+        columns = "case_id, target, region, absent"
+    else:
+        columns = "case_id, target, region, absent, voxels, mass, mean"
+        values |= {"cohort": selection.cohort, "run": selection.run}
     sql = f"""
-        SELECT case_id, target, region, absent, CASE WHEN case_id IN ({passing}) THEN {value} END AS value
+        SELECT {columns}, CASE WHEN case_id IN ({passing}) THEN {value} END AS value
         FROM {run_view(selection.cohort, selection.run)} WHERE {" AND ".join(conditions)}"""
-    return sql, values
+    return (_joined(sql, selection.value) if selection.joined else sql), values
+
+
+def _joined(parts: str, value: str) -> str:
+    amount = JOINED_MEAN if value == "mean" else JOINED_MASS
+    return JOINED.format(value=amount, unknown=UNKNOWN_VOXELS, parts=parts)
+
+
+def _places(selection: Selection) -> str:
+    """A SELECT of region and position, in the order of the label set; a joined one stands where its first part does."""
+    return PLACES.format(name="joined" if selection.joined else "name")
 
 
 def _masked(con: Connection, selection: Selection, target: str) -> tuple[str, dict[str, Any]]:
@@ -522,6 +592,12 @@ def _cohorts(con: Connection) -> list[str]:
 def _organs(con: Connection, cohort: str, run: str, only_targets: bool = False) -> list[str]:
     sql = "SELECT name FROM store.organs WHERE cohort = $1 AND run = $2 AND (target OR NOT $3) ORDER BY position"
     return _column(con, sql, [cohort, run, only_targets])
+
+
+def _regions(con: Connection, selection: Selection) -> list[str]:
+    sql = f"SELECT region FROM ({_places(selection)}) ORDER BY position"
+    found = con.execute(sql, {"cohort": selection.cohort, "run": selection.run}).fetchall()
+    return [row[0] for row in found]
 
 
 def _scored(con: Connection, cohort: str, run: str) -> list[str]:

@@ -21,8 +21,9 @@ MOST_OUTLIERS = 40
 def region_boxes(stats: pd.DataFrame, labels: LabelSet, measure: str, picked: str | None = None) -> go.Figure:
     """One box a region, sorted as given (largest median first, on top), coloured by group.
 
-    stats: as `queries.box_stats` gives it. measure: "mass" (share of 1, drawn in %) or "mean".
-    A click on a row answers with customdata [region].
+    stats: as `queries.box_stats` gives it, or with a column `target` too, after which the boxes are then named.
+    measure: "mass" (share of 1, drawn in %) or "mean". A click on a row answers with customdata [region], or
+    [target, region].
     """
     rows = _box_rows(stats, labels, measure)
     figure = go.Figure()
@@ -32,8 +33,8 @@ def region_boxes(stats: pd.DataFrame, labels: LabelSet, measure: str, picked: st
     _add_outliers(figure, rows, colors)
     end = max([*rows["high"], *(value for values in rows["outliers"] for value in values), 1e-12])
     _add_rows_to_click(figure, rows, end)
-    if picked in list(rows["region"]):
-        place = list(rows["region"]).index(str(picked))
+    if picked in list(rows["name"]):
+        place = list(rows["name"]).index(str(picked))
         frame(figure, (-0.01 * end, end * 1.02), (place - 0.5, place + 0.5))
     title = "share of attribution, %" if measure == "mass" else "attribution per voxel"
     figure.update_layout(
@@ -48,7 +49,8 @@ def region_boxes(stats: pd.DataFrame, labels: LabelSet, measure: str, picked: st
 
 def _box_rows(stats: pd.DataFrame, labels: LabelSet, measure: str) -> pd.DataFrame:
     rows = stats[stats["n"] > 0].reset_index(drop=True)
-    organs = [organ_of(labels, name) for name in rows["region"]]
+    rows["name"] = rows["target"] if "target" in rows else rows["region"]
+    organs = [organ_of(labels, name) for name in rows["name"]]
     rows["title"] = [organ.title for organ in organs]
     rows["group"] = [organ.group for organ in organs]
     rows["told"] = [_box_words(row, measure) for row in rows.to_dict("records")]
@@ -97,10 +99,11 @@ def _add_outliers(figure: go.Figure, rows: pd.DataFrame, colors: dict[str, str])
 
 
 def _add_rows_to_click(figure: go.Figure, rows: pd.DataFrame, end: float) -> None:
+    picks = rows[["target", "region"] if "target" in rows else ["region"]].to_numpy().tolist()
     figure.add_scatter(
         y=np.repeat(np.arange(len(rows)), CLICK_COLUMNS),
         x=np.round(np.tile(np.linspace(0, end, CLICK_COLUMNS), len(rows)), 6),
-        customdata=[[region] for region in np.repeat(rows["region"], CLICK_COLUMNS)],
+        customdata=[pick for pick in picks for _ in range(CLICK_COLUMNS)],
         text=np.repeat(rows["told"], CLICK_COLUMNS),
         **invisible(),
     )

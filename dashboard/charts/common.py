@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from html import escape
 from typing import Any
 
@@ -12,6 +13,9 @@ import plotly.graph_objects as go
 from agg2exp_core.organs import BACKGROUND, LabelSet, Organ, plain_name
 
 GREY = "#80868e"
+PICKED = "#e0115f"
+"""What the list below is about."""
+
 MASKED = "#8a5cd6"
 """Of masked regions, which belong to no group of organs."""
 
@@ -32,9 +36,15 @@ def group_colors(labels: LabelSet) -> dict[str, str]:
 
 
 def organ_of(labels: LabelSet, name: str) -> Organ:
-    """The organ of that name, or a grey one for a region that the label set does not know."""
-    known = {organ.name: organ for organ in labels.organs}
+    """The organ of that name, joined ones too, or a grey one for a region that the label set does not know."""
+    known = {organ.name: organ for organ in (*labels.joined, *labels.organs)}
     return known.get(name) or Organ(-1, name, "other regions", GREY, plain_name(name))
+
+
+def own_region(labels: LabelSet, target: str, regions: Collection[str]) -> str | None:
+    """The region that a target is or, where regions are joined, is a part of; None where it is no region."""
+    whole = labels.joins.get(target, target)
+    return next((name for name in (target, whole) if name in regions), None)
 
 
 def mask_titles(table: pd.DataFrame) -> list[str]:
@@ -59,10 +69,13 @@ def rounded(value: float, digits: int) -> str:
 
 
 def in_group_order(names: pd.Series, labels: LabelSet) -> list[str]:
-    """The label set's organs among the names, group by group; then others; background last."""
+    """The label set's organs among the names, group by group; then others; background last.
+
+    A joined organ stands before its first part.
+    """
     present = set(names)
     groups = [*(group for group in labels.groups if group != BACKGROUND), BACKGROUND]
-    organs = sorted(labels.organs, key=lambda organ: groups.index(organ.group))
+    organs = sorted((*labels.joined, *labels.organs), key=lambda organ: (groups.index(organ.group), organ.id))
     known = [organ.name for organ in organs if organ.name in present and organ.name != BACKGROUND]
     others = sorted(present - {organ.name for organ in organs})
     return [*known, *others, *([BACKGROUND] if BACKGROUND in present else [])]
@@ -99,10 +112,12 @@ def invisible() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def frame(figure: go.Figure, x: tuple[float, float], y: tuple[float, float]) -> None:
-    """Show which box or cell the list is about."""
-    line = {"color": "#e0115f", "width": 2}
-    figure.add_shape(type="rect", x0=x[0], x1=x[1], y0=y[0], y1=y[1], line=line, layer="above")
+def frame(
+    figure: go.Figure, x: tuple[float, float], y: tuple[float, float], where: dict[str, int] | None = None
+) -> None:
+    """Show which box or cell the list is about. where: row and col, in a figure of several."""
+    line = {"color": PICKED, "width": 2}
+    figure.add_shape(type="rect", x0=x[0], x1=x[1], y0=y[0], y1=y[1], line=line, layer="above", **(where or {}))
 
 
 def plain(figure: go.Figure) -> go.Figure:
@@ -111,6 +126,6 @@ def plain(figure: go.Figure) -> go.Figure:
     )
 
 
-def faint(color: str) -> str:
+def faint(color: str, alpha: float = 0.4) -> str:
     red, green, blue = (int(color[place : place + 2], 16) for place in (1, 3, 5))
-    return f"rgba({red}, {green}, {blue}, 0.4)"
+    return f"rgba({red}, {green}, {blue}, {alpha})"

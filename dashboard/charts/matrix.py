@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,16 @@ from dashboard.charts.common import (
 SCALE = "Viridis"
 
 
-def organ_matrix(matrix: pd.DataFrame, labels: LabelSet, measure: str, picked: Pick | None = None) -> go.Figure:
-    """Medians as colours: one row a target, one column a region, both group by group.
+def organ_matrix(
+    matrix: pd.DataFrame, labels: LabelSet, measure: str, picked: Pick | None = None, order: Sequence[str] = ()
+) -> go.Figure:
+    """Medians as colours: one row a target, one column a region, both group by group or in the order given.
 
     matrix: as `queries.matrix` gives it (target, region, value, n). Colour grows with the square root, so that
     small shares stay apart beside the background's. A click on a cell answers with customdata [target, region].
+    order: names from first to last; what it lacks follows.
     """
-    targets, regions = in_group_order(matrix["target"], labels), in_group_order(matrix["region"], labels)
+    targets, regions = (_ordered(matrix[axis], labels, order) for axis in ("target", "region"))
     values = matrix.pivot_table(index="target", columns="region", values="value", dropna=False)
     values = values.reindex(index=targets, columns=regions).astype(float)
     top = float(np.nanmax(values.to_numpy(), initial=1e-12))
@@ -40,7 +44,7 @@ def organ_matrix(matrix: pd.DataFrame, labels: LabelSet, measure: str, picked: P
         z=np.sqrt(values.to_numpy()), zmin=0, zmax=math.sqrt(top), colorscale=SCALE, xgap=1, ygap=1,
         hoverinfo="skip", colorbar=_color_bar(top, measure),
     )  # fmt: skip
-    _add_cells_to_click(figure, matrix, labels, measure)
+    _add_cells_to_click(figure, matrix, (targets, regions), labels, measure)
     if picked and picked[0] in targets and picked[1] in regions:
         x, y = regions.index(picked[1]), targets.index(picked[0])
         frame(figure, (x - 0.5, x + 0.5), (y - 0.5, y + 0.5))
@@ -52,8 +56,15 @@ def organ_matrix(matrix: pd.DataFrame, labels: LabelSet, measure: str, picked: P
     return plain(figure)
 
 
-def _add_cells_to_click(figure: go.Figure, matrix: pd.DataFrame, labels: LabelSet, measure: str) -> None:
-    targets, regions = in_group_order(matrix["target"], labels), in_group_order(matrix["region"], labels)
+def _ordered(names: pd.Series, labels: LabelSet, order: Sequence[str]) -> list[str]:
+    grouped = in_group_order(names, labels)
+    return [*(name for name in order if name in grouped), *(name for name in grouped if name not in order)]
+
+
+def _add_cells_to_click(
+    figure: go.Figure, matrix: pd.DataFrame, axes: tuple[list[str], list[str]], labels: LabelSet, measure: str
+) -> None:
+    targets, regions = axes
     cells = matrix[["target", "region", "value", "n"]].to_dict("records")
     figure.add_scatter(
         x=[regions.index(cell["region"]) for cell in cells],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +15,18 @@ from agg2exp_core.settings import data_root
 from agg2exp_core.store.lists import CaseList
 from agg2exp_core.store.queries import NO_METADATA
 from dashboard import data, filters, saved, words
-from dashboard.address import Address
+from dashboard.address import Link
 from dashboard.charts import common
-from dashboard.charts.boxes import region_boxes
 from dashboard.charts.common import Pick
-from dashboard.charts.matrix import organ_matrix
 from dashboard.filters import Choice, Filters
-from dashboard.views import case
+from dashboard.views import case, cohort_charts
+from dashboard.views.cohort_charts import ADDRESS, PICKED, Shown
 from dashboard.views.masked import on_masked_regions
 
-ADDRESS = Address("cohort")
-PICKED = "cohort_picked"
 TABLE_HEIGHT = 420
 NOT_SHOWN = ("cohort", "dice", "explained", *NO_METADATA)
 
 EXPLAIN = "Open a scan on the Case page and press **Explain**, or run `agg2exp explain --cohort`."
-BOX_HELP = (
-    "Each box is one region over all scans shown: the line is the median, the box holds the middle half, whiskers "
-    "reach the last scan within 1.5 box lengths, dots lie beyond (at most 40 are drawn). Sorted by median. "
-    "Click a row to list its scans."
-)
-MATRIX_HELP = (
-    "One row a target, one column a region: the median over the scans shown. Colour grows with the square root of the "
-    "value, so that small shares can be told apart. Click a cell to list its scans."
-)
 TABLE_HELP = (
     "Dice is the overlap of prediction and label, 0 to 1; mean Dice averages the organs. Click a scan to open it."
 )
@@ -114,27 +101,32 @@ def _grouped_title(labels: LabelSet, name: str) -> str:
 
 @words.told
 def _explore(chosen: Chosen) -> None:
-    heading, switches = st.container(), st.container(horizontal=True, vertical_alignment="bottom", gap="medium")
-    with switches:
-        sign, value, background = filters.measures(ADDRESS, chosen.shares_only)
-        st.html(legend(chosen.labels), width="content")
-    everything = Selection(chosen.cohort, chosen.run, sign, value, background)
+    heading = st.container()
+    view = cohort_charts.choose(chosen.labels)
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="cohort_measures"):
+        sign, value, background = filters.measures(ADDRESS, chosen.shares_only, cohort_charts.fixed(view))
+        # A joined region is no target, and a tree is of organs that are both.
+        joined = view != "dendrogram" and filters.joining(ADDRESS, chosen.labels)
+    everything = Selection(chosen.cohort, chosen.run, sign, value, background, joined=joined)
     with st.sidebar, st.expander("Filter scans", icon=":material/filter_alt:", expanded=True):
         selection = Filters(ADDRESS, chosen.cohort).narrow(chosen.root, everything, chosen.labels)
     with st.sidebar:
         saved.shelf(ADDRESS, chosen.root, chosen.cohort)
     cases, total = data.cases(chosen.root, selection), len(data.cases(chosen.root, everything))
-    picked = _picked(chosen)
-    link = filters.link_of(selection, chosen.target, picked)
-    with heading, st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
-        _heading(chosen, selection, len(cases), total)
-        saved.keep(chosen.root, CaseList("", chosen.cohort, tuple(cases["case_id"]), link=link), "cohort")
+    picked = _picked(chosen, selection)
+    extra: Link = {}
     if cases.empty:
         st.info("No scan passes these filters. Widen one of them, or clear all.", icon=":material/filter_alt_off:")
     else:
-        _charts(chosen, selection, picked)
-        on_masked_regions(chosen.root, selection, chosen.target)
+        shown = Shown(chosen.root, chosen.labels, selection, chosen.target, picked, chosen.shares_only)
+        extra = cohort_charts.draw(view, shown)
+        if view == "overview":
+            on_masked_regions(chosen.root, selection, chosen.target)
         _table(chosen, selection, cases, picked)
+    link = filters.link_of(selection, chosen.target, picked) | {"view": [view]} | extra
+    with heading, st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        _heading(chosen, selection, len(cases), total)
+        saved.keep(chosen.root, CaseList("", chosen.cohort, tuple(cases["case_id"]), link=link), "cohort")
     ADDRESS.write(link)
 
 
@@ -150,71 +142,27 @@ def _heading(chosen: Chosen, selection: Selection, count: int, total: int) -> No
         )  # fmt: skip
 
 
-def _charts(chosen: Chosen, selection: Selection, picked: Pick | None) -> None:
-    left, right = st.columns([1, 1], gap="small")
-    region = picked[1] if picked and picked[0] == chosen.target else None
-    boxes = region_boxes(data.box_stats(chosen.root, selection, chosen.target), chosen.labels, selection.value, region)
-    table = data.matrix(chosen.root, selection)
-    if not selection.background:
-        table = table[table["target"] != BACKGROUND]
-    matrix = organ_matrix(table, chosen.labels, selection.value, picked)
-    with left:
-        st.markdown(f"##### Where the attribution of {words.plain(chosen.title(chosen.target))} lies", help=BOX_HELP)
-        _clickable(boxes, "cohort_boxes", f"Box plots of every region for {chosen.title(chosen.target)}")
-    with right:
-        st.markdown("##### All targets (rows) and regions (columns)", help=MATRIX_HELP)
-        _clickable(matrix, "cohort_matrix", "Matrix of targets and regions")
-
-
-def legend(labels: LabelSet) -> str:
-    """The groups' colours, for both charts, as HTML."""
-    colors = common.group_colors(labels)
-    squares = [
-        f"<div><span style='color:{colors[group]}'>■</span> {escape(group.capitalize())}</div>"
-        for group in labels.groups
-        if group != BACKGROUND
-    ]
-    return f"<div class='groups'>{''.join(squares)}</div>"
-
-
-def _clickable(figure: Any, key: str, alt: str) -> None:
-    st.plotly_chart(
-        figure,
-        key=key,
-        on_select=lambda: _pick(key),
-        selection_mode="points",
-        config={"displayModeBar": False},
-        alt=alt,
-    )
-
-
 # ---- a click and its list ------------------------------------------------------------------------
 
 
-def _pick(key: str) -> None:
-    """A click on a box names its region, one on a cell also its target; one on the same place again, nothing."""
-    points = st.session_state[key]["selection"]["points"]
-    named = [str(name) for name in points[0]["customdata"]] if points else []
-    target = st.session_state["cohort_target"]
-    st.session_state[PICKED] = (*([target] if len(named) == 1 else []), *named) if named else None
+def _picked(chosen: Chosen, selection: Selection) -> Pick | None:
+    """What the link or a click picked, as long as the run shown has its target and region.
 
-
-def _picked(chosen: Chosen) -> Pick | None:
-    """What the link or a click picked, as long as the run shown has its target and region."""
+    A part that has been joined since stands for the whole.
+    """
     wish, picked = ADDRESS.asked("pick"), st.session_state.get(PICKED)
     if wish is not None:
         picked = tuple(wish[0].split("~")) if wish else None
-    if picked and not _is_here(chosen, picked):
+    regions = data.region_names(chosen.root, selection)
+    if picked and len(picked) == 2 and picked[1] not in regions:
+        picked = picked[0], chosen.labels.joins.get(picked[1], picked[1])
+    known = data.targets(chosen.root, chosen.cohort, chosen.run)
+    if picked and not (len(picked) == 2 and picked[0] in known and picked[1] in regions):
         if wish and ADDRESS.from_outside:
             words.not_here("Box or cell", wish[0])
         picked = None
     st.session_state[PICKED] = picked
     return picked
-
-
-def _is_here(chosen: Chosen, picked: tuple[str, ...]) -> bool:
-    place = chosen.root, chosen.cohort, chosen.run
-    return len(picked) == 2 and picked[0] in data.targets(*place) and picked[1] in data.organ_names(*place)
 
 
 def _table(chosen: Chosen, selection: Selection, cases: pd.DataFrame, picked: Pick | None) -> None:
