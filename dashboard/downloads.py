@@ -22,8 +22,7 @@ export default function({ data, parentElement }) {
             // Plotly is not reachable by name; its own button is, and asks these options at every press.
             const picture = { format, filename: data.name, scale: format === "png" ? 3 : 1 };
             chart._context.toImageButtonOptions = picture;
-            // Without bubbling: a click outside it would close the menu, which has more to offer.
-            chart.querySelector(".modebar-btn").dispatchEvent(new MouseEvent("click"));
+            chart.querySelector(".modebar-btn").click();
         };
     }
 }

@@ -126,15 +126,15 @@ def _quick(usual: Callable[..., np.ndarray], careful: Callable[..., np.ndarray])
 
 def _coded(column: pd.Series, order: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
     """Codes of the names, and the names that they stand for."""
-    ordered = isinstance(column.dtype, pd.CategoricalDtype) and column.cat.ordered
-    codes, found = (column.cat.codes.to_numpy(), column.cat.categories) if ordered else pd.factorize(column)
+    own_order = isinstance(column.dtype, pd.CategoricalDtype) and bool(column.cat.ordered)
+    codes, found = (column.cat.codes.to_numpy(), column.cat.categories) if own_order else pd.factorize(column)
     if (codes < 0).any():
         raise InputError("every row of local explanations must name its case and organs", f"an empty {column.name}")
-    if ordered:
-        # The categories' order is the names': a code that no row has leaves a gap.
-        used = np.bincount(codes, minlength=len(found)) > 0
-        return (np.cumsum(used) - 1)[codes], tuple(map(str, found[used]))
     names = [str(name) for name in found]
+    if own_order:
+        # A category that no row has leaves a gap in the codes.
+        used = np.bincount(codes, minlength=len(names)) > 0
+        return (np.cumsum(used) - 1)[codes], tuple(name for name, there in zip(names, used, strict=True) if there)
     known = set(names)
     ordered = [name for name in dict.fromkeys(order) if name in known]
     ordered += [name for name in names if name not in set(ordered)]

@@ -322,8 +322,12 @@ def local_explanations(con: Connection, selection: Selection) -> pd.DataFrame:
     listed = _column(con, f"SELECT case_id FROM {table} ORDER BY rowid", [])
     organs = _organs(con, selection.cohort, selection.run)
     names = {"case_id": listed, "target": organs, "region": _regions(con, selection)}
-    columns = {name: pd.Categorical.from_codes(found[name], known, ordered=True) for name, known in names.items()}
+    columns = {name: _coded(found[name], known) for name, known in names.items()}
     return pd.DataFrame(columns | {"value": np.ma.filled(found["value"], np.nan)})
+
+
+def _coded(codes: np.ndarray, names: list[str]) -> pd.Categorical:
+    return pd.Categorical.from_codes(codes.astype(np.int32), pd.Index(names, dtype=object), ordered=True)
 
 
 def dice(con: Connection, selection: Selection) -> pd.DataFrame:

@@ -21,7 +21,8 @@ def parts_of(matrix: pd.DataFrame, labels: LabelSet) -> pd.DataFrame:
             for target, region in zip(matrix["target"], matrix["region"], strict=True)
         ]
     )
-    return rows.groupby(["target", "part"], as_index=False, sort=False)["mean"].sum().rename(columns={"mean": "share"})
+    shares = rows.groupby(["target", "part"], as_index=False, sort=False).agg(share=("mean", "sum"))
+    return pd.DataFrame(shares)
 
 
 def composition_bars(parts: pd.DataFrame, labels: LabelSet, order: list[str]) -> go.Figure:

@@ -142,7 +142,9 @@ def fixed(view: str) -> dict[str, Any]:
     if view == "graph":
         # As published: the strongest edges by their shares of all attribution, the cut among the organs.
         return {"value": "mass", "background": _asked_edges() == "top"}
-    return {"context": {"value": "mass"}, "dendrogram": {"value": "mass", "background": False}}.get(view, {})
+    if view == "dendrogram":
+        return {"value": "mass", "background": False}
+    return {"value": "mass"} if view == "context" else {}
 
 
 def draw(view: str, shown: Shown) -> Link:
@@ -275,8 +277,9 @@ def _context(shown: Shown) -> Link:
 def _own_boxes(shown: Shown, targets: list[str]) -> pd.DataFrame:
     """`queries.box_stats` of each target on itself, with a column `target`; largest median first."""
     regions = data.region_names(shown.root, shown.selection)
-    own = {name: common.own_region(shown.labels, name, regions) for name in targets if name != BACKGROUND}
-    values = {name: data.values(shown.root, shown.selection, name, region) for name, region in own.items() if region}
+    found = {name: common.own_region(shown.labels, name, regions) for name in targets if name != BACKGROUND}
+    own = {name: region for name, region in found.items() if region}
+    values = {name: data.values(shown.root, shown.selection, name, region) for name, region in own.items()}
     stats = summary.boxes(values).rename(columns={"region": "target"})
     return stats.assign(region=[own[name] for name in stats["target"]])
 
@@ -294,7 +297,7 @@ def _graph(shown: Shown) -> Link:
         edges, link = _chosen_edges(matrix)
         edges = _signed(shown, edges)
         st.markdown(_edges_in_words(shown, edges), width="content")
-    left, right = st.columns([8, 4], gap="small")
+    left, right = st.columns([7, 4], gap="small")
     with left:
         figure = edge_graph(edges, shown.labels, Focus(shown.target, shown.picked), list(matrix.index))
         _chart(shown, Chart("cohort_graph", "Which organs are evidence for which", GRAPH_HELP, figure, lambda: edges))
@@ -379,7 +382,7 @@ def _edge_list(shown: Shown, edges: pd.DataFrame) -> None:
         }
     )
     number = st.column_config.NumberColumn
-    columns = {"region": "Evidence from", "target": "for", "share": number("Share", format="%.1f %%")}
+    columns: Any = {"region": "Evidence from", "target": "for", "share": number("Share", format="%.1f %%")}
     st.markdown("##### Strongest first", help="Mean share of the target’s attribution. Click one to list its scans.")
     st.dataframe(
         listed, hide_index=True, column_config=columns, key="cohort_edges_list", on_select=pick,
@@ -418,7 +421,7 @@ def _tree(shown: Shown) -> Link:
 
 def _joins(tree: clustering.Dendrogram) -> pd.DataFrame:
     """The tree as a table: two branches, each named by its organs, and their distance."""
-    branches = [(name,) for name in tree.names]
+    branches: list[tuple[str, ...]] = [(name,) for name in tree.names]
     rows = []
     for first, second, distance, _ in tree.linkage:
         one, two = branches[int(first)], branches[int(second)]
@@ -458,7 +461,7 @@ def _named(shown: Shown, table: pd.DataFrame) -> pd.DataFrame:
         if axis in table:
             titles = [shown.title(name) for name in table[axis]]
             table = table.copy()
-            table.insert(table.columns.get_loc(axis) + 1, f"{axis}_title", titles)
+            table.insert(list(table.columns).index(axis) + 1, f"{axis}_title", titles)
     return table
 
 
