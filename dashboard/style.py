@@ -31,11 +31,13 @@ CSS = """
 .groups { display: grid; grid-template-rows: auto auto; grid-auto-flow: column; column-gap: 1.2rem; }
 .groups div { font-size: 0.85rem; }
 /* In line with the words beside it. */
-.st-key-cohort_clear button, .st-key-cohort_unpick button, [class*="st-key-keep_"] button[kind="tertiary"] {
+.st-key-cohort_clear button, .st-key-cohort_unpick button, .st-key-case_download button,
+[class*="st-key-keep_"] button[kind="tertiary"] {
   min-height: 0; padding-top: 0; padding-bottom: 0.15rem;
 }
 /* In the sidebar's empty head, beside its arrow. */
-.st-key-about { margin: -2.3rem 0 -0.6rem -0.6rem; position: relative; z-index: 1; }
+.st-key-about { margin: -2.1rem 0 -0.6rem -0.6rem; position: relative; z-index: 1; }
+.st-key-about * { white-space: nowrap; width: max-content; }
 /* The Query page: code in the editor, examples as a list to read. */
 .st-key-query_edited textarea {
   font-family: ui-monospace, 'SF Mono', Menlo, 'DejaVu Sans Mono', monospace; font-size: 0.85rem; line-height: 1.45;

@@ -14,7 +14,7 @@ from streamlit.testing.v1 import AppTest
 from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import Condition, Method, Selection, SumTable
 from agg2exp_core.store import catalog, queries, results
-from dashboard import contrast
+from dashboard import contrast, data
 
 VIEW = """
 from dashboard.views import compare
@@ -143,6 +143,7 @@ def test_where_nothing_is_explained_the_page_says_what_to_do(monkeypatch: pytest
     pd.DataFrame({"case_id": CASES, "image": "", "label": ""}).to_csv(
         tmp_path / "cohorts" / "clinic" / "cases.csv", index=False
     )
+    data.forget()
     assert "nothing to compare" in _open(monkeypatch, tmp_path).info[0].value
 
 

@@ -21,7 +21,7 @@ EVERYTHING = Selection(
         Condition("age", low=40.0, high=80.0), Condition("sex", values=("F",)),
         Condition("planted", values=("", "metal")),
     ),
-    ("heart", 0.5, 0.95), ("aorta", "ribs"), ("doubtful", "to_show"), ("seen",),
+    ("heart", 0.5, 0.95), ("aorta", "ribs"), True, ("doubtful", "to_show"), ("seen",),
 )  # fmt: skip
 
 
@@ -59,9 +59,9 @@ def _script() -> None:
     address = Address("cohort")
     address.follow()
     sign, value, background = filters.measures(address, shares_only=False)
-    said = filters.Filters(address, "clinic").narrow(
-        Path(), Selection("clinic", "a-run", sign, value, background), labels
-    )
+    joined = filters.joining(address, labels)
+    base = Selection("clinic", "a-run", sign, value, background, joined=joined)
+    said = filters.Filters(address, "clinic").narrow(Path(), base, labels)
     st.session_state["said"] = said
     st.button("Clear", on_click=filters.clear, args=(address,))
     address.write(filters.link_of(said, "heart"))
@@ -107,7 +107,7 @@ def test_widgets_change_the_selection_and_its_link() -> None:
 def test_clear_lets_all_cases_through_and_keeps_the_measures() -> None:
     app = _opened(filters.link_of(EVERYTHING, "heart"))
     app.button[0].click().run()
-    assert app.session_state["said"] == Selection("clinic", "a-run", "neg", "mean", False)
+    assert app.session_state["said"] == Selection("clinic", "a-run", "neg", "mean", False, joined=True)
 
 
 @pytest.mark.parametrize(

@@ -322,7 +322,7 @@ def local_explanations(con: Connection, selection: Selection) -> pd.DataFrame:
     listed = _column(con, f"SELECT case_id FROM {table} ORDER BY rowid", [])
     organs = _organs(con, selection.cohort, selection.run)
     names = {"case_id": listed, "target": organs, "region": _regions(con, selection)}
-    columns = {name: _coded(found[name], known) for name, known in names.items()}
+    columns: dict[str, Any] = {name: _coded(np.asarray(found[name]), known) for name, known in names.items()}
     return pd.DataFrame(columns | {"value": np.ma.filled(found["value"], np.nan)})
 
 

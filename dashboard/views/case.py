@@ -251,7 +251,7 @@ def _downloads(chosen: Chosen, folder: Path) -> None:
     saliency = folder / "saliency" / f"{chosen.target}.nii.gz"
     if saliency.is_file():
         files.append(("Attribution map (NIfTI)", f"{name}.nii.gz", saliency.read_bytes))
-    with st.popover("Download", icon=":material/download:", width="content", key="case_download"):
+    with st.popover("Download", icon=":material/download:", type="tertiary", width="content", key="case_download"):
         for title, file_name, content in files:
             st.download_button(title, content, file_name, on_click="ignore", type="tertiary", key=f"download_{title}")
 
