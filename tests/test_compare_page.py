@@ -221,16 +221,15 @@ def test_from_two_models_to_a_case_of_the_right_run(
 def _draws_the_numbers(page: Page) -> None:
     """The heart's row is the second of two, the aorta's column the first: −20 points, of which the root is drawn."""
     page.locator(".st-key-compare_matrix .heatmaplayer image").first.wait_for()
-    drawn = page.evaluate(
-        "() => document.querySelector('.st-key-compare_matrix .js-plotly-plot').data.slice(0, 2).map(t => t.z[1][0])"
-    )
+    drawn = page.evaluate("""() => document.querySelector(".st-key-compare_matrix .js-plotly-plot")._fullData
+        .slice(0, 2).map((layer) => Number.isFinite(layer.z[1][0]) ? layer.z[1][0] : null)""")
     assert drawn[0] == pytest.approx(-np.sqrt(0.2)) and drawn[1] is None
 
 
 def _picks_a_cell(page: Page) -> None:
     area = page.locator(".st-key-compare_matrix .nsewdrag").first.bounding_box()
     assert area is not None
-    at = area["x"] + area["width"] * 7.5 / 16, area["y"] + area["height"] * 0.75
+    at = area["x"] + area["width"] * 1.5 / 16, area["y"] + area["height"] * 0.75
     page.mouse.move(*at)
     expect(page.locator(".st-key-compare_matrix .hovertext")).to_contain_text("+20.0 points")
     page.mouse.click(*at)
@@ -244,7 +243,7 @@ def _opens_the_case(page: Page) -> None:
     grid.scroll_into_view_if_needed()
     table = grid.bounding_box()
     assert table is not None
-    page.mouse.move(table["x"] + 150, table["y"] + 50)
-    page.mouse.click(table["x"] + 160, table["y"] + 53, delay=100)
+    page.mouse.move(table["x"] + 90, table["y"] + 50)
+    page.mouse.click(table["x"] + 100, table["y"] + 53, delay=100)
     page.wait_for_url("**/case?**case=c**")
     assert f"run={OLD}" in page.url and "target=heart" in page.url

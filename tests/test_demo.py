@@ -11,7 +11,7 @@ import pytest
 
 from agg2exp_core import demo, phantom, pipeline, volumes
 from agg2exp_core.aggregation.regions import mass
-from agg2exp_core.demo import MODEL, RUN
+from agg2exp_core.demo import MODEL, RUN, RUNS, SECOND
 from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import Method
 from agg2exp_core.settings import SHIPPED
@@ -23,10 +23,11 @@ SIZES = {"reference": 24, "clinic": 16}
 def silent(done: int, total: int, note: str) -> None: ...
 
 
-def test_every_case_is_explained_for_every_organ() -> None:
+@pytest.mark.parametrize("run", RUNS)
+def test_every_case_is_explained_for_every_organ(run: str) -> None:
     names = [organ.name for organ in load_label_set("thorax17").organs]
     for cohort, size in SIZES.items():
-        folders = [SHIPPED / "runs" / cohort / RUN / "cases" / case for case, _, _ in phantom.DEMO[cohort]]
+        folders = [SHIPPED / "runs" / cohort / run / "cases" / case for case, _, _ in phantom.DEMO[cohort]]
         assert len(folders) == size
         assert list(cohorts.read_cases(SHIPPED, cohort)["case_id"]) == [folder.name for folder in folders]
         for folder in folders:
@@ -53,8 +54,9 @@ def test_the_shipped_pathologies_are_what_was_planted() -> None:
         assert (there["positive"] < there["positive_total"]).all() and len(there) <= 20
 
 
-def test_the_shipped_model_is_good_enough_and_small_enough() -> None:
-    record = json.loads((SHIPPED / "models" / MODEL / "docs" / "training.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("model", [MODEL, SECOND])
+def test_the_shipped_models_are_good_enough_and_small_enough(model: str) -> None:
+    record = json.loads((SHIPPED / "models" / model / "docs" / "training.json").read_text(encoding="utf-8"))
     dice = record["held_out_dice"]
     assert list(dice) == [organ.name for organ in load_label_set("thorax17").organs][1:]
     assert np.mean(list(dice.values())) >= 0.80 and min(dice.values()) >= 0.5

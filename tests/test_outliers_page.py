@@ -32,7 +32,7 @@ from dashboard.charts.scatter import (
 )
 from dashboard.viewer.stage import Attribution, Scene
 from dashboard.viewer.thumbnail import drawn
-from dashboard.views import unusual
+from dashboard.views import outlier_list, unusual
 from dashboard.views.scoring import ALL, Scores
 
 LABELS = load_label_set("thorax17")
@@ -132,6 +132,10 @@ def test_a_deviation_in_words() -> None:
     assert "at **the organ itself** for **0.12 %** (usually 4.1 %; 12 spreads below)" in unusual.sentence(own, LABELS)
 
 
+def test_p_in_words() -> None:
+    assert [outlier_list.p_in_words(p) for p in (0.04321, 1.0, 6e-7, np.nan)] == ["0.043", "1", "< 0.001", "not tested"]
+
+
 def test_the_most_unusual_organ_is_no_background() -> None:
     values = np.array([[9.0, 1, 2], [np.nan, 3, np.nan], [np.nan] * 3])
     scores = Scores(("a", "b", "c"), ("background", "heart", "aorta"), values, values)
@@ -216,14 +220,20 @@ def test_without_cohorts_the_page_says_what_to_do(monkeypatch: pytest.MonkeyPatc
     assert "agg2exp demo" in app.info[0].value
 
 
-def test_the_case_page_says_why_a_scan_is_unusual(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
-    from dashboard.views.unusual import Place, why_unusual
-
-    place = Place(root, "clinic", RUN, "cli-10", LABELS)
-    told = why_unusual(place, Selection("reference", RUN), n=3)
+def test_sentences_are_of_what_was_asked_for(root: Path) -> None:
+    place = unusual.Place(root, "clinic", RUN, "cli-10", LABELS)
+    told = unusual.why_unusual(place, Selection("reference", RUN), n=3)
     assert len(told) == 3 and all(line.startswith("Segmenting **the ") for line in told)
-    of_heart = why_unusual(place, Selection("clinic", RUN), "heart", 2)
+    of_heart = unusual.why_unusual(place, Selection("clinic", RUN), "heart", 2)
     assert all("Segmenting **the heart**" in line for line in of_heart)
+
+
+def test_the_case_page_says_why_once_it_is_opened(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    app = _open(monkeypatch, root, CASE_PAGE, cohort="published", case="s0802")
+    assert "Segmenting" not in _texts(app)
+    app.session_state["case_why"] = True
+    app.run()
+    assert not app.exception and _texts(app).count("Segmenting **the ") == unusual.SENTENCES
 
 
 # ---- the published table ---------------------------------------------------------------------------
@@ -237,7 +247,7 @@ def test_unusual_evidence_goes_with_lower_dice_on_the_published_table(
     assert "each scored by a detector that learned from all others" in _texts(app)
     worth = _table(app, "rho").set_index("detector")
     assert worth.loc["Isolation forest", "rho"] <= -0.5 and worth.loc["Robust z", "rho"] <= -0.5
-    assert len(worth) == 4 and (worth["p"] < 0.05).all()
+    assert len(worth) == 4 and all(float(p.lstrip("< ")) < 0.05 for p in worth["p"])
     assert any("No image is stored" in caption.value for caption in app.caption)
 
 

@@ -283,14 +283,15 @@ def test_damage_and_what_is_not_here_are_told(monkeypatch: pytest.MonkeyPatch, r
 
 # ---- the journey -------------------------------------------------------------------------------------
 
+PATIENCE = 120_000  # ms, for a machine that does other things as well
 EVIDENCE = re.compile(rb'"color": ?"data:|"attribution": ?"|on the organ, ')
 
 
 @pytest.mark.browser
 def test_a_case_is_reviewed_by_keys_alone(chromium: Browser, server: Callable[[Path], str], root: Path) -> None:
     page = chromium.new_page(viewport={"width": 1440, "height": 900}, base_url=server(root))
-    page.set_default_timeout(60_000)
-    expect.set_options(timeout=60_000)
+    page.set_default_timeout(PATIENCE)
+    expect.set_options(timeout=PATIENCE)
     frames: list[bytes] = []
     errors: list[str] = []
     page.on("websocket", lambda socket: socket.on("framereceived", lambda frame: frames.append(_bytes(frame))))
@@ -308,7 +309,8 @@ def test_a_case_is_reviewed_by_keys_alone(chromium: Browser, server: Callable[[P
     expect(page.get_by_role("heading", name="c2: Heart")).to_be_visible()
     first, second = _given(root)
     assert (first.note, first.tags, first.verdict) == ("1 2 k: low edge", ("too small",), "correct")
-    assert second.verdict == "correct" and errors == []
+    # Streamlit looks for its own files under the page's path first, and finds none there.
+    assert second.verdict == "correct" and [text for text in errors if "404" not in text] == []
     page.reload()
     page.get_by_role("textbox", name="Your name").press("Enter")
     expect(page.get_by_role("heading", name="c2: Heart")).to_be_visible()

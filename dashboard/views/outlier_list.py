@@ -247,10 +247,15 @@ def _in_words(row: dict[Any, Any]) -> tuple[str, ...]:
         values = [f"{100 * row[side]:.0f} %" for side in ("outliers", "rest")]
         change, unit = [100 * row[part] for part in ("difference", "low", "high")], " points"
         title = f"{name}: {row['value']}"
-    p = "not tested" if np.isnan(row["p_adjusted"]) else f"{row['p_adjusted']:.2g}"
+    p = p_in_words(row["p_adjusted"])
     if np.isfinite(row["p_t"]):
-        p += f" (t, unadjusted: {row['p_t']:.2g})"
+        p += f" (t, unadjusted: {p_in_words(row['p_t'])})"
     return title, *values, _interval(change, unit), p
+
+
+def p_in_words(p: float) -> str:
+    """Two digits; what is below a thousandth says just that."""
+    return "not tested" if np.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.2g}"
 
 
 def _interval(change: list[float], unit: str) -> str:

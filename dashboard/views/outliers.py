@@ -506,7 +506,7 @@ def _forest_wanted(chosen: Chosen, place: Any) -> bool:
 def _worth(scores: np.ndarray, shown: Shown, abnormal: tuple[str, np.ndarray] | None) -> dict[str, Any]:
     both = np.isfinite(scores) & np.isfinite(shown.dice)
     rho, p = rank_correlation(scores[both], shown.dice[both])
-    found: dict[str, Any] = {"n": int(both.sum()), "rho": rho, "p": p}
+    found: dict[str, Any] = {"n": int(both.sum()), "rho": rho, "p": outlier_list.p_in_words(p)}
     return found | ({"auc": roc_auc(scores, abnormal[1])} if abnormal else {})
 
 
@@ -518,7 +518,10 @@ def _detector_table(
     if abnormal:
         config["auc"] = st.column_config.ProgressColumn("ROC AUC", min_value=0, max_value=1, format="%.3f", width=120)
     if shown.has_dice:
-        config |= {"rho": number("ρ with Dice", format="%.2f", width=84), "p": number("p", format="%.2g", width=62)}
+        config |= {
+            "rho": number("ρ with Dice", format="%.2f", width=84),
+            "p": st.column_config.TextColumn("p", width=66),
+        }
     table = pd.DataFrame(rows.values()).reindex(columns=list(config))
     place.dataframe(table, hide_index=True, column_config=config, placeholder="…")
 
@@ -531,10 +534,11 @@ def _by_target(chosen: Chosen, scores: Scores, shown: Shown) -> None:
     st.markdown("##### Score and Dice, target by target", help=TARGETS_HELP)
     number = st.column_config.NumberColumn
     config = {
-        "target": st.column_config.TextColumn("Target", width=160), "rho": number("ρ", format="%.2f", width=58),
-        "p_adjusted": number("p, adjusted", format="%.2g", width=92), "n": number("Scans", width=62),
+        "target": st.column_config.TextColumn("Target", width=186), "rho": number("ρ", format="%.2f", width=50),
+        "p_adjusted": st.column_config.TextColumn("p, adjusted", width=84), "n": number("Scans", width=52),
     }  # fmt: skip
     table["target"] = [chosen.title(name) for name in table["target"]]
+    table["p_adjusted"] = [outlier_list.p_in_words(p) for p in table["p_adjusted"]]
     st.dataframe(table[list(config)], hide_index=True, column_config=config, key="outliers_targets", height=318)
 
 
