@@ -326,7 +326,8 @@ def local_explanations(con: Connection, selection: Selection) -> pd.DataFrame:
     return pd.DataFrame(columns | {"value": np.ma.filled(found["value"], np.nan)})
 
 
-def _coded(codes: np.ndarray, names: list[str]) -> pd.Categorical:
+def _coded(codes: Any, names: list[str]) -> pd.Categorical:
+    """A column of codes, an array of integers from 0, as the names that they stand for."""
     return pd.Categorical.from_codes(codes.astype(np.int32), pd.Index(names, dtype=object), ordered=True)
 
 
