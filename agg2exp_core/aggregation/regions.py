@@ -11,8 +11,6 @@ import numpy as np
 from agg2exp_core.records import InputError, SumTable
 
 SIGNS = ("abs", "pos", "neg")
-LANES = 8
-"""Neighbours in a row lie in one region, and an addition to a bin waits for the one before; so they take turns."""
 
 
 def region_sums(attributions: np.ndarray, regions: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -20,21 +18,20 @@ def region_sums(attributions: np.ndarray, regions: np.ndarray, count: int) -> tu
 
     regions: (I, J, K) integers 0 … count−1. One pass over all arrays, slab by slab, accumulated in float64.
     """
-    slabs, voxels = len(regions), regions[0].size
-    # Bins by region, lane and sign, the sign last: one count of a target's slab gives both sums.
-    lanes = np.arange(voxels) % LANES * 2
-    sums = np.zeros((len(attributions), count * LANES * 2))
-    bins, values = np.empty(voxels, np.intp), np.empty(voxels)
-    below = np.empty(voxels, bool)
-    for slab in range(slabs):
-        first = regions[slab].reshape(-1).astype(np.intp) * (LANES * 2) + lanes
-        for total, attribution in zip(sums, attributions, strict=True):
-            part = attribution[slab].reshape(-1)
-            np.add(first, np.signbit(part, out=below), out=bins)
-            np.copyto(values, part)
-            total += np.bincount(bins, values, total.size)
-    positive, negative = np.abs(np.moveaxis(sums.reshape(len(sums), count, LANES, 2).sum(axis=2), -1, 0))
-    return positive, negative
+    positive, total = np.zeros((2, len(attributions), count))
+    values, part = np.empty((2, regions[0].size))
+    for slab in range(len(regions)):
+        ids = regions[slab].reshape(-1)
+        # Organs are compact: neighbours in a row mostly share a region, so runs are summed first, and then few sums.
+        starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
+        owners = ids[starts].astype(np.intp)
+        for target, attribution in enumerate(attributions):
+            np.copyto(values, attribution[slab].reshape(-1))
+            total[target] += np.bincount(owners, np.add.reduceat(values, starts), count)
+            np.maximum(values, 0, out=part)
+            positive[target] += np.bincount(owners, np.add.reduceat(part, starts), count)
+    # To a rounding of the positive sum, far below that of the attributions themselves.
+    return positive, np.maximum(positive - total, 0)
 
 
 def count_voxels(regions: np.ndarray, count: int) -> np.ndarray:
