@@ -422,10 +422,9 @@ def _importance(chosen: Chosen, dice: bool = True) -> None:
     _completeness(chosen)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         shares_only = chosen.record.get("values") == "shares"
-        sign = "abs" if shares_only else filters.segments("Attribution counted", "case_sign", filters.SIGNS, "abs")
-        value = filters.segments("Measure", "case_value", filters.VALUES, "mass")
-        background = st.toggle("With background", key="case_background")
-    table = _table(chosen, Selection(chosen.cohort, chosen.run, sign, value, background))
+        sign, value, background = filters.measures(ADDRESS, shares_only)
+        joined = filters.joining(ADDRESS, chosen.labels)
+    table = _table(chosen, Selection(chosen.cohort, chosen.run, sign, value, background, joined=joined))
     masked = data.case_masked(
         chosen.root, Selection(chosen.cohort, chosen.run, sign, value), chosen.case.case_id, chosen.target
     )
