@@ -14,7 +14,7 @@ import streamlit as st
 from agg2exp_core.analysis.metadata import compare_metadata
 from agg2exp_core.organs import LabelSet
 from agg2exp_core.records import InputError, Selection
-from agg2exp_core.store.lists import CaseList, save_list
+from agg2exp_core.store.lists import CaseList, extend_list
 from dashboard import data, filters, saved, words
 from dashboard.address import Address
 from dashboard.charts.common import organ_of, rounded
@@ -181,9 +181,8 @@ def _left_out(listed: Listed) -> str:
 def _leave_out(listed: Listed, ids: tuple[str, ...], side: Address) -> None:
     """Add the scans to the cohort's list of those left out, and let one side's filter leave that list out."""
     cohort, name = listed.place.cohort, _left_out(listed)
-    before = next((found.cases for found in data.lists(listed.root, cohort) if found.name == name), None)
     try:
-        save_list(listed.root, CaseList(name, cohort, (*(before or ()), *ids)), replacing=before is not None)
+        extend_list(listed.root, name, cohort, ids)
     except InputError as error:
         st.session_state[TOLD] = error
         return
