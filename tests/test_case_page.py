@@ -191,6 +191,18 @@ def test_a_run_whose_label_set_is_not_here_opens_all_the_same(
     assert not app.error and any("Attribution of Heart" in element.value for element in app.markdown)
 
 
+def test_a_link_to_a_place_opens_it_in_a_scan_that_was_seen_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    app = _drawn(monkeypatch, _built(tmp_path, "thorax17"), at="1.2.3")
+    assert app.session_state["case_at_tiny_one"] == (1, 2, 3)
+    app.query_params["at"] = "4.5.6"
+    app.run()
+    assert app.session_state["case_at_tiny_one"] == (4, 5, 6)
+    # NiiVue, in the browser, is told as well: it remembers a place of its own for every scan.
+    assert app.session_state["case_viewer_at"]["serial"] == 2
+
+
 def test_a_target_that_the_label_set_does_not_know_is_drawn_too(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

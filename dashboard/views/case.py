@@ -321,7 +321,10 @@ def _absent(chosen: Chosen) -> str | None:
 def _viewer(chosen: Chosen, scene: Scene) -> None:
     """A fragment: what the pictures send draws this again and nothing else."""
     place = _place(chosen)
-    cursor = st.session_state.get(place) or _linked_voxel(scene.shape) or scene.peak or scene.middle
+    linked = _linked_voxel(scene.shape)
+    if linked is not None:  # else the browser keeps where it was when this scan was seen last
+        niivue.point_at(VIEWER, slices.world(scene.scan.affine, linked))
+    cursor = linked or st.session_state.get(place) or scene.peak or scene.middle
     st.session_state[place] = cursor
     lacking = niivue.lacking(VIEWER)
     if lacking:
