@@ -327,6 +327,18 @@ def test_histograms_are_of_the_organs_that_the_link_names(monkeypatch: pytest.Mo
     assert not app.exception and "Choose organs" in app.info[0].value
 
 
+def test_histograms_without_background_have_none_as_a_target_either(
+    monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    link = {"cohort": "published", "target": "background", "view": "histograms", "organs": "background"}
+    app = _open(monkeypatch, root, **link, background="on")
+    assert app.query_params["organs"] == "background"
+    app.toggle(key="cohort_background").set_value(False).run()
+    assert not app.exception and "Choose organs" in app.info[0].value
+    app = _open(monkeypatch, root, **link | {"organs": "heart", "background": "off"})
+    assert not app.exception and app.query_params["organs"] == "heart"
+
+
 @pytest.mark.parametrize("edges", ["top~nan", "top~", "cut~7", "rings~3", "top~-2"])
 def test_a_link_to_edges_that_make_no_sense_opens_what_is_nearest(
     monkeypatch: pytest.MonkeyPatch, root: Path, edges: str
