@@ -23,7 +23,7 @@ from agg2exp_core.records import InputError, Method, SumTable, Volume
 from agg2exp_core.store import cohorts, published_csv, results
 from agg2exp_core.volumes import read_volume, write_volume
 from dashboard.charts.bars import importance_bars
-from dashboard.views import case, compute
+from dashboard.views import choosing, compute
 
 LABELS = load_label_set("thorax17")
 RUN = "thorax17_swinunetr-smoothgrad-4"
@@ -111,10 +111,10 @@ def test_masks_are_hatched_bars_above_the_organs() -> None:
 
 def test_run_titles_name_the_method() -> None:
     record = {"run": "r", "method": "smoothgrad", "model": "m", "parameters": {"samples": 4}}
-    assert case.run_title(record) == "SmoothGrad × 4, m"
+    assert choosing.run_title(record) == "SmoothGrad × 4, m"
     parameters = Method(samples=4, seed=7, mask="fp").parameters()
-    assert case.run_title(record | {"parameters": parameters}) == "SmoothGrad × 4, false positives, seed 7, m"
-    assert case.run_title({"run": "published", "method": None, "parameters": None}) == "published"
+    assert choosing.run_title(record | {"parameters": parameters}) == "SmoothGrad × 4, false positives, seed 7, m"
+    assert choosing.run_title({"run": "published", "method": None, "parameters": None}) == "published"
 
 
 # ---- a data root ------------------------------------------------------------------------------

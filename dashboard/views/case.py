@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from dashboard.viewer import layers, niivue, slices
 from dashboard.viewer.scene import Sources, load_scene
 from dashboard.viewer.slices import Voxel
 from dashboard.viewer.stage import Legend, Look, Scene, moved_to, stage, stage_data, voxel_inside
-from dashboard.views import compute, unusual
+from dashboard.views import choosing, compute, unusual
 
 ADDRESS = Address("case")
 MAPS = {"signed": "Signed", "absolute": "Absolute", "off": "Hidden"}
@@ -74,6 +74,14 @@ class Chosen:
 
     def title(self, organ: str) -> str:
         return common.organ_of(self.labels, organ).title
+
+
+def go_to(place: Selection, case_id: str, target: str, at: Sequence[int] = ()) -> None:
+    """Leave the page for this one: a case of the selection's cohort in its run, at a voxel if one is given."""
+    link = {"cohort": place.cohort, "run": place.run, "case": case_id, "target": target}
+    if at:
+        link["at"] = ".".join(str(index) for index in at)
+    st.switch_page(st.Page(page, url_path="case"), query_params=link)
 
 
 @words.told
@@ -148,8 +156,7 @@ def _choose(root: Path) -> Chosen | None:
             return None
         _neighbours(cohort, cases, case_id)
         records = data.run_records(root, cohort)
-        titles = {run: run_title(record) for run, record in records.items()}
-        run = filters.pick_one(ADDRESS, Choice("Run", "run", titles), list(records)) if records else None
+        run = choosing.run_box(ADDRESS, records)
         record = records.get(run or "", {})
         labels = data.labels(root, cohort, record)
         names, titles = _targets(root, cohort, run, labels)
@@ -211,23 +218,6 @@ def _targets(root: Path, cohort: str, run: str | None, labels: LabelSet) -> tupl
     return [*names, *(name for name in stored if name not in titles)], titles
 
 
-def run_title(record: dict[str, Any]) -> str:
-    """`SmoothGrad × 20, seed 7, thorax17_swinunetr`, unusual parameters only; a run of another kind keeps its id.
-
-    An unusual mask comes first of them: `SmoothGrad × 20, false positives, …`.
-    """
-    method = compute.METHODS.get(str(record.get("method")))
-    if method is None:
-        return str(record["run"])
-    parameters = record.get("parameters") or {}
-    copies = f" × {parameters['samples']}" if "samples" in parameters else ""
-    usual = Method(str(record["method"])).parameters() | {"samples": parameters.get("samples")}
-    mask = compute.mask_words(Method(str(record["method"]), mask=str(parameters.get("mask", "prediction"))))
-    others = {name: value for name, value in parameters.items() if name != "mask"}
-    unusual = [f"{name} {value}" for name, value in others.items() if value != usual.get(name)]
-    return ", ".join([f"{method}{copies}", *mask, *unusual, str(record.get("model"))])
-
-
 # ---- heading and what is missing -----------------------------------------------------------------
 
 
@@ -277,7 +267,7 @@ def _report(chosen: Chosen) -> bytes:
     at = None if scene is None else st.session_state.get(_place(chosen)) or scene.peak or scene.middle
     told = {name: value for name, value in chosen.case.metadata.items() if value and name not in NO_METADATA}
     dice = _scores(chosen).set_index("target")["dice"].get(chosen.target)
-    facts = {"cohort": chosen.cohort, "run": run_title(chosen.record), **told}
+    facts = {"cohort": chosen.cohort, "run": choosing.run_title(chosen.record), **told}
     if pd.notna(dice):
         facts["Dice"] = f"{dice:.3f}"
     table = _table(chosen, Selection(chosen.cohort, str(chosen.run)))
@@ -357,18 +347,18 @@ def _maps(chosen: Chosen, scene: Scene) -> list[niivue.Shown]:
         beside = st.multiselect(
             "Side by side with",
             list(options),
-            format_func=lambda run: run_title(options[run].record),
+            format_func=lambda run: choosing.run_title(options[run].record),
             max_selections=niivue.MOST - 1,
             key="case_beside",
             label_visibility="collapsed",
             placeholder="Side by side with other runs …",
         )
-    shown = [niivue.Shown(scene, _legends(chosen, scene), run_title(chosen.record) if beside else "")]
+    shown = [niivue.Shown(scene, _legends(chosen, scene), choosing.run_title(chosen.record) if beside else "")]
     for run in beside:
         other = options[run]
         assert other.case.image is not None
         theirs = load_scene(Sources(other.case.image, other.folder, other.target), other.labels)
-        shown.append(niivue.Shown(theirs, _legends(other, theirs), run_title(other.record)))
+        shown.append(niivue.Shown(theirs, _legends(other, theirs), choosing.run_title(other.record)))
     return shown
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +120,7 @@ def _table(listed: Listed, rows: pd.DataFrame) -> None:
             listed.place.cohort, tuple(rows["case_id"]), "by unusual evidence"
         )
         row = rows.iloc[event["selection"]["cells"][0][0]]
-        open_case(listed, str(row["case_id"]), str(row["target"]))
+        case.go_to(listed.place, str(row["case_id"]), str(row["target"]))
 
 
 def _metadata(listed: Listed) -> list[str]:
@@ -133,14 +132,6 @@ def _with_metadata(listed: Listed, rows: pd.DataFrame) -> pd.DataFrame:
     if "target" in rows:
         titled = rows.assign(target=[organ_of(listed.labels, name).title for name in rows["target"]])
     return titled.merge(listed.cases[["case_id", *_metadata(listed)]], on="case_id", how="left")
-
-
-def open_case(listed: Listed, case_id: str, target: str, at: Sequence[int] = ()) -> None:
-    """Go to the Case page, at a voxel if one is given."""
-    link = {"cohort": listed.place.cohort, "run": listed.place.run, "case": case_id, "target": target}
-    if at:
-        link["at"] = ".".join(str(index) for index in at)
-    st.switch_page(st.Page(case.page, url_path="case"), query_params=link)
 
 
 # ---- actions -----------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from agg2exp_core.analysis.outliers import (
     spearman_by_target,
     usual_folds,
 )
-from agg2exp_core.organs import BACKGROUND, LabelSet
+from agg2exp_core.organs import BACKGROUND
 from agg2exp_core.records import Selection
 from agg2exp_core.settings import data_root
 from dashboard import data, filters, saved, words
@@ -29,7 +29,8 @@ from dashboard.address import Link
 from dashboard.charts import common
 from dashboard.charts.scatter import Lines, Words, evidence_scatter
 from dashboard.filters import Choice, Filters, in_words
-from dashboard.views import case, cohort, gallery, outlier_list
+from dashboard.views import choosing, gallery, outlier_list
+from dashboard.views.choosing import ChosenRun
 from dashboard.views.scoring import (
     ADDRESS,
     ALL,
@@ -90,19 +91,11 @@ LIMIT = Line("Unusual above", 0.5, 0.99, FLAGGED_ABOVE, "percent", LIMIT_HELP)
 
 
 @dataclass(frozen=True, eq=False)
-class Chosen:
+class Chosen(ChosenRun):
     """What the page is about. organ: a target, or ALL."""
 
-    root: Path
-    cohort: str
-    record: dict[str, Any]
-    labels: LabelSet
     usual: Selection
     organ: str
-
-    @property
-    def run(self) -> str:
-        return str(self.record["run"])
 
     @property
     def everything(self) -> Selection:
@@ -113,7 +106,7 @@ class Chosen:
         return Question(self.root, self.everything, self.usual)
 
     def title(self, organ: str) -> str:
-        return ALL_TITLE if organ == ALL else common.organ_of(self.labels, organ).title
+        return ALL_TITLE if organ == ALL else super().title(organ)
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,32 +152,25 @@ def page() -> None:
 
 
 def _choose(root: Path) -> Chosen | str:
+    """The choosers at the left; where there is nothing to choose, what to do about it."""
     with st.sidebar:
-        known = list(data.cohorts(root)["cohort"])
-        name = filters.pick_one(ADDRESS, Choice("Cohort", "cohort"), known) if known else None
-        if name is None:
-            return (
-                "No cohort is here yet. `agg2exp demo` brings two, `agg2exp cohort add` takes a folder of your scans."
-            )
-        records = data.run_records(root, name)
-        titles = {run: case.run_title(record) for run, record in records.items()}
-        run = filters.pick_one(ADDRESS, Choice("Run", "run", titles), list(records)) if records else None
-        if run is None or not data.targets(root, name, run):
-            return f"Nothing in **{words.plain(name)}** is explained yet. {cohort.EXPLAIN}"
-        labels = data.labels(root, name, records[run])
-        usual = _choose_usual(root, name, run)
-        organs = common.in_group_order(pd.Series(data.targets(root, name, run), dtype=object), labels)
-        organs = [organ for organ in organs if organ in data.targets(root, usual.cohort, usual.run)]
-        titles = {ALL: ALL_TITLE} | {organ: common.organ_of(labels, organ).title for organ in organs}
+        place = choosing.pick_run(ADDRESS, root)
+        if isinstance(place, str):
+            return place
+        usual = _choose_usual(root, place.cohort, place.run)
+        stored = pd.Series(data.targets(root, place.cohort, place.run), dtype=object)
+        learned = data.targets(root, usual.cohort, usual.run)
+        organs = [organ for organ in common.in_group_order(stored, place.labels) if organ in learned]
+        titles = {ALL: ALL_TITLE} | {organ: place.title(organ) for organ in organs}
         choice = Choice("Target organ", "organ", titles, "Whose explanations are judged: one target’s or all of them.")
         organ = filters.pick_one(ADDRESS, choice, [ALL, *organs]) or ALL
-    return Chosen(root, name, records[run], labels, usual, organ)
+    return Chosen(root, place.cohort, place.record, place.labels, usual, organ)
 
 
 def _choose_usual(root: Path, name: str, run: str) -> Selection:
     """The run to learn from. At first the largest cohort that the same run explains; it may be the cohort itself."""
     runs = {
-        f"{other}:{record['run']}": (int(record["cases"]), other, str(record["run"]), case.run_title(record))
+        f"{other}:{record['run']}": (int(record["cases"]), other, str(record["run"]), choosing.run_title(record))
         for other in data.cohorts(root)["cohort"]
         for record in data.run_records(root, other).values()
         if record["cases"]
@@ -217,7 +203,7 @@ def _new_subject(own: str) -> None:
 @words.told
 def _explore(chosen: Chosen) -> None:
     heading = st.container(horizontal=True, vertical_alignment="bottom", gap="small")
-    detector = _detector()
+    detector = filters.asked_segments(ADDRESS, "Detector", "detector", TITLES, DETECTOR_HELP)
     with st.sidebar:
         with st.expander("Filter scans", icon=":material/filter_alt:"):
             selection = Filters(ADDRESS, chosen.cohort).narrow(chosen.root, chosen.everything, chosen.labels)
@@ -246,13 +232,6 @@ def _explore(chosen: Chosen) -> None:
     outlier_list.compare(chosen.root, chosen.cohort, shown.cases, np.isin(shown.ids, listed))
     _write(chosen, detector, link, shown)
     later()
-
-
-def _detector() -> str:
-    key, wish = ADDRESS.key("detector"), ADDRESS.asked("detector")
-    if wish and wish[0] in TITLES:
-        st.session_state[key] = wish[0]
-    return filters.segments("Detector", key, TITLES, "robust_z", DETECTOR_HELP)
 
 
 def _reporter(place: Any, detector: str) -> Any:

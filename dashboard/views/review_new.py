@@ -16,7 +16,7 @@ from dashboard import data, filters, words
 from dashboard.address import Address
 from dashboard.charts import common
 from dashboard.filters import Choice
-from dashboard.views.case import run_title
+from dashboard.views import choosing
 
 ADDRESS = Address("review", "new")
 LINKED, REFUSED = "review_new_linked", "review_new_refused"
@@ -50,7 +50,7 @@ def draw(root: Path, leave: str | None) -> str | None:
     st.markdown("### New review session")
     known = list(data.cohorts(root)["cohort"])
     if not known:
-        st.info("No cohort is here yet. `agg2exp demo` brings two, `agg2exp cohort add` takes a folder of your scans.")
+        st.info(choosing.NO_COHORT)
         return None
     left, right = st.columns(2, gap="large", border=True)
     with left:
@@ -67,8 +67,7 @@ def _cases(root: Path, known: list[str]) -> tuple[str, str, Source, tuple[str, .
     st.markdown("##### What is reviewed")
     cohort = filters.pick_one(ADDRESS, Choice("Cohort", "cohort"), known)
     records = data.run_records(root, cohort or known[0])
-    titles = {run: run_title(record) for run, record in records.items()}
-    run = filters.pick_one(ADDRESS, Choice("Run", "run", titles, "The model and the attribution."), list(records))
+    run = choosing.run_box(ADDRESS, records)
     if cohort is None or run is None:
         st.info("Nothing in this cohort is explained yet: press **Explain** on the Case page first.")
         return None
