@@ -58,13 +58,13 @@ class Chosen:
         """The case's results in the run, if it has any."""
         if self.run is None:
             return None
-        folder = self.root / "runs" / self.cohort / self.run / "cases" / self.case.case_id
+        folder = results.case_path(self.root, self.cohort, self.run, self.case.case_id)
         return folder if folder.is_dir() else None
 
     @property
     def map_file(self) -> Path | None:
         """The stored attribution map of the target, if there is one."""
-        file = self.folder / "saliency" / f"{self.target}.nii.gz" if self.folder else None
+        file = self.folder / results.map_name(self.target) if self.folder else None
         return file if file is not None and file.is_file() else None
 
     @property
@@ -228,19 +228,18 @@ def _heading(chosen: Chosen) -> None:
         pairs = [(words.plain(name), words.plain(value)) for name, value in {"cohort": chosen.cohort, **told}.items()]
         st.markdown("  ·  ".join(f"{name} **{value}**" for name, value in pairs), width="stretch")
         if chosen.folder is not None:
-            _downloads(chosen, chosen.folder)
+            _downloads(chosen)
 
 
-def _downloads(chosen: Chosen, folder: Path) -> None:
+def _downloads(chosen: Chosen) -> None:
     """Map, table and report of the target; each is made when it is asked for."""
     name = f"{chosen.cohort}-{chosen.case.case_id}-{chosen.target}"
     files: list[tuple[str, str, Callable[[], bytes]]] = [
         ("Table (CSV)", f"{name}.csv", lambda: _csv(chosen)),
         ("Report (HTML)", f"{name}.html", lambda: _report(chosen)),
     ]
-    saliency = folder / "saliency" / f"{chosen.target}.nii.gz"
-    if saliency.is_file():
-        files.append(("Attribution map (NIfTI)", f"{name}.nii.gz", saliency.read_bytes))
+    if chosen.map_file is not None:
+        files.append(("Attribution map (NIfTI)", f"{name}.nii.gz", chosen.map_file.read_bytes))
     with st.popover("Download", icon=":material/download:", type="tertiary", width="content", key="case_download"):
         for title, file_name, content in files:
             st.download_button(title, content, file_name, on_click="ignore", type="tertiary", key=f"download_{title}")

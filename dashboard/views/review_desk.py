@@ -12,7 +12,7 @@ import streamlit as st
 
 from agg2exp_core.organs import LabelSet
 from agg2exp_core.records import InputError
-from agg2exp_core.store import cohorts, reviews
+from agg2exp_core.store import cohorts, results, reviews
 from agg2exp_core.store.reviews import Draft, Item, Place, Seen, Session, Verdict, Verdicts
 from dashboard import filters, words
 from dashboard.charts.common import organ_of
@@ -59,7 +59,7 @@ class Desk:
 
     def result(self, item: Item) -> Path:
         """The case's results."""
-        return self.root / "runs" / self.session.cohort / self.session.run / "cases" / item.case
+        return results.case_path(self.root, self.session.cohort, self.session.run, item.case)
 
     @property
     def place(self) -> Place:

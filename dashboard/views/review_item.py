@@ -10,7 +10,7 @@ import streamlit as st
 from agg2exp_core.analysis import raters
 from agg2exp_core.organs import BACKGROUND
 from agg2exp_core.records import Selection
-from agg2exp_core.store import reviews
+from agg2exp_core.store import results, reviews
 from agg2exp_core.store.reviews import Item, Place
 from dashboard import data, words
 from dashboard.charts import bars, common
@@ -169,7 +169,7 @@ def _evidence(desk: Desk, item: Item) -> None:
     if not shares.notna().any():
         st.info("The model did not draw this organ here, so there is nothing to explain.", icon=":material/info:")
         return
-    if not (desk.result(item) / "saliency" / f"{item.target}.nii.gz").is_file():
+    if not (desk.result(item) / results.map_name(item.target)).is_file():
         st.caption("No map of the attribution is stored for this organ here; these are its sums, organ by organ.")
     largest = table.assign(value=table["value"].astype(float)).nlargest(LARGEST, "value")
     figure = bars.importance_bars(largest, desk.labels, common.group_colors(desk.labels), "mass")
