@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import streamlit as st
 
 from agg2exp_core.organs import LabelSet
@@ -41,12 +40,8 @@ def drawn(scene: Scene) -> Thumbnail:
 def _where(scene: Scene) -> tuple[Voxel, str]:
     if scene.peak is not None:
         return scene.peak, "where its attribution is strongest"
-    if scene.prediction is not None:
-        inside = np.argwhere(scene.prediction.array == scene.target)
-        if len(inside):
-            middle = slices.world(scene.prediction.affine, inside.mean(axis=0))
-            return slices.nearest_voxel(scene.scan.affine, middle, scene.shape), "middle of the organ"
-    return scene.middle, "middle of the scan"
+    centre = scene.centre
+    return (scene.middle, "middle of the scan") if centre is None else (centre, "middle of the organ")
 
 
 @st.cache_data(max_entries=200, show_spinner=False)

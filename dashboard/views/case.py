@@ -25,6 +25,7 @@ from dashboard.viewer.scene import Sources, load_scene
 from dashboard.viewer.slices import Voxel
 from dashboard.viewer.stage import Legend, Look, Scene, moved_to, stage, stage_data, voxel_inside
 from dashboard.views import choosing, compute, unusual
+from dashboard.views.legend import legend
 
 ADDRESS = Address("case")
 MAPS = {"signed": "Signed", "absolute": "Absolute", "off": "Hidden"}
@@ -372,8 +373,8 @@ def _slices(chosen: Chosen, scene: Scene, place: str) -> None:
         window = filters.segments("HU window", "case_window", windows, "soft")
         shown = "off" if scene.attribution is None else filters.segments("Attribution map", "case_map", MAPS, "signed")
     look = Look(window, signed=shown == "signed")
-    legend = None if shown == "off" else _legend(chosen, scene, look)
-    stage(stage_data(scene, look, st.session_state[place], legend), STAGE, moved)
+    told = None if shown == "off" else _legend(chosen, scene, look)
+    stage(stage_data(scene, look, st.session_state[place], told), STAGE, moved)
 
 
 def _linked_voxel(shape: Voxel) -> Voxel | None:
@@ -382,23 +383,15 @@ def _linked_voxel(shape: Voxel) -> Voxel | None:
 
 
 def _legends(chosen: Chosen, scene: Scene) -> dict[str, Legend]:
-    legends = {mode: _legend(chosen, scene, Look(signed=mode == "signed")) for mode in ("signed", "absolute")}
-    return {mode: legend for mode, legend in legends.items() if legend is not None}
+    found = {mode: _legend(chosen, scene, Look(signed=mode == "signed")) for mode in ("signed", "absolute")}
+    return {mode: one for mode, one in found.items() if one is not None}
 
 
 def _legend(chosen: Chosen, scene: Scene, look: Look) -> Legend | None:
     if scene.attribution is None:
         return None
-    organ = chosen.title(chosen.target)
     method = chosen.method.name if chosen.method else ""
-    if not look.signed:
-        low, high = "no influence", "strong influence"
-    elif method == "integrated_gradients":
-        low, high = "speaks against", "speaks for"
-    else:
-        low, high = f"higher HU here: less {organ.lower()}", f"higher HU here: more {organ.lower()}"
-    note = f"100 % is {scene.attribution.end:.2g}, the 99.9th percentile of this map; stronger voxels share its colour."
-    return Legend(f"{organ}: {compute.METHODS.get(method, method)}", low, high, note)
+    return legend(chosen.title(chosen.target), method, scene.attribution, look.signed)
 
 
 # ---- importance ----------------------------------------------------------------------------------
@@ -447,15 +440,11 @@ def _key_figures(chosen: Chosen, whole: pd.DataFrame) -> None:
     own, outside = shares.get(chosen.target), shares.get(BACKGROUND)
     figures = {
         "Dice": ("no label" if dice is None or pd.isna(dice) else f"{dice:.3f}", "Overlap of prediction and label."),
-        "On the organ": (_percent(own), "Share of the absolute attribution on the target’s own voxels."),
-        "Off all organs": (_percent(outside), "Share of the absolute attribution on background."),
+        "On the organ": (common.number(own, "mass"), "Share of the absolute attribution on the target’s own voxels."),
+        "Off all organs": (common.number(outside, "mass"), "Share of the absolute attribution on background."),
     }
     for column, (name, (value, help_text)) in zip(st.columns(3), figures.items(), strict=True):
         column.markdown(f":small[:gray[{name}]]  \n**{value}**", help=help_text)
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None or pd.isna(share) else f"{100 * share:.1f} %"
 
 
 def _completeness(chosen: Chosen) -> None:
