@@ -30,9 +30,6 @@ ADDRESS = Address("compare")
 SETS = Address("compare", "a"), Address("compare", "b")
 TITLES = "First set", "Second set"
 PICKED = "compare_picked"
-SHARED = ("target", "sign", "value", "background", "pick", "pairs")
-"""What a link says once for both sets."""
-
 TABLE_HEIGHT = 420
 MATRIX_HELP = (
     "Second set minus first: a row a target, a column a region, in the colour of the set that has more. Colour grows "
@@ -259,11 +256,9 @@ def _picked(comparison: Comparison) -> Pick | None:
 
 def _link(sides: tuple[Side, Side], target: str | None, paired: bool) -> Link:
     """The parameters that open this view again: each set's own, then what both share."""
-    links = [filters.link_of(side.selection, target or "") for side in sides]
-    link: Link = {}
-    for address, said in zip(SETS, links, strict=True):
-        link |= address.own({name: values for name, values in said.items() if name not in SHARED})
-    link |= {name: links[0][name] for name in SHARED if name in links[0] and links[0][name] != [""]}
+    link = filters.measure_link(sides[0].selection) | ({"target": [target]} if target else {})
+    for address, side in zip(SETS, sides, strict=True):
+        link |= address.own(filters.scans_link(side.selection))
     if paired != contrast.usually_paired(sides[0].selection, sides[1].selection):
         link["pairs"] = ["on" if paired else "off"]
     return link

@@ -217,7 +217,8 @@ def _explore(chosen: Chosen) -> None:
     with st.spinner(f"{TITLES[detector]}: learning what is usual …"):
         scores = scored(chosen.question, detector, _reporter(waiting, detector))
     waiting.empty()
-    link = filters.link_of(selection, "") | USUAL.own(filters.link_of(usual, ""))
+    learned = {name: values for name, values in filters.scans_link(usual).items() if name not in ("cohort", "run")}
+    link = filters.scans_link(selection) | USUAL.own(learned)
     cases = _explained(chosen, selection)
     if cases.empty:
         st.info("No explained scan passes these filters. Widen one of them.", icon=":material/filter_alt_off:")
@@ -370,7 +371,7 @@ def _figure(chosen: Chosen, detector: str, shown: Shown, color: str, drag: str) 
 def _told(shown: Shown, row: int, color: str) -> str:
     lines = [f"<b>{shown.ids[row]}</b>", f"score {common.rounded(shown.scores[row], 3)}"]
     lines += [f"Dice {shown.dice[row]:.3f}"] if math.isfinite(shown.dice[row]) else []
-    lines += [f"{color} {in_words(shown.cases[color][row])}"] if color else []
+    lines += [f"{common.short(color)} {common.short(in_words(shown.cases[color][row]))}"] if color else []
     corner = shown.lines.quadrant(shown.scores[row], shown.dice[row])
     return "<br>".join([*lines, *([corner.lower()] if corner else [])])
 
@@ -523,17 +524,11 @@ def _by_target(chosen: Chosen, scores: Scores, shown: Shown) -> None:
 
 # ---- the link --------------------------------------------------------------------------------------
 
-_OF_THE_COHORT_PAGE = ("target", "sign", "value", "background")
-
 
 def _write(chosen: Chosen, detector: str, narrowed: Link, shown: Shown | None = None) -> None:
     """The parameters that open this view again. shown: None where no scan is."""
-    link = {
-        name: values for name, values in narrowed.items() if name.rpartition("usual.")[2] not in _OF_THE_COHORT_PAGE
-    }
-    link = {name: values for name, values in link.items() if name not in ("usual.cohort", "usual.run")}
     state = st.session_state
-    link |= {
+    link = narrowed | {
         "usual": [f"{chosen.usual.cohort}:{chosen.usual.run}"], "detector": [detector], "organ": [chosen.organ],
         "limit": [f"{state.get(ADDRESS.key('limit'), FLAGGED_ABOVE):g}"],
     }  # fmt: skip

@@ -150,8 +150,13 @@ def _views(table: pd.DataFrame) -> None:
                 continue
             with st.expander(f"**{view}** · {int(columns['rows'].iloc[0]):,} rows"):
                 st.caption(told)
-                lines = [f"| `{name}` | {_meaning(name)} |" for name in columns["column"]]
+                lines = [f"| {_code(name)} | {_meaning(name)} |" for name in columns["column"]]
                 st.markdown("\n".join(["| column | what it says |", "|---|---|", *lines]))
+
+
+def _code(column: str) -> str:
+    """A name as code; one that would break out of it, which only metadata can have, as plain text."""
+    return f"`{column}`" if column.replace("_", "a").replace(" ", "a").isalnum() else words.plain(column)
 
 
 def _meaning(column: str) -> str:
