@@ -51,7 +51,8 @@ precompute: $(VENV)/.package
 		$(EXPLAIN) --model $$model --cohort reference --saliency-dtype none && \
 		$(EXPLAIN) --model $$model --cohort clinic --saliency-dtype none && \
 		$(BIN)/agg2exp aggregate --cohort clinic --run $$model-smoothgrad-4 --masks data/cohorts/clinic/pathology \
-			--name pathology || exit 1; \
+			--name pathology && \
+		$(BIN)/agg2exp outliers --fit reference:$$model-smoothgrad-4 --score clinic:$$model-smoothgrad-4 || exit 1; \
 	done
 
 pictures: $(VENV)/.tools $(NIIVUE)

@@ -34,7 +34,7 @@ class Address:
         Once a page, before its widgets.
         """
         written = st.session_state.setdefault(_WRITTEN, {})
-        now = {name: st.query_params.get_all(name) for name in st.query_params}
+        now = _now()
         if now in [link for page, link in written.items() if page != self.page]:
             now = {}  # the browser's Back leaves another page's parameters in place
         left = st.session_state.get("address_page") != self.page
@@ -68,7 +68,8 @@ class Address:
         """Let the address name what is shown; what a link asked for has been answered by then."""
         st.session_state[self._asked] = {}
         written = st.session_state.setdefault(_WRITTEN, {})
-        if written.get(self.page) != link or set(st.query_params) != set(link):
+        # Each writing is a step of the browser's history, so that the same address written again would trap Back.
+        if _now() != link:
             st.query_params.from_dict(link)
         written[self.page] = link
         st.session_state[_SHOWN] = st.session_state.get(_SHOWN, {}) | {
@@ -85,3 +86,8 @@ class Address:
     @property
     def _asked(self) -> str:
         return f"{self.page}_asked"
+
+
+def _now() -> Link:
+    """What the browser's address says."""
+    return {name: st.query_params.get_all(name) for name in st.query_params}

@@ -405,7 +405,7 @@ def _click(page: Page, chart: str, right: float, down: float) -> None:
     box = area.bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + box["width"] * right, box["y"] + box["height"] * down)
-    expect(page.locator(f".st-key-{chart} .hovertext")).to_contain_text("click to list them")
+    expect(page.locator(f".st-key-{chart} .hovertext")).to_contain_text("click to list")
     page.mouse.click(box["x"] + box["width"] * right, box["y"] + box["height"] * down)
 
 
@@ -473,6 +473,7 @@ def _lists_a_clicked_edge(page: Page) -> None:
 def _opens_a_case_and_comes_back(page: Page) -> None:
     """By share of the heart on itself c1 (0.7) comes first."""
     link = page.url
+    page.locator("[data-testid=stDataFrame]").scroll_into_view_if_needed()
     table = page.locator("[data-testid=stDataFrame]").bounding_box()
     assert table is not None
     # As a hand does it: the grid loses a press of no duration from nowhere.

@@ -192,9 +192,9 @@ def test_from_an_example_to_a_query_of_ones_own(chromium: Browser, server: Calla
     editor.fill("SELECT scanner, count(*) AS scans FROM cases GROUP BY scanner ORDER BY scanner")
     editor.press("Control+Enter")
     _drawn(page, "bar")
-    expect(page.get_by_text("4 rows")).to_be_visible()
+    expect(page.get_by_text("4 rows", exact=True)).to_be_visible()
     with page.expect_download() as download:
-        page.locator(".st-key-query_csv button").click()
+        page.locator(".st-key-query_csv").get_by_role("button", name="CSV").click()
     assert download.value.path().read_text().splitlines()[0] == "scanner,scans"
     assert "scanner" in page.url
     page.get_by_role("button", name="About").click()
