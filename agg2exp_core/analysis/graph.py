@@ -7,9 +7,6 @@ mass, edges are chosen by magnitude and keep their sign.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import networkx as nx
 import numpy as np
 import pandas as pd
 
@@ -47,17 +44,6 @@ def cumulative_edges(matrix: pd.DataFrame, cut: float) -> pd.DataFrame:
 def self_loops(edges: pd.DataFrame) -> pd.DataFrame:
     """The edges of targets that look at themselves."""
     return edges[edges["target"] == edges["region"]]
-
-
-def to_graph(edges: pd.DataFrame, groups: Mapping[str, str] | None = None) -> nx.DiGraph:
-    """Region → target, with `weight` (magnitude) and `sign` on edges and `group` on the organs that `groups` knows."""
-    graph: nx.DiGraph = nx.DiGraph()
-    for target, region, value, sign in edges[list(EDGES)].itertuples(index=False, name=None):
-        graph.add_edge(region, target, weight=abs(value), sign=sign)
-    for name in graph:
-        if groups and name in groups:
-            graph.nodes[name]["group"] = groups[name]
-    return graph
 
 
 def _ranked(matrix: pd.DataFrame) -> pd.DataFrame:
