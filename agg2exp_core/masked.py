@@ -112,7 +112,7 @@ def case_sums(folder: Path, masks: Masks, case_id: str, targets: tuple[str, ...]
     mask, digest = volumes.read_labels(masks.files[case_id]), volumes.content_sha256(masks.files[case_id])
     grid, regions, rows = None, np.empty(0), []
     for target in targets:
-        name = f"saliency/{target}.nii.gz"
+        name = results.map_name(target)
         saliency = volumes.read_volume(folder / name)
         if grid is None:
             grid, regions = saliency, _numbered(on_grid(mask, saliency), masks)
@@ -129,11 +129,11 @@ def _add_case(run: Path, masks: Masks, case_id: str, summary: Summary) -> None:
     if manifest is None:
         summary.left[case_id] = NOT_EXPLAINED
         return
-    stored = [name for name in manifest.get("targets", ()) if f"saliency/{name}.nii.gz" in manifest.get("files", {})]
+    stored = [name for name in manifest.get("targets", ()) if results.map_name(name) in manifest.get("files", {})]
     if not stored:
         summary.left[case_id] = NO_MAP
         return
-    problems = results.verify(folder, ["importance.csv", *(f"saliency/{name}.nii.gz" for name in stored)])
+    problems = results.verify(folder, ["importance.csv", *(results.map_name(name) for name in stored)])
     if problems:
         raise InputError("a case's results must be as its manifest says", ", ".join(problems))
     write_case(run, masks.name, case_id, case_sums(folder, masks, case_id, tuple(stored)))

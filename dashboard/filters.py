@@ -46,11 +46,20 @@ BACKGROUND_HELP = (
 
 def link_of(selection: Selection, target: str, picked: Pick | None = None) -> Link:
     """The parameters that open this view again."""
-    link = {
-        "cohort": [selection.cohort], "run": [selection.run], "target": [target], "sign": [selection.sign],
-        "value": [selection.value], "background": ["on" if selection.background else "off"],
-        "joined": ["on" if selection.joined else "off"],
-    }  # fmt: skip
+    link = scans_link(selection) | measure_link(selection)
+    link |= {"target": [target], "joined": ["on" if selection.joined else "off"]}
+    return link | ({"pick": ["~".join(picked)]} if picked else {})
+
+
+def measure_link(selection: Selection) -> Link:
+    """What `measures` asks for."""
+    background = "on" if selection.background else "off"
+    return {"sign": [selection.sign], "value": [selection.value], "background": [background]}
+
+
+def scans_link(selection: Selection) -> Link:
+    """Which scans: cohort, run and what `Filters` asks for."""
+    link = {"cohort": [selection.cohort], "run": [selection.run]}
     for condition in selection.where:
         if condition.values is not None:
             link[f"is.{condition.column}"] = [str(value) for value in condition.values]
@@ -64,7 +73,7 @@ def link_of(selection: Selection, target: str, picked: Pick | None = None) -> Li
         link["present"] = list(selection.present)
     for name, lists in ((_IN, selection.within), (_NOT_IN, selection.without)):
         link |= {name: list(lists)} if lists else {}
-    return link | ({"pick": ["~".join(picked)]} if picked else {})
+    return link
 
 
 def _asked_range(address: Address, name: str, low: float, high: float) -> tuple[float, float] | None:

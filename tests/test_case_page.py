@@ -23,7 +23,7 @@ from agg2exp_core.records import InputError, Method, SumTable, Volume
 from agg2exp_core.store import cohorts, published_csv, results
 from agg2exp_core.volumes import read_volume, write_volume
 from dashboard.charts.bars import importance_bars
-from dashboard.views import case, compute
+from dashboard.views import choosing, compute
 
 LABELS = load_label_set("thorax17")
 RUN = "thorax17_swinunetr-smoothgrad-4"
@@ -111,10 +111,10 @@ def test_masks_are_hatched_bars_above_the_organs() -> None:
 
 def test_run_titles_name_the_method() -> None:
     record = {"run": "r", "method": "smoothgrad", "model": "m", "parameters": {"samples": 4}}
-    assert case.run_title(record) == "SmoothGrad × 4, m"
+    assert choosing.run_title(record) == "SmoothGrad × 4, m"
     parameters = Method(samples=4, seed=7, mask="fp").parameters()
-    assert case.run_title(record | {"parameters": parameters}) == "SmoothGrad × 4, false positives, seed 7, m"
-    assert case.run_title({"run": "published", "method": None, "parameters": None}) == "published"
+    assert choosing.run_title(record | {"parameters": parameters}) == "SmoothGrad × 4, false positives, seed 7, m"
+    assert choosing.run_title({"run": "published", "method": None, "parameters": None}) == "published"
 
 
 # ---- a data root ------------------------------------------------------------------------------
@@ -189,6 +189,18 @@ def test_a_run_whose_label_set_is_not_here_opens_all_the_same(
 ) -> None:
     app = _drawn(monkeypatch, _built(tmp_path, "a_bundle"), case=case_id)
     assert not app.error and any("Attribution of Heart" in element.value for element in app.markdown)
+
+
+def test_a_link_to_a_place_opens_it_in_a_scan_that_was_seen_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    app = _drawn(monkeypatch, _built(tmp_path, "thorax17"), at="1.2.3")
+    assert app.session_state["case_at_tiny_one"] == (1, 2, 3)
+    app.query_params["at"] = "4.5.6"
+    app.run()
+    assert app.session_state["case_at_tiny_one"] == (4, 5, 6)
+    # NiiVue, in the browser, is told as well: it remembers a place of its own for every scan.
+    assert app.session_state["case_viewer_at"]["serial"] == 2
 
 
 def test_a_target_that_the_label_set_does_not_know_is_drawn_too(

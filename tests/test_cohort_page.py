@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from pages import APP, opened, texts
 from playwright.sync_api import Browser, Page, expect
 from streamlit.testing.v1 import AppTest
 
@@ -20,7 +21,6 @@ from agg2exp_core.volumes import write_volume
 from dashboard import data, downloads
 from dashboard.views import cohort_charts
 
-APP = Path(__file__).resolve().parents[1] / "dashboard" / "app.py"
 LABELS = load_label_set("thorax17")
 RUN = "thorax17_swinunetr-smoothgrad-4"
 CASES = pd.DataFrame(
@@ -69,17 +69,7 @@ def _explain(root: Path, case_id: str, share: float) -> None:
 
 
 def _open(monkeypatch: pytest.MonkeyPatch, root: Path, **link: str) -> AppTest:
-    monkeypatch.setenv("AGG2EXP_DATA", str(root))
-    app = AppTest.from_file(str(APP), default_timeout=180)
-    for name, value in link.items():
-        app.query_params[name] = value
-    app.run()
-    assert not app.exception
-    return app
-
-
-def _texts(app: AppTest) -> str:
-    return "\n".join(element.value for element in app.markdown)
+    return opened(monkeypatch, root, APP, link)
 
 
 # ---- the page's logic ------------------------------------------------------------------------------
@@ -87,12 +77,12 @@ def _texts(app: AppTest) -> str:
 
 def test_a_filter_narrows_every_part_and_says_so(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     app = _open(monkeypatch, root, cohort="clinic", target="heart")
-    assert "**6 scans**" in _texts(app)
+    assert "**6 scans**" in texts(app)
     next(widget for widget in app.multiselect if widget.label == "Sex").select("F").run()
-    assert "**3 of 6 scans**" in _texts(app) and "sex is F" in _texts(app)
+    assert "**3 of 6 scans**" in texts(app) and "sex is F" in texts(app)
     assert list(app.dataframe[0].value["case_id"]) == ["c1", "c3", "c5"]
     next(button for button in app.button if button.label == "Clear all filters").click().run()
-    assert "**6 scans**" in _texts(app)
+    assert "**6 scans**" in texts(app)
 
 
 def test_an_empty_metadata_value_can_be_chosen(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
@@ -107,7 +97,7 @@ def test_masked_regions_are_shown_where_there_are_any(monkeypatch: pytest.Monkey
     results.write_run(tmp_path, "clinic", RUN, INFO)
     for case_id, share in ON_AORTA.items():
         _explain(tmp_path, case_id, share)
-    assert "On masked regions" not in _texts(_open(monkeypatch, tmp_path, cohort="clinic", target="heart"))
+    assert "On masked regions" not in texts(_open(monkeypatch, tmp_path, cohort="clinic", target="heart"))
     folder = tmp_path / "runs" / "clinic" / RUN
     for case_id in ("c4", "c5"):
         _draw_map(folder / "cases" / case_id)
@@ -115,10 +105,10 @@ def test_masked_regions_are_shown_where_there_are_any(monkeypatch: pytest.Monkey
         row = region_sets.MaskedSum("heart", "effusion", 1.0, 1.0, 8, 4.0, 4.0, "", "0", digest)
         region_sets.write_case(folder, "pathology", case_id, [row])
     data.forget()
-    assert "On masked regions: 2 scans" in _texts(_open(monkeypatch, tmp_path, cohort="clinic", target="heart"))
+    assert "On masked regions: 2 scans" in texts(_open(monkeypatch, tmp_path, cohort="clinic", target="heart"))
     app = _open(monkeypatch, tmp_path, **{"cohort": "clinic", "target": "heart", "in.age": "65~80"})
-    assert "On masked regions: 1 scan" in _texts(app)
-    assert "On masked regions" not in _texts(_open(monkeypatch, tmp_path, cohort="clinic", target="aorta"))
+    assert "On masked regions: 1 scan" in texts(app)
+    assert "On masked regions" not in texts(_open(monkeypatch, tmp_path, cohort="clinic", target="aorta"))
 
 
 def _draw_map(folder: Path) -> None:
@@ -136,13 +126,13 @@ def test_a_picked_cell_lists_its_cases_highest_first(monkeypatch: pytest.MonkeyP
     assert list(listed["case_id"]) == order
     assert list(listed["value"]) == pytest.approx([100 * ON_AORTA[name] for name in order])
     assert list(listed["target_dice"]) == pytest.approx([0.5 + ON_AORTA[name] for name in order])
-    assert "Heart’s attribution on Aorta, highest first" in _texts(app)
+    assert "Heart’s attribution on Aorta, highest first" in texts(app)
 
 
 def test_filters_hold_for_the_list_too(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     app = _open(monkeypatch, root, **{"cohort": "clinic", "pick": "heart~aorta", "in.age": "45~65", "dice": "0.8~1.0"})
     assert list(app.dataframe[0].value["case_id"]) == ["c3"]
-    assert "mean Dice 0.8 to 1" in _texts(app)
+    assert "mean Dice 0.8 to 1" in texts(app)
 
 
 def test_filters_that_no_case_passes_say_what_to_do(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
@@ -179,7 +169,7 @@ def test_a_run_whose_label_set_is_not_here_opens_all_the_same(
     record = tmp_path / "runs" / "clinic" / RUN / "run.json"
     record.write_text(record.read_text().replace("thorax17", "a_bundle"))
     app = _open(monkeypatch, tmp_path, cohort="clinic", target="heart")
-    assert not app.error and "Heart: what the model looks at" in _texts(app)
+    assert not app.error and "Heart: what the model looks at" in texts(app)
 
 
 def test_a_run_without_a_finished_case_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -244,14 +234,14 @@ def test_scans_are_saved_as_a_list_which_filters_and_opens_its_view(monkeypatch:
     app.selectbox(key="cohort_target").select("aorta").run()
     _press(app, "Show scans")
     assert list(app.dataframe[0].value["case_id"]) == ["c1", "c3", "c5"]
-    assert app.query_params["list"] in ("women", ["women"]) and "in list women" in _texts(app)
+    assert app.query_params["list"] in ("women", ["women"]) and "in list women" in texts(app)
     next(widget for widget in app.multiselect if widget.label == "Not in list").select("women").run()
     assert "clear all" in app.info[0].value
     _press(app, "Open view")
     assert {name: app.query_params.get(name) for name in saved.link} == {
         name: values[0] if len(values) == 1 else values for name, values in saved.link.items()
     }
-    assert "sex is F" in _texts(app) and "in list" not in _texts(app) and "Heart’s attribution on Aorta" in _texts(app)
+    assert "sex is F" in texts(app) and "in list" not in texts(app) and "Heart’s attribution on Aorta" in texts(app)
     _press(app, "Remove")
     assert lists.list_lists(own) == [] and not any(button.label == "Open view" for button in app.button)
 
@@ -278,7 +268,7 @@ def test_every_view_opens_from_its_link_and_lists_scans(
 ) -> None:
     app = _open(monkeypatch, root, cohort=cohort, target="heart", view=view, pick="heart~heart", joined="on")
     assert not app.error and not app.warning and app.query_params["view"] == view
-    assert "Heart’s attribution on Heart, highest first" in _texts(app)
+    assert "Heart’s attribution on Heart, highest first" in texts(app)
     labels = [widget.label for widget in (*app.segmented_control, *app.toggle)]
     assert ("Attribution counted" in labels) == (cohort == "clinic")
     assert ("Measure" in labels, "With background" in labels, "Join lobes and muscles" in labels) == {
@@ -289,9 +279,9 @@ def test_every_view_opens_from_its_link_and_lists_scans(
 
 def test_the_published_graph_and_tree(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     app = _open(monkeypatch, root, cohort="published", view="graph")
-    assert "**80 edges**, 9 of them self-loops" in _texts(app) and app.query_params["edges"] == "top~5"
+    assert "**80 edges**, 9 of them self-loops" in texts(app) and app.query_params["edges"] == "top~5"
     app = _open(monkeypatch, root, cohort="published", view="graph", edges="cut~0.35")
-    kept = int(_texts(app).split(" edges**")[0].split("**")[-1])
+    kept = int(texts(app).split(" edges**")[0].split("**")[-1])
     assert 0 < kept < 32  # not 240, as among the shares that the background takes part in
     app = _open(monkeypatch, root, cohort="published", view="dendrogram", linkage="ward")
     linkage = next(group for group in app.segmented_control if group.label.startswith("Linkage"))
@@ -303,7 +293,7 @@ def test_a_joined_region_lists_the_sum_of_its_parts(
 ) -> None:
     app = _open(monkeypatch, root, cohort="published", target="heart", background="on", joined="on",
                 pick="heart~lung_upper_lobe_left")  # fmt: skip
-    assert "Heart’s attribution on Lung, highest first" in _texts(app) and app.query_params["joined"] == "on"
+    assert "Heart’s attribution on Lung, highest first" in texts(app) and app.query_params["joined"] == "on"
     table = pd.read_csv(next((shared_data / "published").glob("*.csv")))
     lobes = [name for name in LABELS.names if LABELS.joins.get(name) == "lung"]
     sums = table[[f"heart_explanation_in_{lobe}_mass" for lobe in lobes]].sum(axis=1)
@@ -325,6 +315,18 @@ def test_histograms_are_of_the_organs_that_the_link_names(monkeypatch: pytest.Mo
     assert app.query_params["organs"] == "ribs"
     next(widget for widget in app.multiselect if widget.label == "Organs").set_value([]).run()
     assert not app.exception and "Choose organs" in app.info[0].value
+
+
+def test_histograms_without_background_have_none_as_a_target_either(
+    monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    link = {"cohort": "published", "target": "background", "view": "histograms", "organs": "background"}
+    app = _open(monkeypatch, root, **link, background="on")
+    assert app.query_params["organs"] == "background"
+    app.toggle(key="cohort_background").set_value(False).run()
+    assert not app.exception and "Choose organs" in app.info[0].value
+    app = _open(monkeypatch, root, **link | {"organs": "heart", "background": "off"})
+    assert not app.exception and app.query_params["organs"] == "heart"
 
 
 @pytest.mark.parametrize("edges", ["top~nan", "top~", "cut~7", "rings~3", "top~-2"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from pages import opened, texts
 from playwright.sync_api import Browser, Page, expect
 from streamlit.testing.v1 import AppTest
 
@@ -16,10 +17,6 @@ from agg2exp_core.records import Condition, Method, Selection, SumTable
 from agg2exp_core.store import catalog, queries, results
 from dashboard import contrast, data
 
-VIEW = """
-from dashboard.views import compare
-compare.page()
-"""
 LABELS = load_label_set("thorax17")
 OLD, NEW = "old-smoothgrad-4", "new-smoothgrad-4"
 CASES = [f"c{number}" for number in range(1, 13)]
@@ -67,17 +64,7 @@ def _run(root: Path, cohort: str, run: str, on_aorta: float, dice: float, cases:
 
 
 def _open(monkeypatch: pytest.MonkeyPatch, root: Path, **link: str) -> AppTest:
-    monkeypatch.setenv("AGG2EXP_DATA", str(root))
-    app = AppTest.from_string(VIEW, default_timeout=120)
-    for name, value in link.items():
-        app.query_params[name] = value
-    app.run()
-    assert not app.exception
-    return app
-
-
-def _texts(app: AppTest) -> str:
-    return "\n".join(element.value for element in (*app.markdown, *app.caption))
+    return opened(monkeypatch, root, "compare", link)
 
 
 # ---- the page's logic ------------------------------------------------------------------------------
@@ -87,7 +74,7 @@ def test_it_opens_with_model_against_model_scan_by_scan(monkeypatch: pytest.Monk
     app = _open(monkeypatch, root)
     # `old` has explained more cases, so it is the first.
     assert app.query_params["a.run"] == OLD and app.query_params["b.run"] == NEW
-    told = _texts(app)
+    told = texts(app)
     assert "new looks 20.0 points less at Aorta than old when it segments Heart" in told
     assert "2 of 32 pairs" in told and "each of 11 scans with itself; 1 scan in only one of the sets left out" in told
     assert "lower for Heart (−0.100)" in told and "none shown for 15 organs" in told
@@ -100,7 +87,7 @@ def test_the_largest_changes_are_sentences_that_pick_their_pair(monkeypatch: pyt
     sentences = [button.label.replace(contrast.NO_BREAK, " ") for button in app.button if "points" in button.label]
     assert sentences[0].startswith("**Heart**: **20.0 points less** on **Aorta** :gray[45.0 → 25.0 %, 95 % −20.")
     next(button for button in app.button if "points more** on **Heart" in button.label).click().run()
-    assert "Share of Heart’s attribution on Heart, scan by scan" in _texts(app)
+    assert "Share of Heart’s attribution on Heart, scan by scan" in texts(app)
     assert app.query_params["pick"] == "heart~heart" and not app.exception
 
 
@@ -116,16 +103,16 @@ def test_names_that_two_cohorts_share_are_not_pairs_unless_the_user_says_so(
     monkeypatch: pytest.MonkeyPatch, root: Path
 ) -> None:
     app = _open(monkeypatch, root, **{"a.cohort": "clinic", "b.cohort": "elsewhere", "a.run": OLD})
-    assert "12 names in both cohorts, which need not mean the same scans" in _texts(app)
-    assert "elsewhere against clinic: no difference that chance could not explain" in _texts(app)
+    assert "12 names in both cohorts, which need not mean the same scans" in texts(app)
+    assert "elsewhere against clinic: no difference that chance could not explain" in texts(app)
     app.toggle(key="compare_pairs_unusual").set_value(True).run()
-    assert "each of 12 scans with itself" in _texts(app) and app.query_params["pairs"] == "on"
+    assert "each of 12 scans with itself" in texts(app) and app.query_params["pairs"] == "on"
 
 
 def test_filters_of_the_two_sets_are_apart(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     link = {**SAME_COHORT, "a.run": OLD, "b.run": OLD, "a.is.sex": "F", "b.is.sex": "M", "background": "on"}
     app = _open(monkeypatch, root, **link)
-    assert "6 against 6 other scans" in _texts(app) and "sex is M" in _texts(app)
+    assert "6 against 6 other scans" in texts(app) and "sex is M" in texts(app)
     assert link.items() <= dict(app.query_params).items()
     assert set(app.dataframe[0].value["set"]) == {"sex is F", "sex is M"}
     app.button(key="compare_swap").click().run()

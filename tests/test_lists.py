@@ -13,7 +13,7 @@ import pytest
 from agg2exp_core import files
 from agg2exp_core.records import InputError
 from agg2exp_core.store import catalog, cohorts
-from agg2exp_core.store.lists import CaseList, list_lists, remove_list, save_list
+from agg2exp_core.store.lists import CaseList, extend_list, list_lists, remove_list, save_list
 
 LIST = CaseList("doubtful", "clinic", ("c2", "c1"), "shadows; λ", {"cohort": ["clinic"], "is.sex": ["F", ""]})
 
@@ -63,6 +63,19 @@ def test_a_taken_name_is_kept_unless_it_is_to_be_replaced(root: Path) -> None:
     assert list_lists(root) == [LIST]
     save_list(root, other, replacing=True)
     assert list_lists(root) == [other]
+
+
+def test_a_list_that_grows_keeps_its_note_its_link_and_cases_that_left_the_cohort(root: Path) -> None:
+    extend_list(root, "doubtful", "clinic", ("c2",))
+    assert list_lists(root) == [CaseList("doubtful", "clinic", ("c2",))]
+    save_list(root, LIST, replacing=True)
+    cohorts.write_cases(root, "clinic", pd.DataFrame({"case_id": ["c1", "c3"], "image": "", "label": ""}))
+    extend_list(root, "doubtful", "clinic", ("c3", "c1"))
+    assert list_lists(root) == [replace(LIST, cases=("c2", "c1", "c3"))]
+    for name, cohort, case in (("doubtful", "other", "c3"), ("doubtful", "clinic", "c9"), ("../up", "clinic", "c1")):
+        with pytest.raises(InputError):
+            extend_list(root, name, cohort, (case,))
+    assert list_lists(root) == [replace(LIST, cases=("c2", "c1", "c3"))]
 
 
 def test_a_failure_while_writing_leaves_the_old_list(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

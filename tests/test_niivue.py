@@ -26,7 +26,7 @@ from agg2exp_core.records import Method, SumTable, Volume
 from agg2exp_core.store import results
 from agg2exp_core.volumes import to_ras, write_volume
 from bench.browser import started
-from dashboard.viewer import addresses, fetch, niivue, parcels, slices
+from dashboard.viewer import addresses, fetch, parcels, slices
 from dashboard.viewer.addresses import LIFETIME, STRIDE, Shelf
 from dashboard.viewer.parcels import Parcel
 
@@ -172,9 +172,9 @@ def test_ids_name_the_content() -> None:
 def test_an_organs_centre_lies_in_the_organ() -> None:
     bent = Volume(np.zeros((9, 9, 3), np.uint8), np.diag([2.0, 2, 2, 1]))
     bent.array[0, :, 1] = bent.array[:, 0, 1] = bent.array[8, :, 1] = 5
-    place = niivue.centre(bent, 5)
+    place = slices.centre(bent, 5)
     assert place is not None and bent.array[slices.nearest_voxel(bent.affine, place, (9, 9, 3))] == 5
-    assert niivue.centre(bent, 6) is None
+    assert slices.centre(bent, 6) is None
 
 
 # ---- what it needs ----------------------------------------------------------------------------
@@ -425,7 +425,7 @@ PAGE = """
 from pathlib import Path
 import streamlit as st
 from agg2exp_core.organs import load_label_set
-from dashboard.viewer import niivue
+from dashboard.viewer import niivue, slices
 from dashboard.viewer.scene import Sources, load_scene
 
 root = Path(ROOT)
@@ -433,7 +433,7 @@ result = root / "runs/tiny" / RUN / "cases/one"
 labels = load_label_set("thorax17")
 scene = load_scene(Sources(root / "cohorts/tiny/images/one.nii.gz", result, "heart"), labels)
 if st.button("Heart"):
-    niivue.point_at("here", niivue.centre(scene.prediction, 8))
+    niivue.point_at("here", slices.centre(scene.prediction, 8))
 niivue.viewer([niivue.Shown(scene)], "here", (20, 16, 12), lambda voxel: st.session_state.update(rested=voxel))
 st.text(f"rested {st.session_state.get('rested')}")
 """

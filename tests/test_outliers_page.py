@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from pages import opened, texts
 from playwright.sync_api import Browser, Page
 from streamlit.testing.v1 import AppTest
 
@@ -37,8 +38,6 @@ from dashboard.views.scoring import ALL, Scores
 
 LABELS = load_label_set("thorax17")
 RUN = "thorax17_swinunetr-smoothgrad-4"
-PAGE = "from dashboard.views import outliers\noutliers.page()"
-CASE_PAGE = "from dashboard.views import case\ncase.page()"
 
 
 @pytest.fixture(scope="module")
@@ -52,18 +51,8 @@ def root(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Path:
     return root
 
 
-def _open(monkeypatch: pytest.MonkeyPatch, root: Path, script: str = PAGE, **link: str) -> AppTest:
-    monkeypatch.setenv("AGG2EXP_DATA", str(root))
-    app = AppTest.from_string(script, default_timeout=900)
-    for name, value in link.items():
-        app.query_params[name] = value
-    app.run()
-    assert not app.exception
-    return app
-
-
-def _texts(app: AppTest) -> str:
-    return "\n".join(element.value for element in app.markdown)
+def _open(monkeypatch: pytest.MonkeyPatch, root: Path, page: str = "outliers", **link: str) -> AppTest:
+    return opened(monkeypatch, root, page, link)
 
 
 def _linked(app: AppTest, *names: str) -> list[str]:
@@ -165,12 +154,12 @@ def test_a_picture_goes_through_the_peak_else_the_organ_else_the_middle() -> Non
 
 def test_every_detector_finds_what_was_planted(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     app = _open(monkeypatch, root, cohort="clinic", run=RUN)
-    assert "by what a detector learned from 24 scans of reference" in _texts(app)
+    assert "by what a detector learned from 24 scans of reference" in texts(app)
     worth = _table(app, "auc").set_index("detector")["auc"]
     assert len(worth) == 4 and worth.min() > 0.85 and worth.max() >= 0.95
     listed = _table(app, "corner")
     assert listed["score"].is_monotonic_decreasing and "cli-10" in set(listed["case_id"])
-    assert f"**{len(listed)} of 16 scans** of clinic are unusual" in _texts(app)
+    assert f"**{len(listed)} of 16 scans** of clinic are unusual" in texts(app)
     assert _linked(app, "detector") == ["robust_z"] and not app.error and not app.warning
     who = _table(app, "p, adjusted")
     assert "Planted: pleural effusion" in set(who[""])
@@ -179,7 +168,7 @@ def test_every_detector_finds_what_was_planted(monkeypatch: pytest.MonkeyPatch, 
 def test_a_link_opens_the_same_view(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     view = {"detector": "neighbours", "organ": "heart", "limit": "0.7", "good": "0.5", "color": "age", "abnormal": ""}
     app = _open(monkeypatch, root, cohort="clinic", run=RUN, usual=f"clinic:{RUN}", pick="cli-03", **view)
-    assert "each scored by a detector that learned from all others" in _texts(app)
+    assert "each scored by a detector that learned from all others" in texts(app)
     assert list(_table(app, "case_id")["case_id"]) == ["cli-03"]
     assert _linked(app, "organ", "limit", "good", "color", "pick") == ["heart", "0.7", "0.5", "age", "cli-03"]
     assert "auc" not in _table(app, "rho")
@@ -196,11 +185,11 @@ def test_scans_left_out_are_learned_from_no_more(monkeypatch: pytest.MonkeyPatch
     assert not app.exception and not app.error
     (kept,) = list_lists(tmp_path / "own", "clinic")
     assert (kept.name, kept.cases) == ("left-out-clinic", ("cli-10",))
-    assert "learned from: not in list" in _texts(app)
+    assert "learned from: not in list" in texts(app)
     assert _linked(app, "usual.not_list") == ["left-out-clinic"]
-    assert "of 16 scans" in _texts(app)  # it is judged still
+    assert "of 16 scans" in texts(app)  # it is judged still
     app.button(key="outliers_leave_out_here").click().run()
-    assert "of 16 scans" not in _texts(app) and _linked(app, "not_list") == ["left-out-clinic"]
+    assert "of 16 scans" not in texts(app) and _linked(app, "not_list") == ["left-out-clinic"]
 
 
 def test_too_few_to_learn_from_is_told(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
@@ -229,11 +218,11 @@ def test_sentences_are_of_what_was_asked_for(root: Path) -> None:
 
 
 def test_the_case_page_says_why_once_it_is_opened(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
-    app = _open(monkeypatch, root, CASE_PAGE, cohort="published", case="s0802")
-    assert "Segmenting" not in _texts(app)
+    app = _open(monkeypatch, root, "case", cohort="published", case="s0802")
+    assert "Segmenting" not in texts(app)
     app.session_state["case_why"] = True
     app.run()
-    assert not app.exception and _texts(app).count("Segmenting **the ") == unusual.SENTENCES
+    assert not app.exception and texts(app).count("Segmenting **the ") == unusual.SENTENCES
 
 
 # ---- the published table ---------------------------------------------------------------------------
@@ -244,7 +233,7 @@ def test_unusual_evidence_goes_with_lower_dice_on_the_published_table(
 ) -> None:
     """Leave one out, the mean over targets; −0.51 and −0.53 when this was written."""
     app = _open(monkeypatch, root, cohort="published", detector="isolation_forest")
-    assert "each scored by a detector that learned from all others" in _texts(app)
+    assert "each scored by a detector that learned from all others" in texts(app)
     worth = _table(app, "rho").set_index("detector")
     assert worth.loc["Isolation forest", "rho"] <= -0.5 and worth.loc["Robust z", "rho"] <= -0.5
     assert len(worth) == 4 and all(float(p.lstrip("< ")) < 0.05 for p in worth["p"])

@@ -9,6 +9,7 @@ from pathlib import Path
 import duckdb
 import pandas as pd
 import pytest
+from pages import opened, texts
 from playwright.sync_api import Browser, Page, expect
 from streamlit.testing.v1 import AppTest
 
@@ -137,28 +138,13 @@ def test_a_large_answer_is_drawn_in_part() -> None:
 
 
 def _opened(monkeypatch: pytest.MonkeyPatch, root: Path = SHIPPED, **link: str) -> AppTest:
-    def script() -> None:
-        from dashboard.views import query
-
-        query.page()
-
-    monkeypatch.setenv("AGG2EXP_DATA", str(root))
-    app = AppTest.from_function(script, default_timeout=120)
-    for name, value in link.items():
-        app.query_params[name] = value
-    app.run()
-    assert not app.exception
-    return app
-
-
-def _texts(app: AppTest) -> str:
-    return "\n".join(element.value for element in app.markdown)
+    return opened(monkeypatch, root, "query", link)
 
 
 def test_a_link_runs_its_query_and_an_example_another(monkeypatch: pytest.MonkeyPatch) -> None:
     sql = "SELECT case_id, age FROM cases WHERE cohort = 'clinic' ORDER BY age DESC"
     app = _opened(monkeypatch, sql=sql, cohort="clinic", kind="histogram", x="age")
-    assert app.text_area[0].value == sql and "##### 16 rows" in _texts(app)
+    assert app.text_area[0].value == sql and "##### 16 rows" in texts(app)
     assert app.dataframe[0].value["age"].is_monotonic_decreasing
     assert app.selectbox(key="query_kind").value == "histogram"
     written = {name: app.query_params[name] for name in ("sql", "kind", "x")}  # AppTest unpacks single ones
@@ -179,7 +165,7 @@ def test_what_is_refused_is_told_in_one_line_and_stays_in_the_editor(monkeypatch
 def test_only_the_first_rows_are_shown_and_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "MOST_ROWS", 6000)
     app = _opened(monkeypatch, sql="SELECT i FROM range(7000) t(i)")
-    assert "More than 6,000 rows" in _texts(app) and len(app.dataframe[0].value) == query.MOST_SHOWN
+    assert "More than 6,000 rows" in texts(app) and len(app.dataframe[0].value) == query.MOST_SHOWN
     assert any("The CSV has 6,000" in caption.value for caption in app.caption)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pages import opened, texts
 from playwright.sync_api import Browser, Page, expect
 from streamlit.testing.v1 import AppTest
 
@@ -57,28 +58,9 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _open(monkeypatch: pytest.MonkeyPatch, root: Path, reviewer: str | None = "Ada", **asked: object) -> AppTest:
-    """The page without a browser, with the name already given."""
-
-    def script() -> None:
-        from dashboard.views import review
-
-        review.page()
-
-    monkeypatch.setenv("AGG2EXP_DATA", str(root))
-    app = AppTest.from_function(script, default_timeout=120)
-    for name, value in asked.items():
-        app.query_params[name] = value
-    if reviewer:
-        app.session_state["review_reviewer"] = reviewer
-    app.run()
-    assert not app.exception
-    return app
-
-
-def _texts(app: AppTest) -> str:
-    groups = (app.markdown, app.caption, app.info, app.warning, app.error, app.success)
-    return "\n".join(str(element.value) for group in groups for element in group)
+def _open(monkeypatch: pytest.MonkeyPatch, root: Path, reviewer: str | None = "Ada", **link: str) -> AppTest:
+    """The page with the name already given."""
+    return opened(monkeypatch, root, "review", link, reviewer)
 
 
 def _press(app: AppTest, *keys: str) -> AppTest:
@@ -115,11 +97,11 @@ def test_nothing_of_the_evidence_is_sent_before_the_verdict(monkeypatch: pytest.
         assert all(plane["color"] is plane["attribution"] is None for plane in data["planes"].values())
         assert data["planes"]["axial"]["labels"]
     assert sent and sent[0]["cursor"] == [6, 8, 8]  # in the organ, not at the peak of its attribution
-    assert "on the organ" not in _texts(app) and "secret" not in _texts(app) and not app.get("plotly_chart")
+    assert "on the organ" not in texts(app) and "secret" not in texts(app) and not app.get("plotly_chart")
     sent.clear()
     _press(app, "say_accept")
     assert sent[-1]["legend"] and sent[-1]["peak"] == (20, 3, 2) and sent[-1]["planes"]["axial"]["attribution"]
-    assert "on the organ" in _texts(app) and app.get("plotly_chart")
+    assert "on the organ" in texts(app) and app.get("plotly_chart")
 
 
 def test_a_verdict_names_all_that_was_seen(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
@@ -203,7 +185,7 @@ def test_verdicts_of_others_stay_closed_until_ones_own_are_given(monkeypatch: py
     app = _press(_open(monkeypatch, root), "say_accept")
     for part in ("adjudicate", "results"):
         app.segmented_control(key="review_section").set_value(part).run()
-        assert "3 are left" in app.info[0].value and "grace" not in _texts(app) and not app.dataframe
+        assert "3 are left" in app.info[0].value and "grace" not in texts(app) and not app.dataframe
     for case in CASES[1:]:
         _said(root, "Ada", case, "accept")
     app.segmented_control(key="review_section").set_value("judge").run()
@@ -219,7 +201,7 @@ def test_an_adjudication_takes_a_reason_and_settles(monkeypatch: pytest.MonkeyPa
     _said(root, "Ada", "c2", "accept", "fine")
     _said(root, "Grace", "c2", "reject", EVIL)
     app = _open(monkeypatch, root, "Chair", view="adjudicate", session="round-1")
-    shown = _texts(app)
+    shown = texts(app)
     assert "c2: Heart" in shown and "fine" in shown and EVIL not in shown
     _press(app, "say_reject")
     assert "needs its reason" in app.error[0].value
@@ -230,7 +212,7 @@ def test_an_adjudication_takes_a_reason_and_settles(monkeypatch: pytest.MonkeyPa
     _press(app, "say_reject")
     settled = _given(root)[-1]
     assert (settled.phase, settled.reviewer, settled.note) == ("adjudication", "Chair", "agreed")
-    assert "0 open" in app.markdown[0].value or "0 open" in _texts(app)
+    assert "0 open" in app.markdown[0].value or "0 open" in texts(app)
 
 
 # ---- sessions ----------------------------------------------------------------------------------------
@@ -241,7 +223,7 @@ def test_a_link_brings_cases_and_a_session_takes_those_that_can_be_seen(
 ) -> None:
     app = _open(monkeypatch, root, None, cohort="tiny", case=["c4", "c2", "gone"])
     assert app.selectbox(key="review_new_source").value == "The cases of the link (2)"
-    assert "**1 case** has" in _texts(app)
+    assert "**1 case** has" in texts(app)
     name = next(field for field in app.text_input if field.label.startswith("Name"))
     name.set_value("../x").run()
     _press(app, "create")
@@ -255,7 +237,7 @@ def test_a_link_brings_cases_and_a_session_takes_those_that_can_be_seen(
 def test_an_open_session_shows_the_evidence_at_once(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     reviews.create_session(root, replace(SESSION, name="open", mode="open"))
     app = _open(monkeypatch, root, session="open")
-    assert "on the organ" in _texts(app)
+    assert "on the organ" in texts(app)
     _press(app, "say_accept")
     assert "c2" in app.markdown[0].value
 
@@ -267,7 +249,7 @@ def test_what_a_link_opens_waits_for_the_name(monkeypatch: pytest.MonkeyPatch, r
     assert "name must have" in app.error[0].value
     app.text_input(key="review_name").set_value("Ada")
     app.button(key="FormSubmitter:review_who-Start").click().run()
-    assert "round-1: results" in _texts(app)
+    assert "round-1: results" in texts(app)
 
 
 def test_damage_and_what_is_not_here_are_told(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
@@ -278,7 +260,7 @@ def test_damage_and_what_is_not_here_are_told(monkeypatch: pytest.MonkeyPatch, r
     app = _open(monkeypatch, root, "Chair", session="round-1", view="results")
     assert "1 file of this session cannot be used" in app.warning[0].value and path.name[:20] in app.error[0].value
     app = _open(monkeypatch, root, session=EVIL)
-    assert "Session of the link is not here" in _texts(app) and EVIL not in _texts(app)
+    assert "Session of the link is not here" in texts(app) and EVIL not in texts(app)
 
 
 # ---- the journey -------------------------------------------------------------------------------------

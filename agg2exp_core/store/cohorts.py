@@ -74,18 +74,27 @@ def read_table(path: Path, needed: tuple[str, ...]) -> pd.DataFrame:
     return table
 
 
+def list_cases(root: Path, cohort: str) -> list[Case]:
+    """Every case of a cohort, in the order of its list. InputError: see `read_cases`."""
+    base = _cases_csv(root, cohort).parent
+    rows = read_cases(root, cohort).to_dict("records")
+    return [_case(base, {str(name): value for name, value in row.items()}) for row in rows]
+
+
 def find_case(root: Path, cohort: str, case_id: str) -> Case:
     """One case of a cohort. InputError if it is not in its list."""
     checked_id("case", case_id)
-    table = read_cases(root, cohort)
-    rows = table[table["case_id"] == case_id].to_dict("records")
-    if not rows:
-        some = ", ".join(table["case_id"][:5]) + (", …" if len(table) > 5 else "")
+    known = {case.case_id: case for case in list_cases(root, cohort)}
+    if case_id not in known:
+        some = ", ".join(list(known)[:5]) + (", …" if len(known) > 5 else "")
         raise InputError(f"case must be one of cohort {cohort}", repr(case_id), some)
-    base = _cases_csv(root, cohort).parent
-    row = {str(name): value for name, value in rows[0].items()}
+    return known[case_id]
+
+
+def _case(base: Path, row: dict[str, str]) -> Case:
+    """base: the folder that the row's paths are relative to."""
     image, label = (base / row[name] if row[name] else None for name in ("image", "label"))
-    return Case(case_id, image, label, {name: value for name, value in row.items() if name not in COLUMNS})
+    return Case(row["case_id"], image, label, {name: value for name, value in row.items() if name not in COLUMNS})
 
 
 def add_cohort(root: Path, name: str, folder: Path, labels: Path | None = None, metadata: Path | None = None) -> int:

@@ -45,6 +45,20 @@ def save_list(root: Path, case_list: CaseList, replacing: bool = False) -> None:
         write_json(path, asdict(kept))
 
 
+def extend_list(root: Path, name: str, cohort: str, cases: tuple[str, ...]) -> None:
+    """Add cases behind those of a list, which keeps its note and its link; a list that is not there begins with them.
+
+    InputError, and nothing is written: as `save_list`, and for a list of another cohort.
+    """
+    path = _file(root, name)
+    _check_cases(root, CaseList(name, cohort, cases))
+    with locked(path.parent / ".lists"):
+        known = CaseList(name, cohort, ()) if not path.exists() else _read(path)
+        if known is None or known.cohort != cohort:
+            raise InputError(f"a list to extend must be one of cohort {cohort}", repr(name))
+        write_json(path, asdict(replace(known, cases=tuple(dict.fromkeys([*known.cases, *cases])))))
+
+
 def list_lists(root: Path, cohort: str | None = None) -> list[CaseList]:
     """The lists of a cohort, or of all, by name. A damaged file is left out, with a warning in the log."""
     found = []

@@ -130,6 +130,6 @@ def _read_case(path: Path, case: Path) -> tuple[pa.Table | None, str]:
 def _current(case: Path, table: pa.Table) -> pa.Table:
     """The rows whose attribution is still the one that the case's manifest names."""
     files = (results.read_manifest(case) or {}).get("files", {})
-    digests = [files.get(f"saliency/{target}.nii.gz", {}).get("sha256") for target in table["target"].to_pylist()]
+    digests = [files.get(results.map_name(target), {}).get("sha256") for target in table["target"].to_pylist()]
     same = [old == new for old, new in zip(table["saliency_sha256"].to_pylist(), digests, strict=True)]
     return table.filter(pa.array(same, pa.bool_()))

@@ -26,11 +26,22 @@ IMPORTANCE = ("target", "region", "positive", "negative", "voxels", "absent")
 SHARES = ("target", "region", "mass", "mean")
 AGREEMENT = ("target", "dice", "iou")
 COMPLETENESS = ("target", "attribution_sum", "output_difference", "gap")
+PREDICTION = "prediction.nii.gz"
 SAME_RUN = ("model_hash", "method", "parameters", "values")
 """What may not differ between the cases of one run."""
 
 
 # ---- a case's folder -------------------------------------------------------------------------------
+
+
+def case_path(root: Path, cohort: str, run: str, case_id: str) -> Path:
+    """Where the results of a case in a run lie, whether there are any or not."""
+    return root / "runs" / checked_id("cohort", cohort) / checked_id("run", run) / "cases" / checked_id("case", case_id)
+
+
+def map_name(target: str) -> str:
+    """A target's attribution map in the folder of a case, as its manifest names it."""
+    return f"saliency/{target}.nii.gz"
 
 
 @contextmanager

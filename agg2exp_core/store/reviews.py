@@ -374,12 +374,11 @@ def seen_files(root: Path, session: Session, item: Item) -> Seen:
     InputError: no image or results, a file that is not as its manifest says, or a scan that is not the explained one.
     """
     case = cohorts.find_case(root, session.cohort, item.case)
-    folder = root / "runs" / session.cohort / session.run / "cases" / item.case
+    folder = results.case_path(root, session.cohort, session.run, item.case)
     manifest = results.read_manifest(folder)
     if case.image is None or manifest is None:
         raise InputError("a case under review needs its scan and its results", item.case)
-    saliency = f"saliency/{item.target}.nii.gz"
-    names = ("prediction.nii.gz", "importance.csv", saliency)
+    names = (results.PREDICTION, "importance.csv", results.map_name(item.target))
     if wrong := results.verify(folder, names):
         raise InputError("a case under review must be undamaged", f"{item.case}: {', '.join(wrong)}")
     scan = content_sha256(case.image)

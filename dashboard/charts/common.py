@@ -56,9 +56,9 @@ def mask_titles(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def number(value: float, measure: str) -> str:
-    """A share in per cent, a mean to three digits."""
-    if not math.isfinite(value):
+def number(value: float | None, measure: str) -> str:
+    """A share in per cent, a mean to three digits; a dash where there is none."""
+    if value is None or not math.isfinite(value):
         return "–"
     return f"{100 * value:.1f} %" if measure == "mass" else rounded(value, 3)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from agg2exp_core.analysis import summary
 from dashboard.charts.change import level, signed
 from dashboard.charts.common import GREY, SIDES, faint, plain, short
 from dashboard.charts.differences import Look
@@ -61,8 +62,9 @@ def strips_of_scans(first: pd.DataFrame, second: pd.DataFrame, look: Look) -> go
     figure = go.Figure()
     sides = zip((first, second), ("first", "second"), look.names, SIDES, strict=True)
     for place, (table, side, name, color) in enumerate(sides):
-        values = table["value"].to_numpy(np.float64) * scale
-        figure.add_box(**_box(values, place), name=short(name), line={"color": color}, fillcolor=faint(color))
+        figure.add_box(
+            **_box(table["value"] * scale, place), name=short(name), line={"color": color}, fillcolor=faint(color)
+        )
         rows = spread(table, "value")
         figure.add_scatter(
             x=place + 0.2 + np.random.default_rng(0).uniform(0, 0.22, len(rows)), y=rows["value"] * scale,
@@ -88,13 +90,12 @@ def strips_of_scans(first: pd.DataFrame, second: pd.DataFrame, look: Look) -> go
     )
 
 
-def _box(values: np.ndarray, place: int) -> dict[str, Any]:
-    """Quartiles, and whiskers to the last values within 1.5 box lengths, as in the other box plots."""
-    q1, median, q3 = np.quantile(values, [0.25, 0.5, 0.75])
-    inside = values[(values >= 2.5 * q1 - 1.5 * q3) & (values <= 2.5 * q3 - 1.5 * q1)]
+def _box(values: pd.Series, place: int) -> dict[str, Any]:
+    """Quartiles and whiskers as in the other box plots."""
+    box = summary.boxes({"": values.to_numpy(np.float64)}).iloc[0]
     return {
-        "x": [place], "q1": [q1], "median": [median], "q3": [q3], "lowerfence": [inside.min()],
-        "upperfence": [inside.max()], "width": 0.3, "whiskerwidth": 0.5, "hoverinfo": "skip",
+        "x": [place], "q1": [box["q1"]], "median": [box["median"]], "q3": [box["q3"]], "lowerfence": [box["low"]],
+        "upperfence": [box["high"]], "width": 0.3, "whiskerwidth": 0.5, "hoverinfo": "skip",
     }  # fmt: skip
 
 

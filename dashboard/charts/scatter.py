@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from dashboard.charts.common import CHART_HEIGHT, GREY, HOVER
+from dashboard.charts.common import CHART_HEIGHT, GREY, HOVER, short
 
 PALETTE = ("#1f86e0", "#e07b00", "#0f9d74", "#c2569b", "#7a5cd6", "#b08900", "#d1495b", "#2aa3b8", "#8a6d4b", "#5b7f2b")
 POINT = "#1f86e0"
@@ -125,7 +125,7 @@ def _traces(points: pd.DataFrame, words: Words) -> list[Any]:
     if not words.color:
         return [_trace(points, "", {"color": POINT}, some)]
     if pd.api.types.is_numeric_dtype(points["color"]):
-        bar = {"title": {"text": words.color, "side": "right"}, "thickness": 10, "outlinewidth": 0, "len": 1.0}
+        bar = {"title": {"text": short(words.color), "side": "right"}, "thickness": 10, "outlinewidth": 0, "len": 1.0}
         marker = {"color": points["color"], "colorscale": "Viridis", "colorbar": bar}
         return [_trace(points, "", marker, some)]
     names = sorted(points["color"].unique(), key=lambda name: (name != NOTHING, name))
@@ -137,8 +137,8 @@ def _traces(points: pd.DataFrame, words: Words) -> list[Any]:
 def _trace(points: pd.DataFrame, name: str, marker: dict[str, Any], some_selected: bool) -> Any:
     kind = go.Scattergl if len(points) > MANY else go.Scatter
     return kind(
-        x=points["x"], y=points["score"], customdata=points[["case_id"]].to_numpy(), text=points["told"], name=name,
-        mode="markers", hovertemplate="%{text}<extra></extra>", showlegend=bool(name),
+        x=points["x"], y=points["score"], customdata=points[["case_id"]].to_numpy(), text=points["told"],
+        name=short(name), mode="markers", hovertemplate="%{text}<extra></extra>", showlegend=bool(name),
         marker={"size": 10 if len(points) <= 300 else 6, "opacity": 0.9, "line": {"width": 0}, **marker},
         selectedpoints=np.flatnonzero(points["selected"]) if some_selected else None,
         unselected={"marker": {"opacity": 0.22}}, selected={"marker": {"opacity": 1}},

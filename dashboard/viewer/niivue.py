@@ -89,15 +89,6 @@ def point_at(key: str, place: np.ndarray) -> None:
     st.session_state[_at(key)] = {"serial": serial, "mm": [float(mm) for mm in place]}
 
 
-def centre(labels: Volume, label: int) -> np.ndarray | None:
-    """World position (3,) in millimetres of the organ's voxel that is nearest to its centre of gravity."""
-    voxels = np.argwhere(labels.array == label)
-    if not len(voxels):
-        return None
-    nearest = ((voxels - voxels.mean(axis=0)) ** 2).sum(axis=1).argmin()
-    return slices.world(labels.affine, voxels[nearest])
-
-
 def viewer_data(maps: Sequence[Shown], key: str, start: Voxel) -> dict[str, Any]:
     """What the browser needs to know, in JSON; voxels only by address. `start`: a voxel of the scan's own grid."""
     scene = maps[0].scene
@@ -128,13 +119,8 @@ def _map(shown: Shown, overlays: Overlays) -> dict[str, Any]:
         "labels": _address(overlays.labels) if overlays.labels else None,
         "attribution": _address(overlays.attribution) if overlays.attribution else None,
         "peak": None if peak is None else [float(mm) for mm in peak],
-        "legends": {mode: _legend(legend, mode == "signed") for mode, legend in shown.legends.items()},
+        "legends": {mode: legend.drawn(mode == "signed") for mode, legend in shown.legends.items()},
     }
-
-
-def _legend(legend: Legend, signed: bool) -> dict[str, Any]:
-    ends = [legend.low, legend.high]
-    return {"title": legend.title, "ends": ends, "note": legend.note, "ramp": layers.css_ramp(signed)}
 
 
 def _address(parcel: Parcel) -> dict[str, str]:

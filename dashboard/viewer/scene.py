@@ -12,6 +12,7 @@ import streamlit as st
 from agg2exp_core import volumes
 from agg2exp_core.organs import LabelSet
 from agg2exp_core.records import InputError, Volume
+from agg2exp_core.store import results
 from dashboard.charts.common import organ_of
 from dashboard.viewer import layers, slices
 from dashboard.viewer.stage import Attribution, Scene
@@ -31,8 +32,7 @@ class Sources:
 
 def load_scene(sources: Sources, labels: LabelSet) -> Scene:
     """Read what there is. InputError if the scan cannot be read, or results are damaged."""
-    image = _stamp(sources.image)
-    prediction, attribution = _results(sources)
+    image, prediction, attribution = stamps(sources)
     return Scene(
         str([image, prediction, attribution]),
         _scan(*image),
@@ -44,13 +44,14 @@ def load_scene(sources: Sources, labels: LabelSet) -> Scene:
     )
 
 
-def _results(sources: Sources) -> tuple[Stamp | None, Stamp | None]:
-    """Prediction and attribution map of the case, as far as they are stored."""
+def stamps(sources: Sources) -> tuple[Stamp, Stamp | None, Stamp | None]:
+    """Of the scan, its prediction and its attribution map, as far as these are stored. InputError: there is no scan."""
+    image = _stamp(sources.image)
     if sources.result is None:
-        return None, None
-    files = (sources.result / "prediction.nii.gz", sources.result / "saliency" / f"{sources.target}.nii.gz")
+        return image, None, None
+    files = (sources.result / results.PREDICTION, sources.result / results.map_name(sources.target))
     prediction, attribution = (_stamp(file) if file.is_file() else None for file in files)
-    return prediction, attribution
+    return image, prediction, attribution
 
 
 def _stamp(path: Path) -> Stamp:

@@ -92,3 +92,12 @@ def peak(saliency: Volume) -> np.ndarray:
     strength = np.abs(saliency.array).T  # as it lies in memory: files run along the first axis
     index = np.unravel_index(strength.argmax(), strength.shape)[::-1]
     return world(saliency.affine, np.array(index))
+
+
+def centre(labels: Volume, label: int) -> np.ndarray | None:
+    """World position (3,) in millimetres of the organ's voxel that is nearest to its centre of gravity."""
+    voxels = np.argwhere(labels.array == label)
+    if not len(voxels):
+        return None
+    nearest = ((voxels - voxels.mean(axis=0)) ** 2).sum(axis=1).argmin()
+    return world(labels.affine, voxels[nearest])

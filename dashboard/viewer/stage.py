@@ -57,6 +57,12 @@ class Scene:
         return i, j, k
 
     @property
+    def centre(self) -> Voxel | None:
+        """The scan's voxel nearest to the middle of the organ as predicted; it lies inside the organ."""
+        place = None if self.prediction is None else slices.centre(self.prediction, self.target)
+        return None if place is None else slices.nearest_voxel(self.scan.affine, place, self.shape)
+
+    @property
     def peak(self) -> Voxel | None:
         """The scan's voxel nearest to the strongest attribution."""
         if self.attribution is None or self.attribution.end == 0:
@@ -81,6 +87,11 @@ class Legend:
     high: str
     note: str
 
+    def drawn(self, signed: bool) -> dict[str, Any]:
+        """With its colours, as the browser draws it."""
+        ends = [self.low, self.high]
+        return {"title": self.title, "ends": ends, "note": self.note, "ramp": layers.css_ramp(signed)}
+
 
 def stage_data(scene: Scene, look: Look, cursor: Voxel, legend: Legend | None) -> dict[str, Any]:
     """Everything that the browser needs to draw the three slices through `cursor`."""
@@ -99,7 +110,7 @@ def stage_data(scene: Scene, look: Look, cursor: Voxel, legend: Legend | None) -
         "planes": planes,
         "organs": {str(organ.id): {"title": organ.title, "color": organ.color} for organ in scene.labels.organs},
         "convention": f"{slices.CONVENTION} {KEYS}",
-        "legend": _legend(legend, look.signed),
+        "legend": None if legend is None else legend.drawn(look.signed),
     }
 
 
@@ -150,10 +161,3 @@ def _picture(_scene: Scene, key: str, plane: Plane, index: int, window: str, sig
         picture["color"] = layers.color_png(small, signed)
         picture["attribution"] = layers.packed(small)
     return picture
-
-
-def _legend(legend: Legend | None, signed: bool) -> dict[str, Any] | None:
-    if legend is None:
-        return None
-    ends = [legend.low, legend.high]
-    return {"title": legend.title, "ends": ends, "note": legend.note, "ramp": layers.css_ramp(signed)}

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import streamlit as st
 
 from agg2exp_core.organs import LabelSet
 from dashboard.viewer import slices
-from dashboard.viewer.scene import Sources, load_scene
+from dashboard.viewer.scene import Sources, Stamp, load_scene, stamps
 from dashboard.viewer.slices import Voxel
 from dashboard.viewer.stage import Look, Scene
 from dashboard.viewer.still import png, still
@@ -30,10 +28,7 @@ class Thumbnail:
 
 def thumbnail(sources: Sources, labels: LabelSet) -> Thumbnail:
     """The picture of a case. InputError if its files cannot be read."""
-    files = [sources.image]
-    if sources.result is not None:
-        files += [sources.result / "prediction.nii.gz", sources.result / "saliency" / f"{sources.target}.nii.gz"]
-    return _kept(tuple(_stamp(file) for file in files), sources.target, labels.name, sources, labels)
+    return _kept(stamps(sources), labels.name, sources, labels)
 
 
 def drawn(scene: Scene) -> Thumbnail:
@@ -45,24 +40,10 @@ def drawn(scene: Scene) -> Thumbnail:
 def _where(scene: Scene) -> tuple[Voxel, str]:
     if scene.peak is not None:
         return scene.peak, "where its attribution is strongest"
-    if scene.prediction is not None:
-        inside = np.argwhere(scene.prediction.array == scene.target)
-        if len(inside):
-            middle = slices.world(scene.prediction.affine, inside.mean(axis=0))
-            return slices.nearest_voxel(scene.scan.affine, middle, scene.shape), "middle of the organ"
-    return scene.middle, "middle of the scan"
-
-
-def _stamp(file: Path) -> tuple[str, int, int]:
-    try:
-        stat = file.stat()
-    except OSError:
-        return str(file), 0, 0
-    return str(file), stat.st_mtime_ns, stat.st_size
+    centre = scene.centre
+    return (scene.middle, "middle of the scan") if centre is None else (centre, "middle of the organ")
 
 
 @st.cache_data(max_entries=200, show_spinner=False)
-def _kept(
-    stamps: tuple[tuple[str, int, int], ...], target: str, label_set: str, _sources: Sources, _labels: LabelSet
-) -> Thumbnail:
-    return drawn(load_scene(_sources, _labels))
+def _kept(files: tuple[Stamp | None, ...], label_set: str, sources: Sources, _labels: LabelSet) -> Thumbnail:
+    return drawn(load_scene(sources, _labels))

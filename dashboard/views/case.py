@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from dashboard.viewer import layers, niivue, slices
 from dashboard.viewer.scene import Sources, load_scene
 from dashboard.viewer.slices import Voxel
 from dashboard.viewer.stage import Legend, Look, Scene, moved_to, stage, stage_data, voxel_inside
-from dashboard.views import compute, unusual
+from dashboard.views import choosing, compute, unusual
+from dashboard.views.legend import legend
 
 ADDRESS = Address("case")
 MAPS = {"signed": "Signed", "absolute": "Absolute", "off": "Hidden"}
@@ -58,13 +59,13 @@ class Chosen:
         """The case's results in the run, if it has any."""
         if self.run is None:
             return None
-        folder = self.root / "runs" / self.cohort / self.run / "cases" / self.case.case_id
+        folder = results.case_path(self.root, self.cohort, self.run, self.case.case_id)
         return folder if folder.is_dir() else None
 
     @property
     def map_file(self) -> Path | None:
         """The stored attribution map of the target, if there is one."""
-        file = self.folder / "saliency" / f"{self.target}.nii.gz" if self.folder else None
+        file = self.folder / results.map_name(self.target) if self.folder else None
         return file if file is not None and file.is_file() else None
 
     @property
@@ -74,6 +75,14 @@ class Chosen:
 
     def title(self, organ: str) -> str:
         return common.organ_of(self.labels, organ).title
+
+
+def go_to(place: Selection, case_id: str, target: str, at: Sequence[int] = ()) -> None:
+    """Leave the page for this one: a case of the selection's cohort in its run, at a voxel if one is given."""
+    link = {"cohort": place.cohort, "run": place.run, "case": case_id, "target": target}
+    if at:
+        link["at"] = ".".join(str(index) for index in at)
+    st.switch_page(st.Page(page, url_path="case"), query_params=link)
 
 
 @words.told
@@ -148,8 +157,7 @@ def _choose(root: Path) -> Chosen | None:
             return None
         _neighbours(cohort, cases, case_id)
         records = data.run_records(root, cohort)
-        titles = {run: run_title(record) for run, record in records.items()}
-        run = filters.pick_one(ADDRESS, Choice("Run", "run", titles), list(records)) if records else None
+        run = choosing.run_box(ADDRESS, records)
         record = records.get(run or "", {})
         labels = data.labels(root, cohort, record)
         names, titles = _targets(root, cohort, run, labels)
@@ -211,23 +219,6 @@ def _targets(root: Path, cohort: str, run: str | None, labels: LabelSet) -> tupl
     return [*names, *(name for name in stored if name not in titles)], titles
 
 
-def run_title(record: dict[str, Any]) -> str:
-    """`SmoothGrad × 20, seed 7, thorax17_swinunetr`, unusual parameters only; a run of another kind keeps its id.
-
-    An unusual mask comes first of them: `SmoothGrad × 20, false positives, …`.
-    """
-    method = compute.METHODS.get(str(record.get("method")))
-    if method is None:
-        return str(record["run"])
-    parameters = record.get("parameters") or {}
-    copies = f" × {parameters['samples']}" if "samples" in parameters else ""
-    usual = Method(str(record["method"])).parameters() | {"samples": parameters.get("samples")}
-    mask = compute.mask_words(Method(str(record["method"]), mask=str(parameters.get("mask", "prediction"))))
-    others = {name: value for name, value in parameters.items() if name != "mask"}
-    unusual = [f"{name} {value}" for name, value in others.items() if value != usual.get(name)]
-    return ", ".join([f"{method}{copies}", *mask, *unusual, str(record.get("model"))])
-
-
 # ---- heading and what is missing -----------------------------------------------------------------
 
 
@@ -238,19 +229,18 @@ def _heading(chosen: Chosen) -> None:
         pairs = [(words.plain(name), words.plain(value)) for name, value in {"cohort": chosen.cohort, **told}.items()]
         st.markdown("  ·  ".join(f"{name} **{value}**" for name, value in pairs), width="stretch")
         if chosen.folder is not None:
-            _downloads(chosen, chosen.folder)
+            _downloads(chosen)
 
 
-def _downloads(chosen: Chosen, folder: Path) -> None:
+def _downloads(chosen: Chosen) -> None:
     """Map, table and report of the target; each is made when it is asked for."""
     name = f"{chosen.cohort}-{chosen.case.case_id}-{chosen.target}"
     files: list[tuple[str, str, Callable[[], bytes]]] = [
         ("Table (CSV)", f"{name}.csv", lambda: _csv(chosen)),
         ("Report (HTML)", f"{name}.html", lambda: _report(chosen)),
     ]
-    saliency = folder / "saliency" / f"{chosen.target}.nii.gz"
-    if saliency.is_file():
-        files.append(("Attribution map (NIfTI)", f"{name}.nii.gz", saliency.read_bytes))
+    if chosen.map_file is not None:
+        files.append(("Attribution map (NIfTI)", f"{name}.nii.gz", chosen.map_file.read_bytes))
     with st.popover("Download", icon=":material/download:", type="tertiary", width="content", key="case_download"):
         for title, file_name, content in files:
             st.download_button(title, content, file_name, on_click="ignore", type="tertiary", key=f"download_{title}")
@@ -277,7 +267,7 @@ def _report(chosen: Chosen) -> bytes:
     at = None if scene is None else st.session_state.get(_place(chosen)) or scene.peak or scene.middle
     told = {name: value for name, value in chosen.case.metadata.items() if value and name not in NO_METADATA}
     dice = _scores(chosen).set_index("target")["dice"].get(chosen.target)
-    facts = {"cohort": chosen.cohort, "run": run_title(chosen.record), **told}
+    facts = {"cohort": chosen.cohort, "run": choosing.run_title(chosen.record), **told}
     if pd.notna(dice):
         facts["Dice"] = f"{dice:.3f}"
     table = _table(chosen, Selection(chosen.cohort, str(chosen.run)))
@@ -321,7 +311,10 @@ def _absent(chosen: Chosen) -> str | None:
 def _viewer(chosen: Chosen, scene: Scene) -> None:
     """A fragment: what the pictures send draws this again and nothing else."""
     place = _place(chosen)
-    cursor = st.session_state.get(place) or _linked_voxel(scene.shape) or scene.peak or scene.middle
+    linked = _linked_voxel(scene.shape)
+    if linked is not None:  # else the browser keeps where it was when this scan was seen last
+        niivue.point_at(VIEWER, slices.world(scene.scan.affine, linked))
+    cursor = linked or st.session_state.get(place) or scene.peak or scene.middle
     st.session_state[place] = cursor
     lacking = niivue.lacking(VIEWER)
     if lacking:
@@ -354,18 +347,18 @@ def _maps(chosen: Chosen, scene: Scene) -> list[niivue.Shown]:
         beside = st.multiselect(
             "Side by side with",
             list(options),
-            format_func=lambda run: run_title(options[run].record),
+            format_func=lambda run: choosing.run_title(options[run].record),
             max_selections=niivue.MOST - 1,
             key="case_beside",
             label_visibility="collapsed",
             placeholder="Side by side with other runs …",
         )
-    shown = [niivue.Shown(scene, _legends(chosen, scene), run_title(chosen.record) if beside else "")]
+    shown = [niivue.Shown(scene, _legends(chosen, scene), choosing.run_title(chosen.record) if beside else "")]
     for run in beside:
         other = options[run]
         assert other.case.image is not None
         theirs = load_scene(Sources(other.case.image, other.folder, other.target), other.labels)
-        shown.append(niivue.Shown(theirs, _legends(other, theirs), run_title(other.record)))
+        shown.append(niivue.Shown(theirs, _legends(other, theirs), choosing.run_title(other.record)))
     return shown
 
 
@@ -380,8 +373,8 @@ def _slices(chosen: Chosen, scene: Scene, place: str) -> None:
         window = filters.segments("HU window", "case_window", windows, "soft")
         shown = "off" if scene.attribution is None else filters.segments("Attribution map", "case_map", MAPS, "signed")
     look = Look(window, signed=shown == "signed")
-    legend = None if shown == "off" else _legend(chosen, scene, look)
-    stage(stage_data(scene, look, st.session_state[place], legend), STAGE, moved)
+    told = None if shown == "off" else _legend(chosen, scene, look)
+    stage(stage_data(scene, look, st.session_state[place], told), STAGE, moved)
 
 
 def _linked_voxel(shape: Voxel) -> Voxel | None:
@@ -390,23 +383,15 @@ def _linked_voxel(shape: Voxel) -> Voxel | None:
 
 
 def _legends(chosen: Chosen, scene: Scene) -> dict[str, Legend]:
-    legends = {mode: _legend(chosen, scene, Look(signed=mode == "signed")) for mode in ("signed", "absolute")}
-    return {mode: legend for mode, legend in legends.items() if legend is not None}
+    found = {mode: _legend(chosen, scene, Look(signed=mode == "signed")) for mode in ("signed", "absolute")}
+    return {mode: one for mode, one in found.items() if one is not None}
 
 
 def _legend(chosen: Chosen, scene: Scene, look: Look) -> Legend | None:
     if scene.attribution is None:
         return None
-    organ = chosen.title(chosen.target)
     method = chosen.method.name if chosen.method else ""
-    if not look.signed:
-        low, high = "no influence", "strong influence"
-    elif method == "integrated_gradients":
-        low, high = "speaks against", "speaks for"
-    else:
-        low, high = f"higher HU here: less {organ.lower()}", f"higher HU here: more {organ.lower()}"
-    note = f"100 % is {scene.attribution.end:.2g}, the 99.9th percentile of this map; stronger voxels share its colour."
-    return Legend(f"{organ}: {compute.METHODS.get(method, method)}", low, high, note)
+    return legend(chosen.title(chosen.target), method, scene.attribution, look.signed)
 
 
 # ---- importance ----------------------------------------------------------------------------------
@@ -454,15 +439,11 @@ def _key_figures(chosen: Chosen, whole: pd.DataFrame) -> None:
     own, outside = shares.get(chosen.target), shares.get(BACKGROUND)
     figures = {
         "Dice": ("no label" if dice is None or pd.isna(dice) else f"{dice:.3f}", "Overlap of prediction and label."),
-        "On the organ": (_percent(own), "Share of the absolute attribution on the target’s own voxels."),
-        "Off all organs": (_percent(outside), "Share of the absolute attribution on background."),
+        "On the organ": (common.number(own, "mass"), "Share of the absolute attribution on the target’s own voxels."),
+        "Off all organs": (common.number(outside, "mass"), "Share of the absolute attribution on background."),
     }
     for column, (name, (value, help_text)) in zip(st.columns(3), figures.items(), strict=True):
         column.markdown(f":small[:gray[{name}]]  \n**{value}**", help=help_text)
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None or pd.isna(share) else f"{100 * share:.1f} %"
 
 
 def _completeness(chosen: Chosen) -> None:

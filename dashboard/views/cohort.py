@@ -19,40 +19,24 @@ from dashboard.address import Link
 from dashboard.charts import common
 from dashboard.charts.common import Pick
 from dashboard.filters import Choice, Filters
-from dashboard.views import case, cohort_charts
+from dashboard.views import case, choosing, cohort_charts
+from dashboard.views.choosing import ChosenRun
 from dashboard.views.cohort_charts import ADDRESS, PICKED, Shown
 from dashboard.views.masked import on_masked_regions
 
 TABLE_HEIGHT = 420
 NOT_SHOWN = ("cohort", "dice", "explained", *NO_METADATA)
 
-EXPLAIN = "Open a scan on the Case page and press **Explain**, or run `agg2exp explain --cohort`."
 TABLE_HELP = (
     "Dice is the overlap of prediction and label, 0 to 1; mean Dice averages the organs. Click a scan to open it."
 )
 
 
 @dataclass(frozen=True, eq=False)
-class Chosen:
-    """What the page is about. record: the run's row, see `queries.runs`."""
+class Chosen(ChosenRun):
+    """What the page is about."""
 
-    root: Path
-    cohort: str
-    record: dict[str, Any]
-    labels: LabelSet
     target: str
-
-    @property
-    def run(self) -> str:
-        return str(self.record["run"])
-
-    @property
-    def shares_only(self) -> bool:
-        """An imported table: shares without signs."""
-        return self.record.get("values") == "shares"
-
-    def title(self, organ: str) -> str:
-        return common.organ_of(self.labels, organ).title
 
 
 @words.told
@@ -70,25 +54,15 @@ def page() -> None:
 
 def _choose(root: Path) -> Chosen | str:
     """The choosers at the left; where there is nothing to choose, what to do about it."""
-    known = list(data.cohorts(root)["cohort"])
-    cohort = filters.pick_one(ADDRESS, Choice("Cohort", "cohort"), known) if known else None
-    if cohort is None:
-        return "No cohort is here yet. `agg2exp demo` brings two, `agg2exp cohort add` takes a folder of your scans."
-    records = data.run_records(root, cohort)
-    titles = {run: case.run_title(record) for run, record in records.items()}
-    choice = Choice("Run", "run", titles, "A model and an attribution method.")
-    run = filters.pick_one(ADDRESS, choice, list(records)) if records else None
-    if run is None:
-        return f"Nothing in **{words.plain(cohort)}** is explained yet. {EXPLAIN}"
-    labels = data.labels(root, cohort, records[run])
-    stored = data.targets(root, cohort, run)
-    if not stored:
-        return f"No case of the run **{words.plain(titles[run])}** is finished yet. {EXPLAIN}"
-    names = common.in_group_order(pd.Series(stored, dtype=object), labels)
-    titles = {name: _grouped_title(labels, name) for name in names}
+    place = choosing.pick_run(ADDRESS, root)
+    if isinstance(place, str):
+        return place
+    stored = pd.Series(data.targets(root, place.cohort, place.run), dtype=object)
+    names = common.in_group_order(stored, place.labels)
+    titles = {name: _grouped_title(place.labels, name) for name in names}
     choice = Choice("Target organ", "target", titles, "The organ whose segmentation is explained.")
     target = filters.pick_one(ADDRESS, choice, names)
-    return Chosen(root, cohort, records[run], labels, target or names[0])
+    return Chosen(root, place.cohort, place.record, place.labels, target or names[0])
 
 
 def _grouped_title(labels: LabelSet, name: str) -> str:
@@ -184,21 +158,12 @@ def _table(chosen: Chosen, selection: Selection, cases: pd.DataFrame, picked: Pi
         title = " and ".join(filters.describe(selection, chosen.labels)) or "all scans"
         title += f", by {_amount(selection)} on {chosen.title(picked[1])}" if picked else ""
         st.session_state[case.ORDER] = case.CaseOrder(chosen.cohort, tuple(shown["case_id"]), title)
-        _open(chosen, str(shown["case_id"].iloc[event["selection"]["cells"][0][0]]), picked)
+        case_id = str(shown["case_id"].iloc[event["selection"]["cells"][0][0]])
+        case.go_to(selection, case_id, picked[0] if picked else chosen.target)
 
 
 def _unpick() -> None:
     st.session_state[PICKED] = None
-
-
-def _open(chosen: Chosen, case_id: str, picked: Pick | None) -> None:
-    link = {
-        "cohort": chosen.cohort,
-        "run": chosen.run,
-        "case": case_id,
-        "target": picked[0] if picked else chosen.target,
-    }
-    st.switch_page(st.Page(case.page, url_path="case"), query_params=link)
 
 
 def _table_title(chosen: Chosen, selection: Selection, picked: Pick | None) -> str:

@@ -112,6 +112,11 @@ class Shown:
     def title(self, organ: str) -> str:
         return common.organ_of(self.labels, organ).title
 
+    def regions(self) -> list[str]:
+        """Those that have values, in the order of the label set."""
+        names = data.region_names(self.root, self.selection)
+        return [name for name in names if self.selection.background or name != BACKGROUND]
+
     def matrix(self) -> pd.DataFrame:
         """See `queries.matrix`; without background there is none as a target either."""
         table = data.matrix(self.root, self.selection)
@@ -216,9 +221,11 @@ def _histograms(shown: Shown) -> Link:
     if not organs:
         st.info("Choose organs above: each becomes a row, as a target, and a column, as a region.")
         return {}
-    regions = data.region_names(shown.root, shown.selection)
-    own = [common.own_region(shown.labels, name, regions) for name in organs]
+    own = [common.own_region(shown.labels, name, shown.regions()) for name in organs]
     columns = list(dict.fromkeys(name for name in own if name))
+    if not columns:
+        st.info("None of these organs is a region, so there is nothing to draw. Choose another one.")
+        return {"organs": organs}
     cells = {
         (target, region): data.values(shown.root, shown.selection, target, region)
         for target in organs
@@ -236,10 +243,13 @@ def _chosen_organs(shown: Shown) -> list[str]:
     """Several targets; the page's target and where most of its attribution lies, until a reader chooses."""
     known = data.targets(shown.root, shown.selection.cohort, shown.selection.run)
     names = common.in_group_order(pd.Series(known, dtype=object), shown.labels)
+    names = [name for name in names if shown.selection.background or name != BACKGROUND]
     key, wish = f"{ADDRESS.key('organs')}_{shown.selection.cohort}_{shown.selection.run}", ADDRESS.asked("organs")
     if wish:
         st.session_state[key] = [name for name in wish if name in names][:MOST_ORGANS]
-    st.session_state.setdefault(key, _usual_organs(shown, names))
+    chosen = st.session_state.get(key)
+    # Without background, it cannot stay chosen.
+    st.session_state[key] = _usual_organs(shown, names) if chosen is None else [one for one in chosen if one in names]
     return st.multiselect(
         "Organs", names, key=key, format_func=shown.title, max_selections=MOST_ORGANS, persist_state="session",
         placeholder="Choose organs", help=f"Up to {MOST_ORGANS}: the rows and columns of the grid, in this order.",
@@ -250,7 +260,7 @@ def _usual_organs(shown: Shown, names: list[str]) -> list[str]:
     plain = replace(shown.selection.unfiltered(), joined=False)
     ordered = data.box_stats(shown.root, plain, shown.target)["region"]
     near = [name for name in ordered if name in names and name not in (shown.target, BACKGROUND)]
-    return [shown.target, *near[:3]]
+    return [*([shown.target] if shown.target in names else []), *near[:3]]
 
 
 # ---- context -------------------------------------------------------------------------------------
@@ -276,7 +286,7 @@ def _context(shown: Shown) -> Link:
 
 def _own_boxes(shown: Shown, targets: list[str]) -> pd.DataFrame:
     """`queries.box_stats` of each target on itself, with a column `target`; largest median first."""
-    regions = data.region_names(shown.root, shown.selection)
+    regions = shown.regions()
     found = {name: common.own_region(shown.labels, name, regions) for name in targets if name != BACKGROUND}
     own = {name: region for name, region in found.items() if region}
     values = {name: data.values(shown.root, shown.selection, name, region) for name, region in own.items()}

@@ -24,17 +24,13 @@ from dashboard.charts.scans import scatter_of_scans, strips_of_scans
 from dashboard.charts.side_boxes import side_by_side_boxes
 from dashboard.contrast import Side
 from dashboard.filters import Choice, Filters
-from dashboard.views import case
+from dashboard.views import case, choosing
 
 ADDRESS = Address("compare")
 SETS = Address("compare", "a"), Address("compare", "b")
 TITLES = "First set", "Second set"
 PICKED = "compare_picked"
-SHARED = ("target", "sign", "value", "background", "pick", "pairs")
-"""What a link says once for both sets."""
-
 TABLE_HEIGHT = 420
-EXPLAIN = "Open a scan on the Case page and press **Explain**, or run `agg2exp explain --cohort`."
 MATRIX_HELP = (
     "Second set minus first: a row a target, a column a region, in the colour of the set that has more. Colour grows "
     "with the square root. **Paired**, a difference is the median of the scans’ own differences; else it is the "
@@ -123,11 +119,11 @@ def _choose(root: Path) -> tuple[Side, Side] | str:
     """The choosers at the left; where there is nothing to choose, what to do about it."""
     cohorts = list(data.cohorts(root)["cohort"])
     if not cohorts:
-        return "No cohort is here yet. `agg2exp demo` brings two, `agg2exp cohort add` takes a folder of your scans."
+        return choosing.NO_COHORT
     known = {cohort: _finished(root, cohort) for cohort in cohorts}
     known = {cohort: records for cohort, records in known.items() if records}
     if not known:
-        return f"Nothing is explained yet, so there is nothing to compare. {EXPLAIN}"
+        return f"Nothing is explained yet, so there is nothing to compare. {choosing.EXPLAIN}"
     shown = ADDRESS.asked("cohort")
     for address, usual in zip(SETS, contrast.usual_pair(known, shown[0] if shown else None), strict=True):
         for name, value in zip(("cohort", "run"), usual, strict=True):
@@ -146,15 +142,13 @@ def _choose_side(root: Path, address: Address, place: int, known: dict[str, cont
     st.html(f"<div class='side'><span style='color:{SIDES[place]}'>■</span> {TITLES[place]}</div>")
     cohort = filters.pick_one(address, Choice("Cohort", "cohort"), list(known)) or next(iter(known))
     records = known[cohort]
-    titles = {run: case.run_title(record) for run, record in records.items()}
-    choice = Choice("Run", "run", titles, "A model and an attribution method.")
-    run = filters.pick_one(address, choice, list(records)) or next(iter(records))
+    run = choosing.run_box(address, records) or next(iter(records))
     labels = data.labels(root, cohort, records[run])
     with st.expander("Filter scans", icon=":material/filter_alt:"):
         selection = Filters(address, cohort).narrow(root, Selection(cohort, run), labels)
         st.button("Clear all filters", key=address.key("clear"), on_click=filters.clear, args=(address,),
                   icon=":material/close:", type="tertiary")  # fmt: skip
-    return Side(selection, records[run], titles[run], labels)
+    return Side(selection, records[run], choosing.run_title(records[run]), labels)
 
 
 def _swap() -> None:
@@ -262,11 +256,9 @@ def _picked(comparison: Comparison) -> Pick | None:
 
 def _link(sides: tuple[Side, Side], target: str | None, paired: bool) -> Link:
     """The parameters that open this view again: each set's own, then what both share."""
-    links = [filters.link_of(side.selection, target or "") for side in sides]
-    link: Link = {}
-    for address, said in zip(SETS, links, strict=True):
-        link |= address.own({name: values for name, values in said.items() if name not in SHARED})
-    link |= {name: links[0][name] for name in SHARED if name in links[0] and links[0][name] != [""]}
+    link = filters.measure_link(sides[0].selection) | ({"target": [target]} if target else {})
+    for address, side in zip(SETS, sides, strict=True):
+        link |= address.own(filters.scans_link(side.selection))
     if paired != contrast.usually_paired(sides[0].selection, sides[1].selection):
         link["pairs"] = ["on" if paired else "off"]
     return link
@@ -491,6 +483,4 @@ def _column_config(view: View) -> dict[str, Any]:
 
 
 def _open(view: View, case_id: str, side: str) -> None:
-    selection = view.sides[side == "second"].selection
-    link = {"cohort": selection.cohort, "run": selection.run, "case": case_id, "target": view.picked[0]}
-    st.switch_page(st.Page(case.page, url_path="case"), query_params=link)
+    case.go_to(view.sides[side == "second"].selection, case_id, view.picked[0])

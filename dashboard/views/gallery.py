@@ -7,13 +7,13 @@ import pandas as pd
 import streamlit as st
 
 from agg2exp_core.records import InputError
-from agg2exp_core.store import cohorts
+from agg2exp_core.store import cohorts, results
 from dashboard import words
 from dashboard.charts.common import organ_of, rounded
 from dashboard.viewer.scene import Sources
 from dashboard.viewer.thumbnail import thumbnail
-from dashboard.views import unusual
-from dashboard.views.outlier_list import Listed, open_case
+from dashboard.views import case, unusual
+from dashboard.views.outlier_list import Listed
 
 CARDS = 5
 HELP = (
@@ -52,7 +52,7 @@ def _card(listed: Listed, row: dict, name: str) -> None:
     if told:
         st.markdown(f":small[{told[0]}]")
     if st.button("Open", key=f"outliers_open_{name}_{case_id}", icon=":material/visibility:", width="stretch"):
-        open_case(listed, case_id, target, at)
+        case.go_to(listed.place, case_id, target, at)
 
 
 def _picture(listed: Listed, case_id: str, target: str) -> tuple[int, ...]:
@@ -62,7 +62,7 @@ def _picture(listed: Listed, case_id: str, target: str) -> tuple[int, ...]:
     if image is None:
         st.caption("No image is stored: this scan comes from a table.")
         return ()
-    folder = listed.root / "runs" / listed.place.cohort / listed.place.run / "cases" / case_id
+    folder = results.case_path(listed.root, listed.place.cohort, listed.place.run, case_id)
     try:
         small = thumbnail(Sources(image, folder if folder.is_dir() else None, target), listed.labels)
     except InputError as error:

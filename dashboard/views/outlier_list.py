@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import streamlit as st
 from agg2exp_core.analysis.metadata import compare_metadata
 from agg2exp_core.organs import LabelSet
 from agg2exp_core.records import InputError, Selection
-from agg2exp_core.store.lists import CaseList, save_list
+from agg2exp_core.store.lists import CaseList, extend_list
 from dashboard import data, filters, saved, words
 from dashboard.address import Address
 from dashboard.charts.common import organ_of, rounded
@@ -121,7 +120,7 @@ def _table(listed: Listed, rows: pd.DataFrame) -> None:
             listed.place.cohort, tuple(rows["case_id"]), "by unusual evidence"
         )
         row = rows.iloc[event["selection"]["cells"][0][0]]
-        open_case(listed, str(row["case_id"]), str(row["target"]))
+        case.go_to(listed.place, str(row["case_id"]), str(row["target"]))
 
 
 def _metadata(listed: Listed) -> list[str]:
@@ -133,14 +132,6 @@ def _with_metadata(listed: Listed, rows: pd.DataFrame) -> pd.DataFrame:
     if "target" in rows:
         titled = rows.assign(target=[organ_of(listed.labels, name).title for name in rows["target"]])
     return titled.merge(listed.cases[["case_id", *_metadata(listed)]], on="case_id", how="left")
-
-
-def open_case(listed: Listed, case_id: str, target: str, at: Sequence[int] = ()) -> None:
-    """Go to the Case page, at a voxel if one is given."""
-    link = {"cohort": listed.place.cohort, "run": listed.place.run, "case": case_id, "target": target}
-    if at:
-        link["at"] = ".".join(str(index) for index in at)
-    st.switch_page(st.Page(case.page, url_path="case"), query_params=link)
 
 
 # ---- actions -----------------------------------------------------------------------------------------
@@ -181,9 +172,8 @@ def _left_out(listed: Listed) -> str:
 def _leave_out(listed: Listed, ids: tuple[str, ...], side: Address) -> None:
     """Add the scans to the cohort's list of those left out, and let one side's filter leave that list out."""
     cohort, name = listed.place.cohort, _left_out(listed)
-    before = next((found.cases for found in data.lists(listed.root, cohort) if found.name == name), None)
     try:
-        save_list(listed.root, CaseList(name, cohort, (*(before or ()), *ids)), replacing=before is not None)
+        extend_list(listed.root, name, cohort, ids)
     except InputError as error:
         st.session_state[TOLD] = error
         return

@@ -21,7 +21,7 @@ from agg2exp_core.analysis.outliers import (
     spearman_by_target,
     usual_folds,
 )
-from agg2exp_core.organs import BACKGROUND, LabelSet
+from agg2exp_core.organs import BACKGROUND
 from agg2exp_core.records import Selection
 from agg2exp_core.settings import data_root
 from dashboard import data, filters, saved, words
@@ -29,7 +29,8 @@ from dashboard.address import Link
 from dashboard.charts import common
 from dashboard.charts.scatter import Lines, Words, evidence_scatter
 from dashboard.filters import Choice, Filters, in_words
-from dashboard.views import case, cohort, gallery, outlier_list
+from dashboard.views import choosing, gallery, outlier_list
+from dashboard.views.choosing import ChosenRun
 from dashboard.views.scoring import (
     ADDRESS,
     ALL,
@@ -90,19 +91,11 @@ LIMIT = Line("Unusual above", 0.5, 0.99, FLAGGED_ABOVE, "percent", LIMIT_HELP)
 
 
 @dataclass(frozen=True, eq=False)
-class Chosen:
+class Chosen(ChosenRun):
     """What the page is about. organ: a target, or ALL."""
 
-    root: Path
-    cohort: str
-    record: dict[str, Any]
-    labels: LabelSet
     usual: Selection
     organ: str
-
-    @property
-    def run(self) -> str:
-        return str(self.record["run"])
 
     @property
     def everything(self) -> Selection:
@@ -113,7 +106,7 @@ class Chosen:
         return Question(self.root, self.everything, self.usual)
 
     def title(self, organ: str) -> str:
-        return ALL_TITLE if organ == ALL else common.organ_of(self.labels, organ).title
+        return ALL_TITLE if organ == ALL else super().title(organ)
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,32 +152,25 @@ def page() -> None:
 
 
 def _choose(root: Path) -> Chosen | str:
+    """The choosers at the left; where there is nothing to choose, what to do about it."""
     with st.sidebar:
-        known = list(data.cohorts(root)["cohort"])
-        name = filters.pick_one(ADDRESS, Choice("Cohort", "cohort"), known) if known else None
-        if name is None:
-            return (
-                "No cohort is here yet. `agg2exp demo` brings two, `agg2exp cohort add` takes a folder of your scans."
-            )
-        records = data.run_records(root, name)
-        titles = {run: case.run_title(record) for run, record in records.items()}
-        run = filters.pick_one(ADDRESS, Choice("Run", "run", titles), list(records)) if records else None
-        if run is None or not data.targets(root, name, run):
-            return f"Nothing in **{words.plain(name)}** is explained yet. {cohort.EXPLAIN}"
-        labels = data.labels(root, name, records[run])
-        usual = _choose_usual(root, name, run)
-        organs = common.in_group_order(pd.Series(data.targets(root, name, run), dtype=object), labels)
-        organs = [organ for organ in organs if organ in data.targets(root, usual.cohort, usual.run)]
-        titles = {ALL: ALL_TITLE} | {organ: common.organ_of(labels, organ).title for organ in organs}
+        place = choosing.pick_run(ADDRESS, root)
+        if isinstance(place, str):
+            return place
+        usual = _choose_usual(root, place.cohort, place.run)
+        stored = pd.Series(data.targets(root, place.cohort, place.run), dtype=object)
+        learned = data.targets(root, usual.cohort, usual.run)
+        organs = [organ for organ in common.in_group_order(stored, place.labels) if organ in learned]
+        titles = {ALL: ALL_TITLE} | {organ: place.title(organ) for organ in organs}
         choice = Choice("Target organ", "organ", titles, "Whose explanations are judged: one target’s or all of them.")
         organ = filters.pick_one(ADDRESS, choice, [ALL, *organs]) or ALL
-    return Chosen(root, name, records[run], labels, usual, organ)
+    return Chosen(root, place.cohort, place.record, place.labels, usual, organ)
 
 
 def _choose_usual(root: Path, name: str, run: str) -> Selection:
     """The run to learn from. At first the largest cohort that the same run explains; it may be the cohort itself."""
     runs = {
-        f"{other}:{record['run']}": (int(record["cases"]), other, str(record["run"]), case.run_title(record))
+        f"{other}:{record['run']}": (int(record["cases"]), other, str(record["run"]), choosing.run_title(record))
         for other in data.cohorts(root)["cohort"]
         for record in data.run_records(root, other).values()
         if record["cases"]
@@ -217,7 +203,7 @@ def _new_subject(own: str) -> None:
 @words.told
 def _explore(chosen: Chosen) -> None:
     heading = st.container(horizontal=True, vertical_alignment="bottom", gap="small")
-    detector = _detector()
+    detector = filters.asked_segments(ADDRESS, "Detector", "detector", TITLES, DETECTOR_HELP)
     with st.sidebar:
         with st.expander("Filter scans", icon=":material/filter_alt:"):
             selection = Filters(ADDRESS, chosen.cohort).narrow(chosen.root, chosen.everything, chosen.labels)
@@ -231,7 +217,8 @@ def _explore(chosen: Chosen) -> None:
     with st.spinner(f"{TITLES[detector]}: learning what is usual …"):
         scores = scored(chosen.question, detector, _reporter(waiting, detector))
     waiting.empty()
-    link = filters.link_of(selection, "") | USUAL.own(filters.link_of(usual, ""))
+    learned = {name: values for name, values in filters.scans_link(usual).items() if name not in ("cohort", "run")}
+    link = filters.scans_link(selection) | USUAL.own(learned)
     cases = _explained(chosen, selection)
     if cases.empty:
         st.info("No explained scan passes these filters. Widen one of them.", icon=":material/filter_alt_off:")
@@ -246,13 +233,6 @@ def _explore(chosen: Chosen) -> None:
     outlier_list.compare(chosen.root, chosen.cohort, shown.cases, np.isin(shown.ids, listed))
     _write(chosen, detector, link, shown)
     later()
-
-
-def _detector() -> str:
-    key, wish = ADDRESS.key("detector"), ADDRESS.asked("detector")
-    if wish and wish[0] in TITLES:
-        st.session_state[key] = wish[0]
-    return filters.segments("Detector", key, TITLES, "robust_z", DETECTOR_HELP)
 
 
 def _reporter(place: Any, detector: str) -> Any:
@@ -391,7 +371,7 @@ def _figure(chosen: Chosen, detector: str, shown: Shown, color: str, drag: str) 
 def _told(shown: Shown, row: int, color: str) -> str:
     lines = [f"<b>{shown.ids[row]}</b>", f"score {common.rounded(shown.scores[row], 3)}"]
     lines += [f"Dice {shown.dice[row]:.3f}"] if math.isfinite(shown.dice[row]) else []
-    lines += [f"{color} {in_words(shown.cases[color][row])}"] if color else []
+    lines += [f"{common.short(color)} {common.short(in_words(shown.cases[color][row]))}"] if color else []
     corner = shown.lines.quadrant(shown.scores[row], shown.dice[row])
     return "<br>".join([*lines, *([corner.lower()] if corner else [])])
 
@@ -544,17 +524,11 @@ def _by_target(chosen: Chosen, scores: Scores, shown: Shown) -> None:
 
 # ---- the link --------------------------------------------------------------------------------------
 
-_OF_THE_COHORT_PAGE = ("target", "sign", "value", "background")
-
 
 def _write(chosen: Chosen, detector: str, narrowed: Link, shown: Shown | None = None) -> None:
     """The parameters that open this view again. shown: None where no scan is."""
-    link = {
-        name: values for name, values in narrowed.items() if name.rpartition("usual.")[2] not in _OF_THE_COHORT_PAGE
-    }
-    link = {name: values for name, values in link.items() if name not in ("usual.cohort", "usual.run")}
     state = st.session_state
-    link |= {
+    link = narrowed | {
         "usual": [f"{chosen.usual.cohort}:{chosen.usual.run}"], "detector": [detector], "organ": [chosen.organ],
         "limit": [f"{state.get(ADDRESS.key('limit'), FLAGGED_ABOVE):g}"],
     }  # fmt: skip

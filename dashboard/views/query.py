@@ -17,6 +17,7 @@ from dashboard.address import Address, Link
 from dashboard.charts import common
 from dashboard.charts.answer import KINDS, MOST_POINTS, Drawing, answer_chart, columns_of, points_left_out, suggested
 from dashboard.filters import Choice
+from dashboard.views import choosing
 
 ADDRESS = Address("query")
 SQL, EDITED, CHARTED = "query_sql", "query_edited", "query_charted"
@@ -71,7 +72,7 @@ def _about(root: Path) -> About:
     cohorts = list(data.cohorts(root)["cohort"])
     cohort = filters.pick_one(ADDRESS, Choice("Cohort", "cohort"), cohorts) if cohorts else None
     records = data.run_records(root, cohort) if cohort else {}
-    run = filters.pick_one(ADDRESS, Choice("Run", "run"), list(records)) if records else None
+    run = choosing.run_box(ADDRESS, records)
     if not cohort or not run:
         return About(cohort or "", "", "", load_label_set(data.DEFAULT_LABELS, root))
     labels = data.labels(root, cohort, records[run])
@@ -149,8 +150,13 @@ def _views(table: pd.DataFrame) -> None:
                 continue
             with st.expander(f"**{view}** · {int(columns['rows'].iloc[0]):,} rows"):
                 st.caption(told)
-                lines = [f"| `{name}` | {_meaning(name)} |" for name in columns["column"]]
+                lines = [f"| {_code(name)} | {_meaning(name)} |" for name in columns["column"]]
                 st.markdown("\n".join(["| column | what it says |", "|---|---|", *lines]))
+
+
+def _code(column: str) -> str:
+    """A name as code; one that would break out of it, which only metadata can have, as plain text."""
+    return f"`{column}`" if column.replace("_", "a").replace(" ", "a").isalnum() else words.plain(column)
 
 
 def _meaning(column: str) -> str:

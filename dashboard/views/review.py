@@ -14,7 +14,7 @@ from agg2exp_core.store.reviews import Session
 from dashboard import data, filters, words
 from dashboard.address import Address, Link
 from dashboard.filters import Choice
-from dashboard.views import compute, review_item, review_new, review_results
+from dashboard.views import review_item, review_new, review_results
 from dashboard.views.review_desk import Desk, refused
 
 ADDRESS = Address("review")
@@ -130,10 +130,9 @@ def _desk(root: Path, session: Session, reviewer: str) -> Desk:
     record: dict[str, Any] = records.get(session.run, {})
     if not record:
         raise InputError("the session's run must be there", session.run, ", ".join(records) or "none")
-    method = str(record.get("method"))
     labels = data.labels(root, session.cohort, record)
     verdicts = reviews.read_verdicts(root, session)
-    return Desk(root, session, labels, verdicts, reviewer, compute.METHODS.get(method, method))
+    return Desk(root, session, labels, verdicts, reviewer, record.get("method") or "")
 
 
 def _warn(desk: Desk) -> None:

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import streamlit as st
 
 from agg2exp_core.organs import LabelSet
 from agg2exp_core.records import InputError
-from agg2exp_core.store import cohorts, reviews
+from agg2exp_core.store import cohorts, results, reviews
 from agg2exp_core.store.reviews import Draft, Item, Place, Seen, Session, Verdict, Verdicts
 from dashboard import filters, words
 from dashboard.charts.common import organ_of
@@ -20,7 +19,8 @@ from dashboard.note import note
 from dashboard.viewer import layers, slices, still
 from dashboard.viewer.scene import Sources, load_scene
 from dashboard.viewer.slices import Voxel
-from dashboard.viewer.stage import Legend, Look, Scene, moved_to, stage, stage_data
+from dashboard.viewer.stage import Look, Scene, moved_to, stage, stage_data
+from dashboard.views.legend import legend
 
 NOTE, STAGE, SINCE, REFUSED = "review_note", "review_stage", "review_since", "review_refused"
 WINDOW, MAP = "review_window", "review_map"
@@ -41,7 +41,7 @@ TAG_KEYS = dict(zip((*reviews.TAGS, *reviews.EVIDENCE_TAGS), "LTPGEIOV", strict=
 
 @dataclass(frozen=True, eq=False)
 class Desk:
-    """One reviewer at one session. method: what the attribution is called."""
+    """One reviewer at one session. method: the id of the run's, "" where it is not known."""
 
     root: Path
     session: Session
@@ -59,7 +59,7 @@ class Desk:
 
     def result(self, item: Item) -> Path:
         """The case's results."""
-        return self.root / "runs" / self.session.cohort / self.session.run / "cases" / item.case
+        return results.case_path(self.root, self.session.cohort, self.session.run, item.case)
 
     @property
     def place(self) -> Place:
@@ -135,9 +135,10 @@ def _scan(desk: Desk, question: Question) -> None:
                 help=f"Axial slice {key.lower()}",
             )  # fmt: skip
     look = Look(window, signed=shown == "signed")
-    stage(
-        stage_data(scene, look, cursor, None if shown == "off" else _legend(desk, question, scene, look)), STAGE, moved
-    )
+    told = None
+    if scene.attribution is not None and shown != "off":
+        told = legend(desk.title(question.item.target), desk.method, scene.attribution, look.signed)
+    stage(stage_data(scene, look, cursor, told), STAGE, moved)
 
 
 def _turn(key: str, options: list[str], shortcut: str, text: str) -> None:
@@ -151,18 +152,7 @@ def _turn(key: str, options: list[str], shortcut: str, text: str) -> None:
 
 def _start(scene: Scene) -> Voxel:
     """Where a reviewer begins: in the middle of the organ as predicted, which tells nothing of the attribution."""
-    if scene.prediction is None or not (mask := scene.prediction.array == scene.target).any():
-        return scene.middle
-    voxels = np.argwhere(mask)
-    nearest = voxels[((voxels - voxels.mean(axis=0)) ** 2).sum(axis=1).argmin()]
-    return slices.nearest_voxel(scene.scan.affine, slices.world(scene.prediction.affine, nearest), scene.shape)
-
-
-def _legend(desk: Desk, question: Question, scene: Scene, look: Look) -> Legend:
-    organ, end = desk.title(question.item.target), scene.attribution.end if scene.attribution else 0.0
-    ends = ("less of the organ", "more of the organ") if look.signed else ("no influence", "strong influence")
-    note_ = f"100 % is {end:.2g}, the 99.9th percentile of this map; stronger voxels share its colour."
-    return Legend(f"{organ}: {desk.method}", *ends, note_)
+    return scene.centre or scene.middle
 
 
 def key_picture(desk: Desk, item: Item) -> bytes:

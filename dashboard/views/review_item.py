@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pandas as pd
 import streamlit as st
 
 from agg2exp_core.analysis import raters
 from agg2exp_core.organs import BACKGROUND
 from agg2exp_core.records import Selection
-from agg2exp_core.store import reviews
+from agg2exp_core.store import results, reviews
 from agg2exp_core.store.reviews import Item, Place
 from dashboard import data, words
 from dashboard.charts import bars, common
@@ -164,17 +163,13 @@ def _evidence(desk: Desk, item: Item) -> None:
         return
     table = data.case_importance(desk.root, Selection(session.cohort, session.run), item.case, item.target)
     shares = table.set_index("region")["value"].astype(float)
-    own, off = _percent(shares.get(item.target)), _percent(shares.get(BACKGROUND))
+    own, off = (common.number(shares.get(name), "mass") for name in (item.target, BACKGROUND))
     st.markdown(f"##### Evidence: {own} on the organ, {off} off all organs", help=BARS_HELP)
     if not shares.notna().any():
         st.info("The model did not draw this organ here, so there is nothing to explain.", icon=":material/info:")
         return
-    if not (desk.result(item) / "saliency" / f"{item.target}.nii.gz").is_file():
+    if not (desk.result(item) / results.map_name(item.target)).is_file():
         st.caption("No map of the attribution is stored for this organ here; these are its sums, organ by organ.")
     largest = table.assign(value=table["value"].astype(float)).nlargest(LARGEST, "value")
     figure = bars.importance_bars(largest, desk.labels, common.group_colors(desk.labels), "mass")
     st.plotly_chart(figure, key="review_bars", config={"displayModeBar": False})
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None or pd.isna(share) else f"{100 * share:.1f} %"

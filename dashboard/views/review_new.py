@@ -10,13 +10,13 @@ import streamlit as st
 
 from agg2exp_core.organs import BACKGROUND
 from agg2exp_core.records import InputError
-from agg2exp_core.store import cohorts, lists, reviews
+from agg2exp_core.store import cohorts, lists, results, reviews
 from agg2exp_core.store.reviews import Session
 from dashboard import data, filters, words
 from dashboard.address import Address
 from dashboard.charts import common
 from dashboard.filters import Choice
-from dashboard.views.case import run_title
+from dashboard.views import choosing
 
 ADDRESS = Address("review", "new")
 LINKED, REFUSED = "review_new_linked", "review_new_refused"
@@ -50,7 +50,7 @@ def draw(root: Path, leave: str | None) -> str | None:
     st.markdown("### New review session")
     known = list(data.cohorts(root)["cohort"])
     if not known:
-        st.info("No cohort is here yet. `agg2exp demo` brings two, `agg2exp cohort add` takes a folder of your scans.")
+        st.info(choosing.NO_COHORT)
         return None
     left, right = st.columns(2, gap="large", border=True)
     with left:
@@ -67,8 +67,7 @@ def _cases(root: Path, known: list[str]) -> tuple[str, str, Source, tuple[str, .
     st.markdown("##### What is reviewed")
     cohort = filters.pick_one(ADDRESS, Choice("Cohort", "cohort"), known)
     records = data.run_records(root, cohort or known[0])
-    titles = {run: run_title(record) for run, record in records.items()}
-    run = filters.pick_one(ADDRESS, Choice("Run", "run", titles, "The model and the attribution."), list(records))
+    run = choosing.run_box(ADDRESS, records)
     if cohort is None or run is None:
         st.info("Nothing in this cohort is explained yet: press **Explain** on the Case page first.")
         return None
@@ -76,7 +75,7 @@ def _cases(root: Path, known: list[str]) -> tuple[str, str, Source, tuple[str, .
     names = [source.title for source in sources]
     picked = filters.pick_one(ADDRESS, Choice("Cases", "source", text="A saved list, or all of the cohort."), names)
     source = sources[names.index(picked or names[0])]
-    reviewable = tuple(case for case in source.cases if _is_reviewable(root, cohort, run, case))
+    reviewable = _reviewable(root, cohort, run, source.cases)
     gone = len(source.cases) - len(reviewable)
     has = "**1 case** has" if len(reviewable) == 1 else f"**{len(reviewable)} cases** have"
     left_out = f" {gone} more {'does' if gone == 1 else 'do'} not and {'is' if gone == 1 else 'are'} left out."
@@ -96,13 +95,16 @@ def _sources(root: Path, cohort: str) -> list[Source]:
     return [*found, Source(f"The whole cohort ({len(cases)})", cases)]
 
 
-def _is_reviewable(root: Path, cohort: str, run: str, case: str) -> bool:
-    try:
-        image = cohorts.find_case(root, cohort, case).image
-    except InputError:
-        return False  # a list may name a case that has left the cohort
-    stored = root / "runs" / cohort / run / "cases" / case / "prediction.nii.gz"
-    return image is not None and image.is_file() and stored.is_file()
+def _reviewable(root: Path, cohort: str, run: str, cases: tuple[str, ...]) -> tuple[str, ...]:
+    """Those with a scan and a segmentation of the run; a list may also name cases that have left the cohort."""
+    scans = {case.case_id: case.image for case in cohorts.list_cases(root, cohort)}
+
+    def has_both(case_id: str) -> bool:
+        image = scans.get(case_id)
+        stored = results.case_path(root, cohort, run, case_id) / results.PREDICTION
+        return image is not None and image.is_file() and stored.is_file()
+
+    return tuple(case_id for case_id in cases if has_both(case_id))
 
 
 def _terms(root: Path, cohort: str, run: str, source: Source, cases: tuple[str, ...]) -> str | None:

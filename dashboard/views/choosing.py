@@ -1,0 +1,79 @@
+"""Choosing a cohort and one of its runs, which most pages begin with, and what to do where there is none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agg2exp_core.organs import LabelSet
+from agg2exp_core.records import Method
+from dashboard import data, filters, words
+from dashboard.address import Address
+from dashboard.charts.common import organ_of
+from dashboard.filters import Choice
+from dashboard.views import compute
+
+NO_COHORT = "No cohort is here yet. `agg2exp demo` brings two, `agg2exp cohort add` takes a folder of your scans."
+EXPLAIN = "Open a scan on the Case page and press **Explain**, or run `agg2exp explain --cohort`."
+RUN_HELP = "A model and an attribution method."
+
+
+@dataclass(frozen=True, eq=False)
+class ChosenRun:
+    """A run that a page is about. record: its row, see `queries.runs`."""
+
+    root: Path
+    cohort: str
+    record: dict[str, Any]
+    labels: LabelSet
+
+    @property
+    def run(self) -> str:
+        return str(self.record["run"])
+
+    @property
+    def shares_only(self) -> bool:
+        """An imported table: shares without signs."""
+        return self.record.get("values") == "shares"
+
+    def title(self, organ: str) -> str:
+        return organ_of(self.labels, organ).title
+
+
+def pick_run(address: Address, root: Path) -> ChosenRun | str:
+    """Two select boxes; where there is nothing to choose, or nothing in what was chosen, what to do about it."""
+    known = list(data.cohorts(root)["cohort"])
+    cohort = filters.pick_one(address, Choice("Cohort", "cohort"), known) if known else None
+    if cohort is None:
+        return NO_COHORT
+    records = data.run_records(root, cohort)
+    run = run_box(address, records)
+    if run is None:
+        return f"Nothing in **{words.plain(cohort)}** is explained yet. {EXPLAIN}"
+    if not data.targets(root, cohort, run):
+        return f"No case of the run **{words.plain(run_title(records[run]))}** is finished yet. {EXPLAIN}"
+    return ChosenRun(root, cohort, records[run], data.labels(root, cohort, records[run]))
+
+
+def run_box(address: Address, records: dict[str, dict[str, Any]]) -> str | None:
+    """A select box of runs (see `data.run_records`) by their titles; None, without a box, where there is none."""
+    titles = {run: run_title(record) for run, record in records.items()}
+    return filters.pick_one(address, Choice("Run", "run", titles, RUN_HELP), list(records)) if records else None
+
+
+def run_title(record: dict[str, Any]) -> str:
+    """`SmoothGrad × 20, seed 7, thorax17_swinunetr`, unusual parameters only; a run of another kind keeps its id.
+
+    An unusual mask comes first of them: `SmoothGrad × 20, false positives, …`.
+    """
+    method = compute.METHODS.get(str(record.get("method")))
+    if method is None:
+        return str(record["run"])
+    parameters = record.get("parameters") or {}
+    copies = f" × {parameters['samples']}" if "samples" in parameters else ""
+    usual = Method(str(record["method"])).parameters() | {"samples": parameters.get("samples")}
+    mask = compute.mask_words(Method(str(record["method"]), mask=str(parameters.get("mask", "prediction"))))
+    others = {name: value for name, value in parameters.items() if name != "mask"}
+    unusual = [f"{name} {value}" for name, value in others.items() if value != usual.get(name)]
+    return ", ".join([f"{method}{copies}", *mask, *unusual, str(record.get("model"))])

@@ -1,0 +1,18 @@
+"""The words at an attribution map's colour bar: what its two ends mean depends on the method."""
+
+from __future__ import annotations
+
+from dashboard.viewer.stage import Attribution, Legend
+from dashboard.views.compute import METHODS
+
+
+def legend(organ: str, method: str, attribution: Attribution, signed: bool) -> Legend:
+    """organ: the target's title. method: its id, "" where it is not known."""
+    if not signed:
+        low, high = "no influence", "strong influence"
+    elif method == "integrated_gradients":
+        low, high = "speaks against", "speaks for"
+    else:
+        low, high = f"higher HU here: less {organ.lower()}", f"higher HU here: more {organ.lower()}"
+    note = f"100 % is {attribution.end:.2g}, the 99.9th percentile of this map; stronger voxels share its colour."
+    return Legend(": ".join(filter(None, [organ, METHODS.get(method, method)])), low, high, note)
