@@ -61,8 +61,11 @@ def test_a_taken_name_is_kept_unless_it_is_to_be_replaced(root: Path) -> None:
     with pytest.raises(InputError, match="a name that is free"):
         save_list(root, other)
     assert list_lists(root) == [LIST]
-    save_list(root, other, replacing=True)
-    assert list_lists(root) == [other]
+    with pytest.raises(InputError, match="a name that is free"):
+        save_list(root, other, replacing=True)  # another cohort's list, which nobody saw
+    newer = replace(LIST, note="clearer")
+    save_list(root, newer, replacing=True)
+    assert list_lists(root) == [newer]
 
 
 def test_a_list_that_grows_keeps_its_note_its_link_and_cases_that_left_the_cohort(root: Path) -> None:

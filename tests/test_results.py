@@ -123,3 +123,9 @@ def test_a_table_with_other_columns_is_refused(tmp_path, text):
     (tmp_path / "importance.csv").write_text(text)
     with pytest.raises(InputError, match="needs the columns"):
         results.read_importance(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", "a\\b"])
+def test_a_map_stays_in_the_folder_of_its_case(name: str) -> None:
+    with pytest.raises(InputError, match="not a path"):
+        results.map_name(name)

@@ -31,15 +31,16 @@ class CaseList:
 def save_list(root: Path, case_list: CaseList, replacing: bool = False) -> None:
     """Write a list; cases named twice are kept once.
 
-    InputError, and nothing is written, for a name that is no id, one that another list has (unless replacing),
-    no case at all, and a cohort or case that is not there.
+    InputError, and nothing is written, for a name that is no id, one that another list has (unless replacing one of
+    the same cohort, the only ones that its pages show), no case at all, and a cohort or case that is not there.
     """
     path = _file(root, case_list.name)
     kept = replace(case_list, cases=tuple(dict.fromkeys(case_list.cases)))
     _check_cases(root, kept)
     with locked(path.parent / ".lists"):
         # A damaged file under this name is somebody's list too.
-        if not replacing and path.exists() and _read(path) != kept:
+        known = _read(path) if path.exists() else kept
+        if known != kept and not (replacing and known is not None and known.cohort == kept.cohort):
             taken = ", ".join(sorted(other.stem for other in path.parent.glob("*.json"))[:20])
             raise InputError("a new list needs a name that is free", repr(kept.name), f"any but {taken}")
         write_json(path, asdict(kept))

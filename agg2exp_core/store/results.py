@@ -40,7 +40,9 @@ def case_path(root: Path, cohort: str, run: str, case_id: str) -> Path:
 
 
 def map_name(target: str) -> str:
-    """A target's attribution map in the folder of a case, as its manifest names it."""
+    """A target's attribution map in the folder of a case, as its manifest names it. InputError: a name with a path."""
+    if not target or target != Path(target).name or "\\" in target:
+        raise InputError("an organ's name must name a file, not a path", repr(target))
     return f"saliency/{target}.nii.gz"
 
 
