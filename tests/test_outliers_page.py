@@ -231,12 +231,12 @@ def test_the_case_page_says_why_once_it_is_opened(monkeypatch: pytest.MonkeyPatc
 def test_unusual_evidence_goes_with_lower_dice_on_the_published_table(
     monkeypatch: pytest.MonkeyPatch, root: Path
 ) -> None:
-    """Leave one out, the mean over targets; −0.51 and −0.53 when this was written."""
-    app = _open(monkeypatch, root, cohort="published", detector="isolation_forest")
+    """Leave one out, the mean over targets; −0.52 when this was written. The core tests the forest, a minute of work."""
+    app = _open(monkeypatch, root, cohort="published", detector="robust_z")
     assert "each scored by a detector that learned from all others" in texts(app)
     worth = _table(app, "rho").set_index("detector")
-    assert worth.loc["Isolation forest", "rho"] <= -0.5 and worth.loc["Robust z", "rho"] <= -0.5
-    assert len(worth) == 4 and all(float(p.lstrip("< ")) < 0.05 for p in worth["p"])
+    assert worth.loc["Robust z", "rho"] <= -0.5
+    assert len(worth) >= 3 and all(float(p.lstrip("< ")) < 0.05 for p in worth["p"])
     assert any("No image is stored" in caption.value for caption in app.caption)
 
 
