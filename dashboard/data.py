@@ -7,25 +7,20 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import duckdb
 import numpy as np
 import pandas as pd
 import streamlit as st
 
-from agg2exp_core.analysis import summary
+from agg2exp_core.analysis import outliers, summary
+from agg2exp_core.analysis.compare import Comparison, compare, compare_dice
 from agg2exp_core.analysis.importance import Importance, take_cases, take_organs, to_array
 from agg2exp_core.organs import BACKGROUND, LabelSet, load_label_set, made_label_set
 from agg2exp_core.records import InputError, Selection
 from agg2exp_core.store import catalog, queries
 from agg2exp_core.store.lists import CaseList, list_lists
-
-if TYPE_CHECKING:
-    from agg2exp_core.analysis.compare import Comparison
-
-# Comparing and judging load scikit-learn and SciPy's statistics, which takes a second: where they are used, so that
-# the first chart need not wait for them.
 
 DEFAULT_LABELS = "thorax17"
 MOST_CELLS = 12_000_000
@@ -246,8 +241,6 @@ def values(root: Path, selection: Selection, target: str, region: str) -> np.nda
 
 @st.cache_data(max_entries=50, show_spinner="Comparing the two sets …")
 def _comparison(root: str, fingerprint: str, first: Selection, second: Selection, paired: bool) -> Comparison:
-    from agg2exp_core.analysis.compare import compare
-
     return compare(_targeted(root, first), _targeted(root, second), paired=paired)
 
 
@@ -267,8 +260,6 @@ def comparison(root: Path, first: Selection, second: Selection, paired: bool) ->
 def _dice_comparison(
     root: str, fingerprint: str, first: Selection, second: Selection, paired: bool
 ) -> tuple[Comparison, Comparison]:
-    from agg2exp_core.analysis.compare import compare_dice
-
     one, other = (_answer(root, fingerprint, "dice", side) for side in (first, second))
     return compare_dice(one, other, paired)
 
@@ -302,8 +293,6 @@ def _scored_folds(root: str, fingerprint: str, judges: Judges) -> dict[int, np.n
 
 def held_out_scores(root: Path, judges: Judges, report: Callable[[int, int], None]) -> np.ndarray:
     """(cases, targets) of the usual cases, each scored by a detector that has not seen it; told how far it is."""
-    from agg2exp_core.analysis import outliers
-
     values = importance(root, judges.usual).values
     done, folds = _scored_folds(str(root), _fingerprint(str(root)), judges), outliers.usual_folds(len(values))
     for number in range(folds):
@@ -320,8 +309,6 @@ def held_out_scores(root: Path, judges: Judges, report: Callable[[int, int], Non
 def _judged(
     root: str, fingerprint: str, judges: Judges, judged: Selection, _own: np.ndarray | None
 ) -> tuple[tuple[str, ...], np.ndarray]:
-    from agg2exp_core.analysis import outliers
-
     # Own scores follow from the judges, which the answer is kept under.
     all_usual = importance(Path(root), judges.usual)
     usual, others = outliers.shared(all_usual, importance(Path(root), judged))
@@ -344,8 +331,6 @@ def judged_scores(
 def _deviations(
     root: str, fingerprint: str, usual: Selection, judged: Selection, case_id: str, target: str | None, n: int
 ) -> pd.DataFrame:
-    from agg2exp_core.analysis import outliers
-
     known, judges = importance(Path(root), judged), importance(Path(root), usual)
     return outliers.case_deviations(judges, known, case_id, target, n)
 

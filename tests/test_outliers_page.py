@@ -231,7 +231,7 @@ def test_the_case_page_says_why_once_it_is_opened(monkeypatch: pytest.MonkeyPatc
 def test_unusual_evidence_goes_with_lower_dice_on_the_published_table(
     monkeypatch: pytest.MonkeyPatch, root: Path
 ) -> None:
-    """Leave one out, the mean over targets; −0.52 when this was written. The core tests the forest, a minute of work."""
+    """Leave one out, the mean over targets; −0.52 when this was written. The core tests the forest, which is slow."""
     app = _open(monkeypatch, root, cohort="published", detector="robust_z")
     assert "each scored by a detector that learned from all others" in texts(app)
     worth = _table(app, "rho").set_index("detector")
