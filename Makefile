@@ -14,7 +14,7 @@ help:
 	@echo "make dashboard   install, make the demo ready, open the dashboard at http://127.0.0.1:$(PORT)"
 	@echo "make test        install the tools too and run every test"
 	@echo "make lint        style, types and the import contracts"
-	@echo "make bench       the figures that the README quotes"
+	@echo "make bench       speed and memory, measured here and now"
 	@echo "make precompute  the demo's run, computed again where data/runs lacks it (about two hours)"
 	@echo "make pictures    the README's screenshots, taken anew"
 	@echo "make clean       remove .venv and the caches; data stays"

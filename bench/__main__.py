@@ -1,4 +1,4 @@
-"""`python -m bench`: every figure that the README reports, measured here and now."""
+"""`python -m bench`: speed and memory, measured here and now."""
 
 from __future__ import annotations
 
