@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from agg2exp_core import volumes
 from agg2exp_core.records import InputError, Method
 from agg2exp_core.settings import checked_id, data_root, list_models
 
@@ -117,6 +118,8 @@ def explain(
     _check_together("--image", image, {"--out": out, "--label": label})
     _check_together("--cohort", cohort, {"--case": case})
     with reporting(root, job, "Explaining") as report:
+        if image is not None:
+            volumes.check_header(image)  # before seconds of loading what computes
         from agg2exp_core import pipeline
 
         plan = pipeline.Plan(

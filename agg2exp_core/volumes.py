@@ -66,6 +66,12 @@ def check_scan(path: Path) -> ScanHeader:
     return header
 
 
+def check_header(path: Path) -> ScanHeader:
+    """What the header alone tells, in no time; `check_scan` reads the voxels too. InputError as there."""
+    with _opened(path) as (header, _):
+        return header
+
+
 def read_volume(path: Path) -> Volume:
     """A checked scan (see check_scan) in float32 and the file's own orientation, rescaled as its header says."""
     with _opened(Path(path)) as (header, stream):
