@@ -19,10 +19,7 @@ def write_text(path: Path, text: str) -> None:
     """Replace the file at once: a reader sees the old text or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_through(temporary, text)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -40,10 +37,7 @@ def write_new(path: Path, text: str) -> None:
     """
     temporary = path.with_name(f".{uuid.uuid4().hex}")
     try:
-        with temporary.open("x", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_through(temporary, text)
         temporary.chmod(0o444)
         # A link, unlike a rename, never replaces what is there.
         path.hardlink_to(temporary)
@@ -59,6 +53,14 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _write_through(path: Path, text: str) -> None:
+    """A new file that is on the disk when this returns."""
+    with path.open("x", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
