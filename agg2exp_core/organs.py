@@ -9,6 +9,7 @@ import colorsys
 import csv
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from agg2exp_core.records import InputError
@@ -40,7 +41,7 @@ class LabelSet:
     name: str
     organs: tuple[Organ, ...]
 
-    @property
+    @cached_property
     def joined(self) -> tuple[Organ, ...]:
         """The larger organs that some are parts of, with the first part's id, group and colour."""
         first: dict[str, Organ] = {}
@@ -50,7 +51,12 @@ class LabelSet:
                 first.setdefault(organ.joined, replace(organ, name=organ.joined, title=title, joined=""))
         return tuple(first.values())
 
-    @property
+    @cached_property
+    def by_name(self) -> dict[str, Organ]:
+        """Name → organ, joined ones too."""
+        return {organ.name: organ for organ in (*self.joined, *self.organs)}
+
+    @cached_property
     def joins(self) -> dict[str, str]:
         """Part → larger organ."""
         return {organ.name: organ.joined for organ in self.organs if organ.joined}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import streamlit as st
 from agg2exp_core.analysis import outliers, summary
 from agg2exp_core.analysis.compare import Comparison, compare, compare_dice
 from agg2exp_core.analysis.importance import Importance, take_cases, take_organs, to_array
+from agg2exp_core.analysis.ordered import Ordered
 from agg2exp_core.organs import BACKGROUND, LabelSet, load_label_set, made_label_set
 from agg2exp_core.records import InputError, Selection
 from agg2exp_core.store import catalog, queries
@@ -112,11 +113,17 @@ def cases(root: Path, selection: Selection) -> pd.DataFrame:
     table = _ask(root, "cases", everything)
     if selection == everything:
         return table
-    return table[table["case_id"].isin(passing(root, selection))].reset_index(drop=True)
+    return table[_among(table["case_id"].tolist(), passing(root, selection))].reset_index(drop=True)
 
 
 def passing(root: Path, selection: Selection) -> list[str]:
     return list(_ask(root, "passing", selection))
+
+
+def _among(names: Iterable[str], chosen: Iterable[str]) -> np.ndarray:
+    """Which of the names are chosen: at ten thousand of them a hundred times sooner than `Series.isin` of strings."""
+    known = set(chosen)
+    return np.fromiter((name in known for name in names), bool)
 
 
 @st.cache_data(max_entries=200, show_spinner=False)
@@ -132,7 +139,11 @@ def box_stats(root: Path, selection: Selection, target: str) -> pd.DataFrame:
 
 @st.cache_data(max_entries=200, show_spinner=False)
 def _matrix(root: str, fingerprint: str, selection: Selection) -> pd.DataFrame:
-    return summary.matrix(importance(Path(root), selection))
+    if selection == selection.unfiltered():
+        return summary.matrix(importance(Path(root), selection))
+    known = _everything(root, fingerprint, selection.unfiltered())
+    chosen = _among(known.cases, passing(Path(root), selection))
+    return _ordered(root, fingerprint, selection.unfiltered()).matrix(chosen)
 
 
 def matrix(root: Path, selection: Selection) -> pd.DataFrame:
@@ -220,6 +231,11 @@ def _everything(root: str, fingerprint: str, selection: Selection) -> Importance
     return to_array(queries.local_explanations(con, selection))
 
 
+@st.cache_resource(max_entries=KEPT_ARRAYS, show_spinner=False)
+def _ordered(root: str, fingerprint: str, selection: Selection) -> Ordered:
+    return Ordered(_everything(root, fingerprint, selection))
+
+
 def importance(root: Path, selection: Selection, only: Sequence[str] = ()) -> Importance:
     """Local explanations of the cases that pass, as one array; of these targets only, if any are named."""
     found = _everything(str(root), _fingerprint(str(root)), selection.unfiltered())
@@ -227,7 +243,7 @@ def importance(root: Path, selection: Selection, only: Sequence[str] = ()) -> Im
         found = take_organs(found, [name for name in only if name in found.targets], found.regions)
     if selection == selection.unfiltered():
         return found
-    return take_cases(found, pd.Index(found.cases).isin(passing(root, selection)))
+    return take_cases(found, _among(found.cases, passing(root, selection)))
 
 
 def values(root: Path, selection: Selection, target: str, region: str) -> np.ndarray:

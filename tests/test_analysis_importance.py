@@ -12,9 +12,11 @@ from explanations import made_up, published
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agg2exp_core.analysis import summary
 from agg2exp_core.analysis.clustering import LINKAGES, cluster, distances
 from agg2exp_core.analysis.graph import cumulative_edges, self_loops, top_edges
 from agg2exp_core.analysis.importance import Importance, context, foreground, means, medians, take_cases, to_array
+from agg2exp_core.analysis.ordered import Ordered
 from agg2exp_core.records import InputError
 
 LOWER_LEFT = "lung_lower_lobe_left"
@@ -182,3 +184,18 @@ def test_dendrograms_that_make_no_sense_are_refused() -> None:
         cluster(_matrix([[1, 0], [0, 1]]), "median")
     with pytest.raises(InputError, match="2 organs"):
         cluster(_matrix([[1, 0], [np.nan, np.nan]]))
+
+
+# ---- a matrix of any choice of cases -----------------------------------------------------------------
+
+
+@given(seed=st.integers(0, 10**6), share=st.floats(0, 1), lacking=st.floats(0, 0.6))
+@settings(max_examples=60, deadline=None)
+def test_sorted_cells_give_the_matrix_of_the_cases_chosen(seed: int, share: float, lacking: float) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.integers(0, 5, (rng.integers(1, 12), 2, 3)) / 4  # with ties
+    values[rng.random(values.shape) < lacking] = np.nan
+    everything = Importance(tuple(f"case-{n}" for n in range(len(values))), ("a", "b"), ("a", "b", "c"), values)
+    chosen = rng.random(len(values)) < share
+    found = Ordered(everything).matrix(chosen)
+    pd.testing.assert_frame_equal(found, summary.matrix(take_cases(everything, chosen)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import itertools
 import math
 import subprocess
@@ -16,7 +17,7 @@ from agg2exp_core.analysis import clustering, graph, summary
 from agg2exp_core.analysis.importance import Importance
 from agg2exp_core.organs import BACKGROUND, load_label_set, made_label_set
 from dashboard.charts import common
-from dashboard.charts.boxes import CLICK_COLUMNS, MOST_OUTLIERS, region_boxes, thinned
+from dashboard.charts.boxes import MOST_OUTLIERS, region_boxes, thinned
 from dashboard.charts.change import signed
 from dashboard.charts.composition import OWN, composition_bars, parts_of
 from dashboard.charts.dendrogram import dendrogram
@@ -89,10 +90,23 @@ def test_every_box_answers_to_a_click_along_its_whole_row() -> None:
     figure = region_boxes(_stats(), LABELS, "mass", picked="aorta")
     grid = _clickable(figure)
     for place, region in enumerate(REGIONS[:3]):
-        xs = [x for x, y, (name,) in zip(grid.x, grid.y, grid.customdata, strict=True) if y == place and name == region]
-        assert len(xs) == CLICK_COLUMNS and (xs[0], xs[-1]) == (0, pytest.approx(90))
+        parts = zip(grid.base, grid.x, grid.y, grid.customdata, strict=True)
+        parts = [(start, start + width) for start, width, y, (name,) in parts if y == place and name == region]
+        starts, ends = zip(*parts, strict=True)
+        assert starts[0] == 0 and ends[-1] == pytest.approx(90) and starts[1:] == pytest.approx(ends[:-1])
+    assert len(grid.x) == 3 * common.CLICK_COLUMNS
     assert "median 50.0 %" in grid.text[0] and "2 beyond" in grid.text[0]
-    assert (figure.layout.shapes[0].y0, figure.layout.shapes[0].y1) == (1.5, 2.5)
+    frame = next(shape for shape in figure.layout.shapes if shape.type == "rect")
+    assert (frame.y0, frame.y1) == (1.5, 2.5)
+
+
+def test_values_beyond_the_whiskers_are_ticks_in_their_row() -> None:
+    shapes = region_boxes(_stats(), LABELS, "mass").layout.shapes
+    paths = " ".join(shape.path for shape in shapes if shape.type == "path")
+    ticks = [tuple(map(float, numbers)) for numbers in re.findall(r"M([\d.-]+),([\d.-]+)L([\d.-]+),([\d.-]+)", paths)]
+    assert len(ticks) == 2 + MOST_OUTLIERS
+    assert all(left == right and round(low) == round(high) for left, low, right, high in ticks)
+    assert {(x, round(y)) for x, y, _, _ in ticks if y < 1} == {(90, 0), (1, 0)}
 
 
 def test_of_many_outliers_both_ends_are_drawn() -> None:
@@ -204,7 +218,7 @@ def test_branches_meet_at_their_distance_and_leaves_answer() -> None:
     matrix = pd.DataFrame([[0.64, 0.3, 0.01], [0.3, 0.64, 0.02], [0.01, 0.01, 0.64]], index=names, columns=names)
     tree = clustering.cluster(matrix, "average")
     figure = dendrogram(tree, LABELS, "ribs")
-    joins = [trace for trace in figure.data if trace.mode == "lines"]
+    joins = [trace for trace in figure.data if trace.type == "scatter"]
     assert [join.x[1] for join in joins] == pytest.approx(list(tree.linkage[:, 2]))
     assert [join.line.color for join in joins] == [LABELS["aorta"].color, common.GREY]
     for trace in figure.data:
@@ -331,7 +345,8 @@ def test_two_boxes_a_region_the_first_set_above() -> None:
     assert [text.partition(" <")[0] for text in figure.layout.yaxis.ticktext] == ["Aorta", "Heart", "Ribs"]
     assert dict(zip(np.round(first.y), first.median, strict=True)) == pytest.approx({0: 10, 1: 50, 2: 20})
     assert dict(zip(np.round(other.y), other.median, strict=True)) == pytest.approx({0: 60, 1: 40, 2: 20})
-    assert all(np.array(first.y) < np.round(first.y)) and figure.layout.shapes[0].y0 == -0.5
+    frame = next(shape for shape in figure.layout.shapes if shape.type == "rect")
+    assert all(np.array(first.y) < np.round(first.y)) and frame.y0 == -0.5
 
 
 def test_dice_changes_keep_their_interval_and_fade_where_chance_could_explain_them() -> None:

@@ -34,12 +34,17 @@ def boxes(values: Mapping[str, np.ndarray]) -> pd.DataFrame:
 def matrix(importance: Importance) -> pd.DataFrame:
     """target, region, value (median), mean, n: every cell, in the order of the array."""
     present = np.isfinite(importance.values).sum(axis=0)
+    return cells(importance, medians(importance).to_numpy(), means(importance).to_numpy(), present)
+
+
+def cells(importance: Importance, median: np.ndarray, mean: np.ndarray, present: np.ndarray) -> pd.DataFrame:
+    """The table of `matrix` from its numbers, each (targets, regions)."""
     return pd.DataFrame(
         {
             "target": np.repeat(np.array(importance.targets, object), len(importance.regions)),
             "region": np.tile(np.array(importance.regions, object), len(importance.targets)),
-            "value": medians(importance).to_numpy().reshape(-1),
-            "mean": means(importance).to_numpy().reshape(-1),
+            "value": median.reshape(-1),
+            "mean": mean.reshape(-1),
             "n": present.reshape(-1),
         }
     )

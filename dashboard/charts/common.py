@@ -7,6 +7,7 @@ from collections.abc import Collection
 from html import escape
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -26,6 +27,9 @@ SIDES = ("#c2771f", "#13928a")
 CHART_HEIGHT = 500
 """Height in px of charts that stand side by side."""
 
+CLICK_COLUMNS = 8
+"""Parts of a row that answer to hover and click, each where it stands."""
+
 Pick = tuple[str, str]
 """A target and a region, as a click on a box or a cell names them."""
 
@@ -37,8 +41,7 @@ def group_colors(labels: LabelSet) -> dict[str, str]:
 
 def organ_of(labels: LabelSet, name: str) -> Organ:
     """The organ of that name, joined ones too, or a grey one for a region that the label set does not know."""
-    known = {organ.name: organ for organ in (*labels.joined, *labels.organs)}
-    return known.get(name) or Organ(-1, name, "other regions", GREY, plain_name(name))
+    return labels.by_name.get(name) or Organ(-1, name, "other regions", GREY, plain_name(name))
 
 
 def own_region(labels: LabelSet, target: str, regions: Collection[str]) -> str | None:
@@ -104,12 +107,27 @@ def short(name: str, length: int = 40) -> str:
 
 
 def invisible() -> dict[str, Any]:
-    """Boxes with given quartiles, and heatmaps, answer to no click: these squares over them do."""
+    """Heatmaps answer to no click: these squares over their cells do."""
     clear = {"marker": {"opacity": 0}}
     return {
         "mode": "markers", "marker": {"opacity": 0, "size": 18, "symbol": "square"}, "showlegend": False,
         "hovertemplate": "%{text}<extra></extra>", "selected": clear, "unselected": clear,
     }  # fmt: skip
+
+
+def click_rows(figure: go.Figure, end: float, picks: list[Any], told: list[str]) -> None:
+    """Boxes with given quartiles answer to no click: bars over each row, which nobody sees, do.
+
+    picks: the customdata of each row, from the first on; told: what it says under the pointer, near which it stays
+    as a row is several bars.
+    """
+    clear = {"marker": {"opacity": 0}}
+    rows, steps = np.meshgrid(np.arange(len(picks)), np.arange(CLICK_COLUMNS))
+    figure.add_bar(
+        base=steps.ravel() * end / CLICK_COLUMNS, x=np.full(rows.size, end / CLICK_COLUMNS), y=rows.ravel(), width=1,
+        orientation="h", customdata=picks * CLICK_COLUMNS, text=told * CLICK_COLUMNS, textposition="none",
+        hovertemplate="%{text}<extra></extra>", showlegend=False, selected=clear, unselected=clear, **clear,
+    )  # fmt: skip
 
 
 def frame(

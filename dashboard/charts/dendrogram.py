@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import plotly.graph_objects as go
 
 from agg2exp_core.analysis.clustering import Dendrogram
 from agg2exp_core.organs import LabelSet
-from dashboard.charts.common import GREY, frame, group_colors, invisible, named_axis, organ_of, plain
-
-CLICK_COLUMNS = 24
+from dashboard.charts.common import GREY, click_rows, frame, group_colors, named_axis, organ_of, plain
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,9 +72,4 @@ def _words(other: _Branch, distance: float, labels: LabelSet) -> str:
 
 def _add_leaves(figure: go.Figure, tree: Dendrogram, labels: LabelSet, joins: dict[str, str], end: float) -> None:
     told = [f"<b>{organ_of(labels, name).title}</b> {joins[name]} · click to list the scans" for name in tree.order]
-    count = len(tree.order)
-    figure.add_scatter(
-        y=np.repeat(np.arange(count), CLICK_COLUMNS), x=np.round(np.tile(np.linspace(0, end, CLICK_COLUMNS), count), 6),
-        customdata=[[name, name] for name in tree.order for _ in range(CLICK_COLUMNS)],
-        text=np.repeat(told, CLICK_COLUMNS), **invisible(),
-    )  # fmt: skip
+    click_rows(figure, end, [[name, name] for name in tree.order], told)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from dashboard.charts.boxes import CLICK_COLUMNS, thinned
+from dashboard.charts.boxes import add_ticks, pairs, thinned
 from dashboard.charts.change import level
 from dashboard.charts.common import (
     CHART_HEIGHT,
     GREY,
     SIDES,
+    click_rows,
     faint,
     frame,
     group_colors,
-    invisible,
     named_axis,
     organ_of,
     plain,
@@ -46,7 +45,8 @@ def side_by_side_boxes(first: pd.DataFrame, second: pd.DataFrame, look: Look, pi
     for table, name, color, shift in zip(stats, look.names, SIDES, PLACES, strict=True):
         ends.append(_add_side(figure, _placed(table, regions, shift, scale), short(name), color))
     end = max(ends)
-    _add_rows_to_click(figure, regions, [_row_words(region, stats, look) for region in regions], end)
+    told = [_row_words(region, stats, look) for region in regions]
+    click_rows(figure, end, [[region] for region in regions], told)
     if picked in regions:
         place = regions.index(str(picked))
         frame(figure, (-0.01 * end, end * 1.02), (place - 0.5, place + 0.5))
@@ -79,12 +79,8 @@ def _add_side(figure: go.Figure, rows: pd.DataFrame, name: str, color: str) -> f
         upperfence=rows["high"], orientation="h", width=WIDTH, whiskerwidth=0.5, name=name,
         line={"color": color, "width": 1.5}, fillcolor=faint(color), hoverinfo="skip",
     )  # fmt: skip
-    beyond = [(place, value) for place, values in zip(rows["place"], rows["outliers"], strict=True) for value in values]
-    figure.add_scatter(
-        y=[place for place, _ in beyond], x=[value for _, value in beyond], mode="markers", showlegend=False,
-        marker={"size": 3.5, "opacity": 0.8, "color": color}, hoverinfo="skip",
-        unselected={"marker": {"opacity": 0.8}},
-    )  # fmt: skip
+    beyond = pairs(rows["place"], rows["outliers"])
+    add_ticks(figure, beyond, 0.16, color)
     return max([*rows["high"], *(value for _, value in beyond)], default=0.0)
 
 
@@ -101,13 +97,3 @@ def _box_words(table: pd.DataFrame, region: str, measure: str) -> str:
     row: Any = table.loc[region]
     middle = f"{level(row['q1'], measure)} to {level(row['q3'], measure)}"
     return f"median {level(row['median'], measure)}, middle half {middle}, {row['n']} scans"
-
-
-def _add_rows_to_click(figure: go.Figure, regions: list[str], told: list[str], end: float) -> None:
-    figure.add_scatter(
-        y=np.repeat(np.arange(len(regions)), CLICK_COLUMNS),
-        x=np.round(np.tile(np.linspace(0, end, CLICK_COLUMNS), len(regions)), 6),
-        customdata=[[region] for region in np.repeat(regions, CLICK_COLUMNS)],
-        text=np.repeat(told, CLICK_COLUMNS),
-        **invisible(),
-    )

@@ -48,7 +48,7 @@ VIEW_HELP = (
 )
 BOX_HELP = (
     "Each box is one region over all scans shown: the line is the median, the box holds the middle half, whiskers "
-    "reach the last scan within 1.5 box lengths, dots lie beyond (at most 40 are drawn). Sorted by median. "
+    "reach the last scan within 1.5 box lengths, ticks are the scans beyond (at most 40 are drawn). Sorted by median. "
     "Click a row to list its scans."
 )
 MATRIX_HELP = (

@@ -44,7 +44,7 @@ CHANGES_HELP = (
 )
 BOX_HELP = (
     "Two boxes a region: the line is the median, a box holds the middle half, whiskers reach the last scan within 1.5 "
-    "box lengths, dots lie beyond. All scans of each set. Click a row to see its scans below."
+    "box lengths, ticks are the scans beyond. All scans of each set. Click a row to see its scans below."
 )
 DICE_HELP = (
     "Overlap of prediction and label, the mean over scans: second set minus first, with its 95 % bootstrap interval. "

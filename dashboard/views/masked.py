@@ -19,6 +19,8 @@ HELP = (
 
 def on_masked_regions(root: Path, selection: Selection, target: str) -> None:
     """Nothing where no scan shown has a masked region."""
+    if data.region_sets(root, selection.cohort, selection.run).empty:
+        return
     values = data.masked_values(root, selection, target).dropna(subset="value")
     if values.empty:
         return
