@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import itertools
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
