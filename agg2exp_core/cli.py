@@ -11,7 +11,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -341,7 +341,7 @@ def cohort_list(data: Root = None) -> None:
     from agg2exp_core.store.cohorts import list_cohorts, read_cases
 
     root = data_root(data)
-    for name in list_cohorts(root):
+    for name in _listed("cohorts", list_cohorts(root), root):
         print(f"{name}\t{len(read_cases(root, name))} cases")
 
 
@@ -351,7 +351,7 @@ def model_list(data: Root = None) -> None:
     from agg2exp_core.model.bundle import find_bundle
 
     root = data_root(data)
-    for name in list_models(root):
+    for name in _listed("models", list_models(root), root):
         bundle = find_bundle(root, name)
         print(f"{name}\t{len(bundle.classes)} classes\t{bundle.weights.stat().st_size / 2**20:.1f} MiB")
 
@@ -362,7 +362,7 @@ def review_list(data: Root = None) -> None:
     from agg2exp_core.store import reviews
 
     root = data_root(data)
-    for name in reviews.list_sessions(root):
+    for name in _listed("review sessions", reviews.list_sessions(root), root):
         session = reviews.read_session(root, name)
         given = reviews.read_verdicts(root, session)
         print(
@@ -377,6 +377,7 @@ def review_export(
     data: Root = None,
 ) -> None:
     """Write a review session as a CSV, a row a verdict. The report with pictures is on the Review page."""
+    from agg2exp_core import spreadsheet
     from agg2exp_core.analysis import review_report
     from agg2exp_core.files import write_text
     from agg2exp_core.store import reviews
@@ -385,7 +386,7 @@ def review_export(
     verdicts = reviews.read_verdicts(root, reviews.read_session(root, session))
     if not out.parent.is_dir():
         raise InputError("--out must lie in a folder that is there", str(out.parent))
-    write_text(out, review_report.to_csv(review_report.verdict_table(verdicts)))
+    write_text(out, spreadsheet.to_csv(review_report.verdict_table(verdicts)))
     for line in verdicts.damaged:
         print(f"agg2exp: left out: {line}", file=sys.stderr)
     print(f"{len(verdicts.given)} verdicts of session {session} written")
@@ -475,6 +476,13 @@ def _say_summed(name: str, regions: str, summary: Summary) -> None:
         cases = [case_id for case_id, why in summary.left.items() if why == reason]
         more = ", …" if len(cases) > 5 else ""
         print(f"left out, {reason}: {len(cases)} cases ({', '.join(cases[:5])}{more})")
+
+
+def _listed(what: str, names: Sequence[str], root: Path) -> Sequence[str]:
+    """The names; where there are none, said beside the output, so that what reads the list reads nothing."""
+    if not names:
+        print(f"agg2exp: no {what} in {root}", file=sys.stderr)
+    return names
 
 
 def _say_refused(refused: list[str], count: int) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from agg2exp_core import spreadsheet
+
 CHART_CONFIG = {"displayModeBar": True, "displaylogo": False, "modeBarButtons": [["toImage"]]}
 """Of every chart that can be downloaded: Plotly's own button, which `style` hides, makes the picture."""
 
@@ -46,7 +48,7 @@ def offer(chart: str, name: str, table: Callable[[], pd.DataFrame]) -> None:
     with st.popover("", icon=":material/download:", type="tertiary", help="Download this chart", key=f"{chart}_get"):
         _pictures()(data={"chart": chart, "name": name}, key=f"{chart}_pictures", height="content")
         st.download_button(
-            "CSV", lambda: table().to_csv(index=False), f"{name}.csv", "text/csv", key=f"{chart}_csv",
+            "CSV", lambda: spreadsheet.to_csv(table()), f"{name}.csv", "text/csv", key=f"{chart}_csv",
             on_click="ignore", help="The numbers that are drawn",
         )  # fmt: skip
 

@@ -54,7 +54,7 @@ CSS = """
 .st-key-review_verdicts .stElementContainer { flex: 1 1 45%; }
 .st-key-review_view .stButton button { padding: 0 0.4rem; }
 /* Reading ahead says nothing, and some keys need no button to be seen. */
-.st-key-review_next, .st-key-review_slices { display: none; }
+.st-key-review_next, .st-key-review_slices, .st-key-viewer_warm { display: none; }
 /* A chart's heading, its switch and its downloads share one line. */
 [class*="st-key-cohort_"][class*="_head"] { flex-wrap: nowrap; }
 /* Charts that answer to a click look as if they do. */

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
+from agg2exp_core import spreadsheet
 from agg2exp_core.analysis import raters, review_report
 from agg2exp_core.organs import load_label_set
 from agg2exp_core.store.reviews import Item, Seen, Session, Verdict, Verdicts
@@ -103,7 +104,7 @@ def test_counts_time_and_what_the_evidence_changed(verdicts: Verdicts) -> None:
 
 
 def test_the_csv_has_a_row_a_verdict_and_starts_no_formula(verdicts: Verdicts) -> None:
-    table = pd.read_csv(io.StringIO(review_report.to_csv(review_report.verdict_table(verdicts))))
+    table = pd.read_csv(io.StringIO(spreadsheet.to_csv(review_report.verdict_table(verdicts))))
     assert len(table) == len(verdicts.given) and list(table.columns) == list(review_report.COLUMNS)
     assert table.loc[table["phase"] == "adjudication", "note"].item() == "'=1+1"
     assert table.loc[table["file"] == "Grace-c3-final-unsure", "holds"].item() == "no"

@@ -66,16 +66,6 @@ def summary_table(session: Session, verdicts: Verdicts) -> pd.DataFrame:
     return pd.DataFrame(rows, dtype=object)
 
 
-def to_csv(table: pd.DataFrame) -> str:
-    """The table as CSV. A text that a spreadsheet would take for a formula gets an apostrophe before it."""
-    safe = table.map(_no_formula)
-    return safe.rename(columns=_no_formula).to_csv(index=False, lineterminator="\n")
-
-
-def _no_formula(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
-
-
 def _row(one: Verdict, holds: bool) -> dict[str, Any]:
     told = {name: getattr(one, name) for name in COLUMNS if hasattr(one, name)}
     return told | {

@@ -20,6 +20,7 @@ from functools import wraps
 from pathlib import Path
 
 import streamlit as st
+from isal import igzip
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -156,7 +157,12 @@ def _volume(request: Request) -> Response:
     if content is None:
         return Response(status_code=403)
     # Patients' images: a token that expired must not be outlived by a copy in the browser's cache.
-    return Response(content, media_type="application/gzip", headers={"Cache-Control": "no-store"})
+    headers = {"Cache-Control": "no-store"}
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        headers["Content-Encoding"] = "gzip"  # the browser decompresses beside the page, not in it
+    else:
+        content = igzip.decompress(content)
+    return Response(content, media_type="application/octet-stream", headers=headers)
 
 
 @_guarded

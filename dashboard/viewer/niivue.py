@@ -83,6 +83,12 @@ def viewer(maps: Sequence[Shown], key: str, start: Voxel, on_move: Callable[[Vox
     _component()(data=data, key=key, height="content", **callbacks)
 
 
+def warm() -> None:
+    """Let the browser load the viewer's code while the volumes are still being read. It shows nothing."""
+    addressed = {"niivue": addresses.niivue_address(), "code": addresses.code_address()}
+    _warmer()(data=addressed, key="viewer_warm")
+
+
 def point_at(key: str, place: np.ndarray) -> None:
     """Move the crosshair of the viewer `key` to a world position (3,) in millimetres, at its next drawing."""
     serial = st.session_state.get(_at(key), {"serial": 0})["serial"] + 1
@@ -145,6 +151,11 @@ def _overlays(key: str, _scene: Scene) -> Overlays:
 def _component() -> Callable[..., Any]:
     html, css, script = ((fetch.WEB / f"viewer.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
     return st.components.v2.component("agg2exp_viewer", html=html, css=css, js=script)
+
+
+@st.cache_resource
+def _warmer() -> Callable[..., Any]:
+    return st.components.v2.component("agg2exp_viewer_warm", js=(fetch.WEB / "warm.js").read_text("utf-8"))
 
 
 def _lacks(key: str) -> str:

@@ -79,4 +79,6 @@ def _labels(path: str, changed: int, size: int) -> Volume:
 @st.cache_resource(max_entries=12, show_spinner=False)
 def _attribution(path: str, changed: int, size: int) -> Attribution:
     volume = volumes.read_volume(Path(path))
-    return Attribution(volume, layers.scale_end(volume.array), slices.peak(volume))
+    end = layers.scale_end(volume.array)
+    sparse = end == max(abs(float(volume.array.min())), float(volume.array.max()))
+    return Attribution(volume, end, slices.peak(volume), sparse)

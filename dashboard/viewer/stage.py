@@ -23,11 +23,15 @@ KEYS = "Click or drag to move the other slices; scroll, or ↑ and ↓, steps th
 
 @dataclass(frozen=True, eq=False)
 class Attribution:
-    """A map on the model's grid. end: where its colour scale ends. peak: world position of its strongest voxel."""
+    """A map on the model's grid. end: where its colour scale ends. peak: world position of its strongest voxel.
+
+    sparse: the scale ends at the peak, as hardly any voxel has a value.
+    """
 
     volume: Volume
     end: float
     peak: np.ndarray
+    sparse: bool = False
 
 
 @dataclass(frozen=True, eq=False)

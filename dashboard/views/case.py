@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from agg2exp_core import spreadsheet
 from agg2exp_core.organs import BACKGROUND, LabelSet
 from agg2exp_core.records import InputError, Method, Selection
 from agg2exp_core.settings import data_root
@@ -117,6 +118,8 @@ def _with_image(chosen: Chosen) -> None:
 
 
 def _scan(chosen: Chosen) -> None:
+    if niivue.lacking(VIEWER) is None:
+        niivue.warm()
     try:
         assert chosen.case.image is not None
         scene = load_scene(Sources(chosen.case.image, chosen.folder, chosen.target), chosen.labels)
@@ -235,7 +238,7 @@ def _heading(chosen: Chosen) -> None:
 def _downloads(chosen: Chosen) -> None:
     """Map, table and report of the target; each is made when it is asked for."""
     name = f"{chosen.cohort}-{chosen.case.case_id}-{chosen.target}"
-    files: list[tuple[str, str, Callable[[], bytes]]] = [
+    files: list[tuple[str, str, Callable[[], bytes | str]]] = [
         ("Table (CSV)", f"{name}.csv", lambda: _csv(chosen)),
         ("Report (HTML)", f"{name}.html", lambda: _report(chosen)),
     ]
@@ -246,7 +249,7 @@ def _downloads(chosen: Chosen) -> None:
             st.download_button(title, content, file_name, on_click="ignore", type="tertiary", key=f"download_{title}")
 
 
-def _csv(chosen: Chosen) -> bytes:
+def _csv(chosen: Chosen) -> str:
     """Every measure of this target's regions, with the cohort's spread of each."""
     signs = ("abs",) if chosen.record.get("values") == "shares" else tuple(filters.SIGNS)
     parts = [
@@ -257,7 +260,7 @@ def _csv(chosen: Chosen) -> bytes:
     table = pd.concat(parts).assign(cohort=chosen.cohort, run=chosen.run, target=chosen.target)
     table = table.assign(case_id=chosen.case.case_id)
     first = ["cohort", "run", "case_id", "target", "region", "sign", "measure"]
-    return table[[*first, *(name for name in table if name not in first)]].to_csv(index=False).encode()
+    return spreadsheet.to_csv(table[[*first, *(name for name in table if name not in first)]])
 
 
 def _report(chosen: Chosen) -> bytes:

@@ -209,5 +209,5 @@ def _column_config(chosen: Chosen, selection: Selection, picked: Pick | None) ->
         name = f"{'Share' if share else 'Mean'} on {chosen.title(picked[1])}"
         config["value"] = number(name, format="%.2f %%" if share else "%.3g", width=9 * len(name))
         config["target_dice"] = number(f"Dice of {chosen.title(picked[0])}", format="%.3f")
-    metadata = [name for name in data.metadata_columns(chosen.root, chosen.cohort)["column"] if name not in config]
-    return config | {name: str(name).capitalize() for name in metadata}
+    columns = map(str, data.cases(chosen.root, selection.unfiltered()).columns)
+    return config | {name: name.capitalize() for name in columns if name not in config and name not in NOT_SHOWN}

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from agg2exp_core import spreadsheet
 from agg2exp_core.analysis.compare import DICE, Comparison, largest_changes
 from agg2exp_core.records import InputError, Selection
 from agg2exp_core.settings import data_root
@@ -349,11 +350,11 @@ def _changes(view: View) -> None:
             )  # fmt: skip
 
 
-def _csv(view: View) -> bytes:
+def _csv(view: View) -> str:
     """All pairs, with what the sets are called, as a table that stands on its own."""
     first, second = view.look.names
     table = view.comparison.table.assign(paired=view.comparison.paired, first_set=first, second_set=second)
-    return table.to_csv(index=False).encode()
+    return spreadsheet.to_csv(table)
 
 
 def _clickable(figure: Any, key: str, alt: str) -> None:

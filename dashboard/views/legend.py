@@ -14,5 +14,8 @@ def legend(organ: str, method: str, attribution: Attribution, signed: bool) -> L
         low, high = "speaks against", "speaks for"
     else:
         low, high = f"higher HU here: less {organ.lower()}", f"higher HU here: more {organ.lower()}"
-    note = f"100 % is {attribution.end:.2g}, the 99.9th percentile of this map; stronger voxels share its colour."
+    end = "the 99.9th percentile of this map; stronger voxels share its colour"
+    if attribution.sparse:
+        end = "the peak of this map, of which few voxels have a value"
+    note = f"100 % is {attribution.end:.2g}, {end}."
     return Legend(": ".join(filter(None, [organ, METHODS.get(method, method)])), low, high, note)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from agg2exp_core import spreadsheet
 from agg2exp_core.analysis.metadata import compare_metadata
 from agg2exp_core.organs import LabelSet
 from agg2exp_core.records import InputError, Selection
@@ -193,7 +194,7 @@ def csv(listed: Listed, rows: pd.DataFrame) -> str:
     table = rows.rename(columns={"flagged": "unusual", "corner": "reading"})
     table.insert(0, "cohort", listed.place.cohort)
     whole = table.merge(listed.cases[["case_id", *_metadata(listed)]], on="case_id", how="left")
-    return whole.to_csv(index=False, lineterminator="\n")
+    return spreadsheet.to_csv(whole)
 
 
 # ---- why ---------------------------------------------------------------------------------------------

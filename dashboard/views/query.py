@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from agg2exp_core import spreadsheet
 from agg2exp_core.organs import LabelSet, load_label_set
 from agg2exp_core.records import InputError
 from agg2exp_core.settings import data_root
@@ -181,7 +182,7 @@ def _answer(answer: data.Answer, labels: LabelSet, sql: str) -> Link:
         if len(sql) > MOST_LINKED:
             st.caption(f"A link carries queries up to {MOST_LINKED:,} characters; this one is longer.", width="content")
         st.download_button(
-            "CSV", lambda: table.to_csv(index=False), "answer.csv", "text/csv", icon=":material/download:",
+            "CSV", lambda: spreadsheet.to_csv(table), "answer.csv", "text/csv", icon=":material/download:",
             key="query_csv", on_click="ignore", disabled=table.empty, help=f"All rows, up to {data.MOST_ROWS:,}",
         )  # fmt: skip
     if table.empty:

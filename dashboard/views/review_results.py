@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from agg2exp_core import spreadsheet
 from agg2exp_core.analysis import raters, review_report
 from agg2exp_core.analysis.raters import Outcome
 from agg2exp_core.records import InputError
@@ -209,7 +210,7 @@ def _export(desk: Desk) -> None:
     with st.container(horizontal=True, gap="small"):
         for name, (table, told) in tables.items():
             st.download_button(
-                f"{name} (CSV)", review_report.to_csv(table), f"{session.name}-{name.lower()}.csv", "text/csv",
+                f"{name} (CSV)", spreadsheet.to_csv(table), f"{session.name}-{name.lower()}.csv", "text/csv",
                 key=f"review_{name}", icon=":material/table:", on_click="ignore", help=told,
             )  # fmt: skip
         st.download_button(

@@ -16,9 +16,11 @@ const BODY_REST = 150; // ms without a move before the costlier 3D picture follo
 const RENEWAL = 5000; // ms between two requests for fresh addresses
 
 export class App {
-  constructor(root, library) {
+  // early: volumes asked for before this module was there, see load().
+  constructor(root, library, early) {
     this.root = root;
     this.library = library;
+    this.early = early;
     this.columns = [];
     this.work = Promise.resolve();
     this.screen = new Screen(root, this);
@@ -38,9 +40,9 @@ export class App {
   }
 
   async load(data) {
-    const maybe = (parcel) => parcel && load(parcel);
+    const maybe = (parcel) => parcel && load(parcel, this.early);
     const [scan, ...pairs] = await Promise.all([
-      load(data.scan), ...data.maps.flatMap(({ labels, attribution }) => [maybe(labels), maybe(attribution)]),
+      maybe(data.scan), ...data.maps.flatMap(({ labels, attribution }) => [maybe(labels), maybe(attribution)]),
     ]);
     const maps = data.maps.map((map, n) => ({ ...map, labels: pairs[2 * n], attribution: pairs[2 * n + 1] }));
     return { scan, maps };

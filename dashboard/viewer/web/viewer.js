@@ -2,6 +2,7 @@
 // Everything else lies in modules that the browser fetches from this very server.
 
 const open = new WeakMap();
+let first = true; // later viewers find modules and, often, volumes in the page
 
 export default function ({ data, parentElement, setTriggerValue }) {
   let mount = open.get(parentElement);
@@ -32,14 +33,16 @@ class Mount {
     return ++this.turn;
   }
 
-  // NiiVue and the volumes load side by side: the app is there first, and waits for both.
+  // NiiVue, the app and the volumes load side by side, whichever is there first.
   async start(data, send) {
     try {
       if (!hasWebGL()) throw new Error("WebGL");
       const library = import(here(data.niivue));
       library.catch(() => send("lacks", "NiiVue"));
+      const early = first ? ahead(data) : new Map();
+      first = false;
       const { App } = await import(here(`${data.code}app.js`));
-      return this.closed ? null : new App(this.root, library);
+      return this.closed ? null : new App(this.root, library, early);
     } catch (error) {
       send("lacks", error.message === "WebGL" ? "WebGL" : "NiiVue"); // Python shows its slices instead
       return null;
@@ -50,6 +53,14 @@ class Mount {
     this.closed = true;
     this.app?.then((app) => app?.close());
   }
+}
+
+// The volumes of a page that was just opened, by address.
+function ahead({ scan, maps }) {
+  const parcels = [scan, ...maps.flatMap(({ labels, attribution }) => [labels, attribution])].filter(Boolean);
+  const early = new Map(parcels.map(({ url }) => [url, fetch(url, { credentials: "same-origin", cache: "no-store" })]));
+  for (const request of early.values()) request.catch(() => {}); // told where it is read
+  return early;
 }
 
 function here(path) {

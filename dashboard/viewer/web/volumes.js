@@ -1,4 +1,4 @@
-// Volumes by address: fetched, decompressed by the browser itself, and read at any place of the world.
+// Volumes by address: fetched, and read at any place of the world.
 
 import { inverse, multiply, spacing, texture, transform, voxels } from "./geometry.js";
 
@@ -9,8 +9,9 @@ const loaded = new Map();
 export class Expired extends Error {}
 
 // One volume for one id, however often it is asked for; the least lately used are let go.
-export function load({ id, url }) {
-  const volume = loaded.get(id) ?? read(url);
+// early: requests that are already on their way, by address; each answer is read once.
+export function load({ id, url }, early = new Map()) {
+  const volume = loaded.get(id) ?? read(url, early);
   loaded.delete(id);
   loaded.set(id, volume);
   volume.catch(() => loaded.delete(id));
@@ -18,12 +19,13 @@ export function load({ id, url }) {
   return volume;
 }
 
-async function read(url) {
-  const answer = await fetch(url, { credentials: "same-origin", cache: "no-store" });
+async function read(url, early) {
+  const request = early.get(url) ?? fetch(url, { credentials: "same-origin", cache: "no-store" });
+  early.delete(url);
+  const answer = await request;
   if (answer.status === 403) throw new Expired("the address has expired");
   if (!answer.ok) throw new Error(`a volume could not be loaded (${answer.status})`);
-  const stream = answer.body.pipeThrough(new DecompressionStream("gzip"));
-  return new Volume(await new Response(stream).arrayBuffer());
+  return new Volume(await answer.arrayBuffer());
 }
 
 export class Volume {
