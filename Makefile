@@ -35,6 +35,7 @@ lint: $(VENV)/.tools
 	$(BIN)/lint-imports --no-logo
 
 bench: $(VENV)/.tools $(NIIVUE)
+	$(BIN)/agg2exp demo
 	$(BIN)/python -m bench
 
 # Saliency is kept for the cases and organs of the README's tour only; sums are kept for all.

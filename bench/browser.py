@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -44,15 +45,39 @@ def browser(webgl: bool = False) -> Iterator[Browser]:
         chromium.close()
 
 
+@dataclass(frozen=True)
+class Server:
+    """A dashboard that runs."""
+
+    url: str
+    pid: int
+
+    def cpu_seconds(self) -> float:
+        """Processor time that the process has taken so far (Linux)."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def memory(self) -> int:
+        """Bytes of memory that it holds (Linux)."""
+        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 @contextmanager
 def served(root: Path) -> Iterator[str]:
     """The dashboard of a data root as its command starts it; gives its URL once it answers, and ends it."""
-    with started([sys.executable, "-m", "agg2exp_core", "dashboard", "--data", str(root), "--port"]) as url:
-        yield url
+    with server(root) as running:
+        yield running.url
 
 
 @contextmanager
-def started(command: list[str]) -> Iterator[str]:
+def server(root: Path) -> Iterator[Server]:
+    """As `served`, with the process too."""
+    with started([sys.executable, "-m", "agg2exp_core", "dashboard", "--data", str(root), "--port"]) as running:
+        yield running
+
+
+@contextmanager
+def started(command: list[str]) -> Iterator[Server]:
     """A server of Streamlit's by its command, whose last word, a free port, is added here."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -63,7 +88,7 @@ def started(command: list[str]) -> Iterator[str]:
             if not _answers(f"http://127.0.0.1:{port}", process):
                 log.seek(0)
                 raise RuntimeError(f"the server did not start:\n{log.read().decode(errors='replace')}")
-            yield f"http://127.0.0.1:{port}"
+            yield Server(f"http://127.0.0.1:{port}", process.pid)
         finally:
             process.terminate()
             process.wait(timeout=30)

@@ -12,6 +12,8 @@ from agg2exp_core.records import Method, SumTable
 from agg2exp_core.store import cohorts, results
 
 COHORT = "synthetic"
+METHOD = Method("smoothgrad", 4)
+RUN = f"synthetic-{METHOD.name}-{METHOD.samples}"
 LABELS = load_label_set("thorax17")
 
 
@@ -22,13 +24,11 @@ def write_root(root: Path, cases: int) -> None:
     empty = {"image": "", "label": ""}
     about = {"age": rng.integers(20, 90, cases).astype(str), "sex": rng.choice(["F", "M"], cases)}
     cohorts.write_cases(root, COHORT, pd.DataFrame({"case_id": names} | empty | about))
-    method = Method("smoothgrad", 4)
-    run = f"synthetic-{method.name}-{method.samples}"
-    info = {"model": "synthetic", "model_hash": "0", "method": method.name, "parameters": method.parameters()}
-    results.write_run(root, COHORT, run, info | {"label_set": LABELS.name, "values": "sums"})
+    info = {"model": "synthetic", "model_hash": "0", "method": METHOD.name, "parameters": METHOD.parameters()}
+    results.write_run(root, COHORT, RUN, info | {"label_set": LABELS.name, "values": "sums"})
     usual = _usual(rng)
     for name in names:
-        with results.case_folder(root / "runs" / COHORT / run / "cases" / name, {"case_id": name}) as folder:
+        with results.case_folder(root / "runs" / COHORT / RUN / "cases" / name, {"case_id": name}) as folder:
             results.write_importance(folder, _table(rng, usual))
             dice = rng.beta(20, 3, len(LABELS.names))
             results.write_agreement(folder, LABELS.names, dice, dice / (2 - dice))

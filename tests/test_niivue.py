@@ -449,7 +449,8 @@ def test_python_moves_the_crosshair_and_hears_of_it(webgl_chromium: Browser, roo
     )
     options = ["--server.address=127.0.0.1", "--server.headless=true", "--server.port"]
     command = [sys.executable, "-m", "streamlit", "run", str(tmp_path / "server.py"), *options]
-    with started(command) as url:
+    with started(command) as running:
+        url = running.url
         page = webgl_chromium.new_page(viewport={"width": 1440, "height": 1000}, base_url=url)
         page.set_default_timeout(60_000)
         page.goto("/")
