@@ -186,6 +186,7 @@ def predict(
             if (folder / "manifest.json").exists():
                 raise InputError("--out must not be a case's results", folder.name)
             pipeline.Segmenting(find_bundle(root, model), device).case(one, folder / "prediction.nii.gz", report)
+            print(f"label map written as {folder / 'prediction.nii.gz'}")
             return
         cases = _chosen_cases(root, cohort, None)
         folder = out or root / "predictions" / str(cohort) / model
@@ -193,6 +194,7 @@ def predict(
         refused = _each(
             cases, report, lambda item, inner: segmenting.case(item, folder / f"{item.case_id}.nii.gz", inner)
         )
+    print(f"{len(cases) - len(refused)} label maps written to {folder}")
     _say_refused(refused, len(cases))
 
 
@@ -514,6 +516,8 @@ def _scan_alone(image: Path, label: Path | None, cohort: str | None, out: Path |
 
     if cohort is not None or out is None:
         raise InputError("--image goes with --out and without --cohort", f"{image.name}")
+    if out.name.lower().endswith((".nii", ".nii.gz")):
+        raise InputError("--out must name a folder", out.name)
     stem = image.name.removesuffix(".gz").removesuffix(".nii")
     case_id = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip(".-")[:64] or "scan"
     return Case(case_id, image, label, {}), out.resolve()

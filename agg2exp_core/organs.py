@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import colorsys
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -97,6 +97,14 @@ def made_label_set(name: str, organs: Iterable[str]) -> LabelSet:
     names = [BACKGROUND, *(organ for organ in dict.fromkeys(organs) if organ != BACKGROUND)]
     first, *others = (Organ(id, name, "organs", _color(id), plain_name(name)) for id, name in enumerate(names))
     return LabelSet(name, (replace(first, group=BACKGROUND, color="#9aa0a6"), *others))
+
+
+def numbered(labels: LabelSet, classes: Sequence[str]) -> LabelSet:
+    """The label set as a model numbers it: its classes alone, each with its place among them as label value."""
+    made = made_label_set(labels.name, classes)
+    known = {organ.name: organ for organ in labels.organs}
+    organs = (replace(known.get(name, made[name]), id=id) for id, name in enumerate(classes))
+    return LabelSet(labels.name, tuple(organs))
 
 
 def plain_name(name: str) -> str:

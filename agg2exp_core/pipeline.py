@@ -84,7 +84,8 @@ class Explaining:
         started = time.monotonic()
         label = _checked(case, self.plan.method.mask)
         if cohort is not None:
-            results.write_run(self.root, cohort, self.run, self._run_info() | {"versions": identity["versions"]})
+            more = {"classes": list(self.bundle.classes), "versions": identity["versions"]}
+            results.write_run(self.root, cohort, self.run, self._run_info() | more)
         scan = load_scan(self.bundle, _image_of(case))
         labels = None if label is None else on_model_grid(label, scan)
         subject = Subject(scan.voxels, None if labels is None else torch.as_tensor(labels))

@@ -72,6 +72,11 @@ def check_header(path: Path) -> ScanHeader:
         return header
 
 
+def check_grid(labels: Path, scan: Path) -> None:
+    """InputError unless the headers alone say that the labels lie on the scan's grid."""
+    _check_same_grid(check_header(Path(labels)), check_header(Path(scan)))
+
+
 def read_volume(path: Path) -> Volume:
     """A checked scan (see check_scan) in float32 and the file's own orientation, rescaled as its header says."""
     with _opened(Path(path)) as (header, stream):

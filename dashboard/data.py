@@ -18,7 +18,8 @@ from agg2exp_core.analysis import outliers, summary
 from agg2exp_core.analysis.compare import Comparison, compare, compare_dice
 from agg2exp_core.analysis.importance import Importance, take_cases, take_organs, to_array
 from agg2exp_core.analysis.ordered import Ordered
-from agg2exp_core.organs import BACKGROUND, LabelSet, load_label_set, made_label_set
+from agg2exp_core.files import read_json
+from agg2exp_core.organs import BACKGROUND, LabelSet, load_label_set, made_label_set, numbered
 from agg2exp_core.records import InputError, Selection
 from agg2exp_core.store import catalog, queries
 from agg2exp_core.store.lists import CaseList, list_lists
@@ -86,17 +87,20 @@ def organ_names(root: Path, cohort: str, run: str) -> list[str]:
 
 
 def labels(root: Path, cohort: str, record: dict[str, Any]) -> LabelSet:
-    """The label set of a run; where it is not here, as a bundle need not bring one, one made of the run's organs.
+    """The label set of a run, numbered as its model numbers it; where it is not here, as a bundle need not bring one,
+    one made of the run's organs.
 
     record: see `run_records`; empty for a case that nothing has explained.
     """
     name = record.get("label_set") or DEFAULT_LABELS
     try:
-        return load_label_set(name, root)
+        found = load_label_set(name, root)
     except InputError:
         if not record:
             raise
         return made_label_set(name, organ_names(root, cohort, record["run"]))
+    classes = read_json(root / "runs" / cohort / record["run"] / "run.json").get("classes") if record else None
+    return numbered(found, classes) if classes and tuple(classes) != found.names else found
 
 
 def region_names(root: Path, selection: Selection) -> list[str]:

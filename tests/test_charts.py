@@ -15,7 +15,7 @@ import pytest
 
 from agg2exp_core.analysis import clustering, graph, summary
 from agg2exp_core.analysis.importance import Importance
-from agg2exp_core.organs import BACKGROUND, load_label_set, made_label_set
+from agg2exp_core.organs import BACKGROUND, load_label_set, made_label_set, numbered
 from dashboard.charts import common
 from dashboard.charts.boxes import MOST_OUTLIERS, region_boxes, thinned
 from dashboard.charts.change import signed
@@ -385,3 +385,11 @@ def test_of_many_scans_both_ends_are_drawn() -> None:
 )  # fmt: skip
 def test_differences_in_words(value: float, measure: str, shown: str) -> None:
     assert signed(value, measure) == shown
+
+
+def test_a_model_that_numbers_organs_its_own_way_keeps_their_names_and_colours() -> None:
+    own = numbered(LABELS, ["background", "aorta", "heart", "spleen"])
+    assert [(organ.id, organ.name) for organ in own.organs] == [
+        (0, "background"), (1, "aorta"), (2, "heart"), (3, "spleen"),
+    ]  # fmt: skip
+    assert own["heart"] == replace(LABELS["heart"], id=2) and own["spleen"].title == "Spleen"

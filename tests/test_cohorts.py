@@ -5,9 +5,11 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from agg2exp_core.records import InputError
+from agg2exp_core import volumes
+from agg2exp_core.records import InputError, Volume
 from agg2exp_core.store import cohorts
 
 
@@ -22,9 +24,15 @@ def cases_csv(root: Path, text: str) -> Path:
 def scans(tmp_path: Path) -> Path:
     folder = tmp_path / "scans"
     folder.mkdir()
-    for name in ("b.nii", "a.v2.nii.gz", ".hidden.nii", "notes.txt"):
+    for name in ("b.nii", "a.v2.nii.gz"):
+        write_scan(folder / name)
+    for name in (".hidden.nii", "notes.txt"):
         (folder / name).touch()
     return folder
+
+
+def write_scan(path: Path, size: int = 4) -> None:
+    volumes.write_volume(path, Volume(np.zeros((size, 4, 4), np.uint8), np.eye(4)))
 
 
 def test_values_are_text_as_written(tmp_path):
@@ -69,7 +77,7 @@ def test_an_unknown_cohort_or_case_is_told_what_there_is(tmp_path):
 def test_a_folder_becomes_a_cohort(tmp_path, scans):
     labels = tmp_path / "labels"
     labels.mkdir()
-    (labels / "b.nii.gz").touch()
+    write_scan(labels / "b.nii.gz")
     metadata = tmp_path / "about.csv"
     metadata.write_text("case_id,age\nb,50\n")
     root = tmp_path / "root"
@@ -121,3 +129,13 @@ def test_cases_brought_at_once_are_all_kept(tmp_path):
             row = {"case_id": f"c{number // 2}", "image": f"{number // 2}.nii", "label": ""}
             pool.submit(cohorts.append_case, tmp_path, "uploads", row)
     assert sorted(cohorts.read_cases(tmp_path, "uploads")["case_id"]) == sorted(f"c{n}" for n in range(12))
+
+
+def test_a_label_map_of_another_grid_is_refused_before_anything_is_listed(tmp_path: Path) -> None:
+    scans, labels = tmp_path / "scans", tmp_path / "labels"
+    for folder, size in ((scans, 4), (labels, 5)):
+        folder.mkdir()
+        write_scan(folder / "one.nii.gz", size)
+    with pytest.raises(InputError, match="one: labels must lie on the scan's grid"):
+        cohorts.add_cohort(tmp_path / "root", "new", scans, labels)
+    assert not (tmp_path / "root").exists()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from agg2exp_core import volumes
 from agg2exp_core.files import locked, write_text
 from agg2exp_core.records import InputError
 from agg2exp_core.settings import checked_id
@@ -111,6 +112,13 @@ def add_cohort(root: Path, name: str, folder: Path, labels: Path | None = None, 
     extra, columns = _metadata(metadata, scans)
     maps = scans_of(labels) if labels else {}
     _check_known("label map", maps, scans)
+    for case_id, labelled in maps.items():
+        try:
+            volumes.check_grid(labelled, scans[case_id])
+        except InputError as error:
+            raise InputError(
+                "every label map must be sound and lie on its scan's grid", f"{case_id}: {error}"
+            ) from None
     rows = [
         {"case_id": case_id, "image": _relative(scan, path.parent, root)}
         | {"label": _relative(maps[case_id], path.parent, root) if case_id in maps else ""}

@@ -130,8 +130,8 @@ CASE_MASKED = """
 
 
 def cohorts(con: Connection) -> pd.DataFrame:
-    """cohort, cases (their number)."""
-    return con.execute("SELECT cohort, cases FROM store.cohorts ORDER BY cohort").df()
+    """cohort, cases (their number), the largest first."""
+    return con.execute("SELECT cohort, cases FROM store.cohorts ORDER BY cases DESC, cohort").df()
 
 
 def runs(con: Connection, cohort: str) -> pd.DataFrame:

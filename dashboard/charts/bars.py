@@ -113,7 +113,7 @@ def _laid_out(figure: go.Figure, rows: pd.DataFrame, measure: str) -> go.Figure:
         margin={"l": 4, "r": 14, "t": 4, "b": 74},
         legend={"orientation": "h", "xref": "container", "yref": "container", "x": 0, "y": 0, "yanchor": "bottom"},
         xaxis={"title": {"text": title, "standoff": 4}, "rangemode": "tozero", "zeroline": False},
-        yaxis={"automargin": True, "ticks": "", "tickfont": {"size": 13}},
+        yaxis={"automargin": True, "dtick": 1, "ticks": "", "tickfont": {"size": 13}},
         hoverlabel={"align": "left"},
     )
     return figure

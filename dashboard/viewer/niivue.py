@@ -111,7 +111,7 @@ def viewer_data(maps: Sequence[Shown], key: str, start: Voxel) -> dict[str, Any]
         "start": list(start),
         "at": st.session_state.get(_at(key)),
         "windows": [{"name": name, **window.__dict__} for name, window in layers.WINDOWS.items()],
-        "window": "soft",
+        "window": scene.window,
         "mode": "signed",
         "palettes": {name: layers.stops(name) for name in ("positive", "negative", "absolute")},
         "words": f"{slices.CONVENTION} {KEYS}",

@@ -80,5 +80,5 @@ def _labels(path: str, changed: int, size: int) -> Volume:
 def _attribution(path: str, changed: int, size: int) -> Attribution:
     volume = volumes.read_volume(Path(path))
     end = layers.scale_end(volume.array)
-    sparse = end == max(abs(float(volume.array.min())), float(volume.array.max()))
-    return Attribution(volume, end, slices.peak(volume), sparse)
+    sparse = np.count_nonzero(volume.array) < volume.array.size / 1000
+    return Attribution(volume, end, slices.peak(volume), bool(sparse))

@@ -67,6 +67,15 @@ class Scene:
         return None if place is None else slices.nearest_voxel(self.scan.affine, place, self.shape)
 
     @property
+    def window(self) -> str:
+        """The HU window in which the explained organ is seen: that whose level its middle is nearest to."""
+        place = self.centre
+        if place is None:
+            return "soft"
+        around = self.scan.array[tuple(slice(max(at - 2, 0), at + 3) for at in place)]
+        return min(layers.WINDOWS, key=lambda name: abs(layers.WINDOWS[name].level - float(np.median(around))))
+
+    @property
     def peak(self) -> Voxel | None:
         """The scan's voxel nearest to the strongest attribution."""
         if self.attribution is None or self.attribution.end == 0:

@@ -373,7 +373,7 @@ def _slices(chosen: Chosen, scene: Scene, place: str) -> None:
 
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         windows = {name: window.title for name, window in layers.WINDOWS.items()}
-        window = filters.segments("HU window", "case_window", windows, "soft")
+        window = filters.segments("HU window", "case_window", windows, scene.window)
         shown = "off" if scene.attribution is None else filters.segments("Attribution map", "case_map", MAPS, "signed")
     look = Look(window, signed=shown == "signed")
     told = None if shown == "off" else _legend(chosen, scene, look)

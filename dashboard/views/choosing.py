@@ -57,9 +57,13 @@ def pick_run(address: Address, root: Path) -> ChosenRun | str:
 
 
 def run_box(address: Address, records: dict[str, dict[str, Any]]) -> str | None:
-    """A select box of runs (see `data.run_records`) by their titles; None, without a box, where there is none."""
-    titles = {run: run_title(record) for run, record in records.items()}
-    return filters.pick_one(address, Choice("Run", "run", titles, RUN_HELP), list(records)) if records else None
+    """A select box of runs (see `data.run_records`) by their titles; None, without a box, where there is none.
+
+    One that was stopped before its first case is offered only where there is no other.
+    """
+    begun = {run: record for run, record in records.items() if record["cases"]} or records
+    titles = {run: run_title(record) for run, record in begun.items()}
+    return filters.pick_one(address, Choice("Run", "run", titles, RUN_HELP), list(begun)) if begun else None
 
 
 def run_title(record: dict[str, Any]) -> str:

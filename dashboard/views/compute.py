@@ -173,7 +173,7 @@ def _job(root: Path, labels: LabelSet, job: JobState) -> None:
                 open_result(job)
                 st.rerun(scope="app")
         elif job.status == "failed":
-            words.refuse(job.reason)
+            words.refuse(job.reason.replace(f"{root}/", ""))
             with st.popover("Log"):
                 st.code(queue.log(root, job.job_id) or "Nothing was printed.", language=None, wrap_lines=True)
 
@@ -246,18 +246,19 @@ def take_in(root: Path, name: str, content: IO[bytes]) -> str:
     if ending is None:
         raise InputError("a scan must be a NIfTI file", repr(name), ".nii or .nii.gz")
     images = root / "cohorts" / UPLOADS / "images"
-    images.mkdir(parents=True, exist_ok=True)
     content.seek(0)
     digest = hashlib.file_digest(content, "sha256").hexdigest()  # type: ignore[arg-type]
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", name[: -len(ending)]).strip("-")[:50] or "scan"
     case_id = f"{stem}-{digest[:8]}"
-    with TemporaryDirectory(dir=images.parent, prefix=".incoming-") as folder:
+    root.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=root, prefix=".incoming-") as folder:
         arrived = Path(folder) / f"{stem}{ending}"  # a refusal names the file as the user knows it
         content.seek(0)
         with arrived.open("wb") as file:
             while block := content.read(2**22):
                 file.write(block)
         volumes.check_scan(arrived)
+        images.mkdir(parents=True, exist_ok=True)
         arrived.replace(images / f"{case_id}{ending}")
     row: dict[str, Any] = {"case_id": case_id, "image": f"images/{case_id}{ending}", "label": ""}
     cohorts.append_case(root, UPLOADS, row)

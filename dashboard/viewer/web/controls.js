@@ -1,6 +1,6 @@
 // The bar above the pictures: HU window, attribution, organs' outlines and fills. Nothing here asks the server.
 
-const settings = { window: null, preset: null, mode: null, opacity: 70, outline: true, fill: 0 };
+const settings = { window: null, chosen: false, preset: null, mode: null, opacity: 70, outline: true, fill: 0 };
 const MODES = { signed: "Signed", absolute: "Absolute", off: "Hidden" };
 
 export class Controls {
@@ -54,7 +54,8 @@ export class Controls {
   update(data) {
     settings.mode ??= data.mode;
     this.windows = data.windows;
-    if (!settings.window) this.choose(data.windows.find(({ name }) => name === data.window));
+    // Each organ in its own window, until a reader chooses one.
+    if (!settings.chosen) this.choose(data.windows.find(({ name }) => name === data.window));
     const maps = data.maps.some(({ attribution }) => attribution);
     const labels = data.maps.some(({ labels }) => labels);
     for (const [selector, shown] of [[".modes", maps], [".opacity", maps], [".outline", labels], [".fill", labels],
@@ -77,6 +78,7 @@ export class Controls {
   }
 
   windowTo(window) {
+    settings.chosen = true;
     this.choose(window);
     this.numbers();
     this.mark(".windows", settings.preset);
