@@ -252,8 +252,9 @@ def test_from_points_to_a_list(chromium: Browser, server: Callable[[Path], str],
     elsewhere: list[str] = []
     page.on("request", lambda sent: elsewhere.append(sent.url) if "127.0.0.1" not in sent.url else None)
     page.goto(f"/?cohort=clinic&run={RUN}")
+    page.locator(".st-key-cohort_boxes .boxlayer path.box").first.wait_for()
     page.get_by_role("link", name="Outliers").click(no_wait_after=True)
-    page.locator(".js-plotly-plot .scatterlayer .point").nth(15).wait_for(state="attached")
+    page.locator("[class*=st-key-outliers_chart] .scatterlayer .point").nth(15).wait_for(state="attached")
     page.get_by_text("Who they are").wait_for()
     _lasso(page)
     page.get_by_text("Selected · ").wait_for()

@@ -148,7 +148,7 @@ def _without_image(chosen: Chosen) -> None:
 def _choose(root: Path) -> Chosen | None:
     """The choosers at the left. The link names what is shown, so a copied link opens the same view."""
     with st.sidebar:
-        known = cohorts.list_cohorts(root)
+        known = list(data.cohorts(root)["cohort"])
         cohort = filters.pick_one(ADDRESS, Choice("Cohort", "cohort"), known) if known else None
         if cohort is None:
             _compute(root, None)
