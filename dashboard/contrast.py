@@ -157,7 +157,7 @@ def dice_verdict(organs: Comparison, overall: Comparison, labels: LabelSet) -> s
         f"{word} for {_listed(rows, labels)}" for word, rows in (("lower", fallen), ("higher", risen)) if len(rows)
     ]
     rest = int(organs.table["p_adjusted"].notna().sum()) - len(fallen) - len(risen)
-    parts.append(f"none shown for {_count(rest, 'organ')}")
+    parts.append(f"no clear change for {_count(rest, 'organ')}")
     return f"{sizes}; {', '.join(parts)}"
 
 

@@ -66,7 +66,8 @@ CSS = """
 .side { font-weight: 600; margin-top: 0.2rem; }
 .sides { font-size: 0.9rem; display: flex; flex-wrap: wrap; gap: 0 2rem; }
 /* Sentences that answer to a click read as a list. */
-.st-key-compare_changes button { min-height: 0; padding: 0.28rem 0; justify-content: flex-start; text-align: left; }
+.st-key-compare_changes button { min-height: 0; padding: 0.28rem 0; }
+.st-key-compare_changes button, .st-key-compare_changes button * { justify-content: flex-start; text-align: left; }
 .st-key-compare_changes button p { text-align: left; line-height: 1.3; font-size: 0.9rem; }
 [class*="st-key-compare_less_"] [data-testid="stIconMaterial"] { color: #c2771f; }
 [class*="st-key-compare_more_"] [data-testid="stIconMaterial"] { color: #13928a; }

@@ -77,7 +77,7 @@ def test_it_opens_with_model_against_model_scan_by_scan(monkeypatch: pytest.Monk
     told = texts(app)
     assert "new looks 20.0 points less at Aorta than old when it segments Heart" in told
     assert "2 of 32 pairs" in told and "each of 11 scans with itself; 1 scan in only one of the sets left out" in told
-    assert "lower for Heart (−0.100)" in told and "none shown for 15 organs" in told
+    assert "lower for Heart (−0.100)" in told and "no clear change for 15 organs" in told
     listed = app.dataframe[0].value
     assert listed["change"].median() == pytest.approx(-20) and len(listed) == 11
 

@@ -494,13 +494,13 @@ def _detector_table(
     place: Any, rows: dict[str, dict[str, Any]], abnormal: tuple[str, np.ndarray] | None, shown: Shown
 ) -> None:
     number = st.column_config.NumberColumn
-    config: dict[str, Any] = {"detector": st.column_config.TextColumn("Detector", width=118)}
+    config: dict[str, Any] = {"detector": st.column_config.TextColumn("Detector", width=112)}
     if abnormal:
-        config["auc"] = st.column_config.ProgressColumn("ROC AUC", min_value=0, max_value=1, format="%.3f", width=120)
+        config["auc"] = st.column_config.ProgressColumn("ROC AUC", min_value=0, max_value=1, format="%.3f", width=104)
     if shown.has_dice:
         config |= {
-            "rho": number("ρ with Dice", format="%.2f", width=84),
-            "p": st.column_config.TextColumn("p", width=66),
+            "rho": number("ρ with Dice", format="%.2f", width=90),
+            "p": st.column_config.TextColumn("p", width=74),
         }
     table = pd.DataFrame(rows.values()).reindex(columns=list(config))
     place.dataframe(table, hide_index=True, column_config=config, placeholder="…")
