@@ -145,7 +145,7 @@ def _opened(page: Any, url: str, cohort: str, row: int) -> float:
 
 def _sessions(page: Any, running: Server, url: str) -> str:
     alone = running.memory()
-    others = [page.context.new_page() for _ in range(SESSIONS - 1)]
+    others = [page.context.browser.new_page() for _ in range(SESSIONS - 1)]
     for other in others:
         other.goto(url)
         other.locator(MATRIX).first.wait_for(timeout=300_000)
