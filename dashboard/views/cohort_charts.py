@@ -179,7 +179,7 @@ def _overview(shown: Shown) -> Link:
     stats = data.box_stats(shown.root, shown.selection, shown.target)
     region = shown.picked[1] if shown.picked and shown.picked[0] == shown.target else None
     with left:
-        heading = f"Where the attribution of {shown.title(shown.target)} lies"
+        heading = f"{shown.title(shown.target)}: attribution by region"
         figure = region_boxes(stats, shown.labels, shown.measure, region)
         _chart(shown, Chart("cohort_boxes", heading, BOX_HELP, figure, lambda: _boxed(shown, stats)))
     with right:
