@@ -169,7 +169,7 @@ def _opened(path: Path) -> Iterator[tuple[ScanHeader, BufferedIOBase]]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError("a .nii.gz must be a whole, undamaged gzip file", f"{path.name}: {error}") from None
     except OSError as error:
-        raise InputError("a scan must be a readable file", f"{path}: {error.strerror or error}") from None
+        raise InputError("a scan must be a readable file", f"{path.name}: {error.strerror or error}") from None
 
 
 def _decompressed(path: Path, file: BufferedIOBase) -> BufferedIOBase:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 
 from agg2exp_core.aggregation.regions import region_sums
+from bench.clock import best_of_three
 
 TARGETS, EDGE = 17, 160
 
@@ -16,9 +15,9 @@ def main() -> list[tuple[str, str]]:
     rng = np.random.default_rng(0)
     regions = _blocks(rng)
     saliency = rng.standard_normal((TARGETS, EDGE, EDGE, EDGE), dtype=np.float32)
-    plain, slow = _timed(lambda: _plain(saliency, regions))
-    ours, fast = _timed(lambda: region_sums(saliency, regions, TARGETS))
-    read = _timed(lambda: [np.abs(target).sum(dtype=np.float64) for target in saliency])[1]
+    plain, slow = best_of_three(lambda: _plain(saliency, regions))
+    ours, fast = best_of_three(lambda: region_sums(saliency, regions, TARGETS))
+    read = best_of_three(lambda: [np.abs(target).sum(dtype=np.float64) for target in saliency])[1]
     assert np.allclose(sum(ours), plain, rtol=1e-4)
     return [
         ("aggregation, plain loop, 17 × 160³", f"{slow:.2f} s"),
@@ -44,9 +43,3 @@ def _plain(saliency: np.ndarray, regions: np.ndarray) -> np.ndarray:
             sums[row, region] = inside.sum(dtype=np.float64)
             magnitude.sum(dtype=np.float64)
     return sums
-
-
-def _timed(work):
-    started = time.perf_counter()
-    result = work()
-    return result, time.perf_counter() - started

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +11,7 @@ import pandas as pd
 from agg2exp_core.records import Condition, Selection
 from agg2exp_core.store import catalog, queries
 from bench import synthetic
+from bench.clock import best_of_three
 
 CASES = 10_000
 TARGET = "heart"
@@ -31,8 +29,8 @@ def main() -> list[tuple[str, str]]:
             ("matrix", lambda: queries.matrix(con, SELECTION), lambda: _pandas(root, None)),
             ("boxes of one target", lambda: queries.box_stats(con, SELECTION, TARGET), lambda: _pandas(root, TARGET)),
         ):
-            answer, fast = _timed(ours)
-            expected, slow = _timed(theirs)
+            answer, fast = best_of_three(ours)
+            expected, slow = best_of_three(theirs)
             _check(answer, expected)
             rows.append((f"store, {CASES:,} cases: {what}, DuckDB", f"{fast:.2f} s, {slow / fast:.1f} times pandas'"))
         return rows
@@ -53,13 +51,3 @@ def _check(answer: pd.DataFrame, expected: pd.Series) -> None:
     about = answer if "target" in answer else answer.assign(target=TARGET, value=answer["median"])
     found = about.set_index(["target", "region"])["value"].dropna()
     assert np.allclose(found, expected.reindex(found.index), rtol=1e-6)
-
-
-def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """The answer and the shortest of three times."""
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        answer = work()
-        times.append(time.perf_counter() - started)
-    return answer, min(times)

@@ -68,7 +68,7 @@ CSS = """
 /* Sentences that answer to a click read as a list. */
 .st-key-compare_changes button { min-height: 0; padding: 0.28rem 0; }
 .st-key-compare_changes button, .st-key-compare_changes button * { justify-content: flex-start; text-align: left; }
-.st-key-compare_changes button p { text-align: left; line-height: 1.3; font-size: 0.9rem; }
+.st-key-compare_changes button p { line-height: 1.3; font-size: 0.9rem; }
 [class*="st-key-compare_less_"] [data-testid="stIconMaterial"] { color: #c2771f; }
 [class*="st-key-compare_more_"] [data-testid="stIconMaterial"] { color: #13928a; }
 </style>

@@ -35,9 +35,11 @@ def test_three_voxels_by_hand():
     assert mean(table, "abs").tolist() == [[1, 1.5]] and mean(table, "neg").tolist() == [[0, 0.5]]
 
 
+@pytest.mark.parametrize("voxels", [1, 400, 2**17], ids=["a slab a plane", "uneven slabs", "one slab"])
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16])
-def test_sums_equal_the_plain_loop(dtype, order):
+def test_sums_equal_the_plain_loop(monkeypatch, dtype, order, voxels):
+    monkeypatch.setattr("agg2exp_core.aggregation.regions.CACHED_VOXELS", voxels)
     rng = np.random.default_rng(0)
     shape = (17, 14, 13)
     attributions = np.asarray(rng.standard_normal((3, *shape), np.float32), order=order)

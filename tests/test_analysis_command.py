@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from command import run
 from explanations import ORGANS, made_up
 
-from agg2exp_core import cli
 from agg2exp_core.analysis.importance import Importance, to_array
 from agg2exp_core.analysis.outliers import fit, held_out
 from agg2exp_core.records import InputError, Selection
@@ -46,19 +45,11 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _run(monkeypatch: pytest.MonkeyPatch, root: Path, *words: str) -> int:
-    """The exit code of `agg2exp outliers …`."""
-    monkeypatch.setattr(sys, "argv", ["agg2exp", "outliers", *words, "--data", str(root)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return int(ended.value.code or 0)
-
-
 def test_outliers_reach_their_view(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = catalog.refresh(root)
-    assert _run(monkeypatch, root, "--fit", "usual", "--score", "clinic:r") == 0
+    assert run("outliers", "--fit", "usual", "--score", "clinic:r", "--data", root) == 0
     said = capsys.readouterr().out
     assert said.count("\n") == 1 and said.startswith("4 cases of clinic:r scored against 12 of usual:r: ")
     assert catalog.refresh(root) != before
@@ -82,7 +73,7 @@ def test_a_cohort_that_judges_itself_is_held_out_and_replaces_what_was_there(
 ) -> None:
     file = root / "runs" / "usual" / "r" / "outliers.csv"
     file.write_text("old")
-    assert _run(monkeypatch, root, "--fit", "usual:r", "--score", "usual") == 0
+    assert run("outliers", "--fit", "usual:r", "--score", "usual", "--data", root) == 0
     scores = pd.read_csv(file).query("detector == 'mahalanobis'")["score"]
     np.testing.assert_allclose(scores, held_out("mahalanobis", USUAL.values).reshape(-1), rtol=1e-12)
     assert [path.name for path in file.parent.iterdir() if path.name.startswith(".out")] == []
@@ -108,7 +99,7 @@ def test_what_is_refused_is_said_in_one_line_and_writes_nothing(
     _import(root, made_up(3, organs=ORGANS[:4]), "fewer")
     _import(root, CLINIC, "begun")
     shutil.rmtree(root / "runs" / "begun" / "r" / "cases")
-    assert _run(monkeypatch, root, "--fit", fitted, "--score", scored) == 2
+    assert run("outliers", "--fit", fitted, "--score", scored, "--data", root) == 2
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("\n") == 1 and re.search(rule, said.err)
     assert list(root.rglob("outliers.csv")) == []

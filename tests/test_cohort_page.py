@@ -75,6 +75,19 @@ def _open(monkeypatch: pytest.MonkeyPatch, root: Path, **link: str) -> AppTest:
 # ---- the page's logic ------------------------------------------------------------------------------
 
 
+def test_a_run_stopped_before_its_first_case_is_not_offered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "cohorts" / "clinic").mkdir(parents=True)
+    CASES.to_csv(tmp_path / "cohorts" / "clinic" / "cases.csv", index=False)
+    results.write_run(tmp_path, "clinic", "stopped", {"model": "m", "label_set": "thorax17", "values": "sums"})
+    app = _open(monkeypatch, tmp_path, cohort="clinic")
+    assert app.selectbox(key="cohort_run").options == ["stopped"] and "is finished yet" in texts(app)
+    results.write_run(tmp_path, "clinic", RUN, INFO)
+    _explain(tmp_path, "c1", 0.3)
+    data.forget()
+    app = _open(monkeypatch, tmp_path, cohort="clinic")
+    assert len(app.selectbox(key="cohort_run").options) == 1 and "scans**" in texts(app)
+
+
 def test_a_filter_narrows_every_part_and_says_so(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     app = _open(monkeypatch, root, cohort="clinic", target="heart")
     assert "**6 scans**" in texts(app)

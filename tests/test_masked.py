@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import run
 
-from agg2exp_core import cli, masked, pipeline, volumes
+from agg2exp_core import masked, pipeline, volumes
 from agg2exp_core.aggregation.masks import on_grid
 from agg2exp_core.aggregation.regions import count_voxels, region_sums
 from agg2exp_core.records import Condition, InputError, Selection, SumTable, Volume
@@ -69,15 +70,6 @@ def root(tmp_path: Path) -> Path:
             explained(root, case_id, saliency, organs, ("heart",) if case_id in "ab" else ())
         volumes.write_volume(tmp_path / "masks" / f"{case_id}.nii.gz", grid(organs == 1))
     return root
-
-
-def run(*words: object) -> int:
-    """The exit code of `agg2exp …`."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["agg2exp", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-    return int(stopped.value.code or 0)
 
 
 def aggregate(root: Path, name: str = "lesion", **others: object) -> int:

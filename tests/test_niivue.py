@@ -10,15 +10,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib import request as asked
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import urlopen
 
 import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page
+from starlette.requests import Request
 from streamlit.testing.v1 import AppTest
 
 from agg2exp_core.organs import load_label_set
@@ -116,6 +118,19 @@ def _scan() -> Volume:
 def _opened(parcel: Parcel) -> Volume:
     image = nib.Nifti1Image.from_bytes(gzip.decompress(parcel.make()))
     return Volume(np.asarray(image.dataobj), image.affine)
+
+
+@pytest.mark.parametrize("accepted", ["gzip, br", "identity"])
+def test_a_volume_is_sent_as_the_browser_takes_it(accepted: str) -> None:
+    parcel = parcels.labels_parcel(Volume(np.ones((4, 3, 2), np.uint8), np.eye(4)))
+    token = addresses.volume_address(parcel).rpartition("/")[2]
+    headers = [(b"host", b"127.0.0.1"), (b"accept-encoding", accepted.encode())]
+    route = addresses.routes()[0]
+    answer = route.endpoint(Request({"type": "http", "headers": headers, "path_params": {"token": token}}))
+    encoding = answer.headers.get("content-encoding")
+    assert encoding == ("gzip" if "gzip" in accepted else None)
+    image = nib.Nifti1Image.from_bytes(gzip.decompress(answer.body) if encoding else answer.body)
+    assert image.shape == (4, 3, 2) and (np.asanyarray(image.dataobj) == 1).all()
 
 
 def test_a_cropped_scan_keeps_every_value_at_its_place() -> None:
@@ -480,5 +495,5 @@ def test_what_is_not_allowed_is_refused_without_a_word(
     server: Callable[[Path], str], root: Path, path: str, host: str, status: int
 ) -> None:
     with pytest.raises(HTTPError) as refused:
-        urlopen(Request(server(root) + path, headers={"Host": host}), timeout=20)
+        urlopen(asked.Request(server(root) + path, headers={"Host": host}), timeout=20)
     assert refused.value.code == status and refused.value.read() == b""

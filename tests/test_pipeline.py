@@ -12,10 +12,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from command import run
 from nibabel.processing import resample_from_to
 from tiny import CLASSES, threshold_net, write_bundle
 
-from agg2exp_core import cli, pipeline, volumes
+from agg2exp_core import pipeline, volumes
 from agg2exp_core.aggregation.regions import mass
 from agg2exp_core.records import InputError, Method, Volume
 from agg2exp_core.store import results
@@ -51,15 +52,6 @@ def scan(tmp_path: Path) -> Path:
 
 def explain(root: Path, image: Path, out: Path, plan: pipeline.Plan, label: Path | None = None) -> Path:
     return pipeline.Explaining(root, plan).case(Case("case", image, label, {}), out, silent)
-
-
-def run(*words: object) -> int:
-    """The exit code of `agg2exp …`."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["agg2exp", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-    return int(stopped.value.code or 0)
 
 
 def test_masses_sum_to_one_and_all_files_are_there(root, scan, tmp_path):
@@ -265,6 +257,22 @@ def test_prediction_on_the_scans_own_grid(root, scan, tmp_path):
     written, original = nib.load(tmp_path / "out" / "prediction.nii.gz"), nib.load(scan)
     assert written.shape == original.shape and np.allclose(written.affine, original.affine)
     assert len(np.unique(np.asarray(written.dataobj))) > 1
+
+
+def test_predict_wants_a_folder_and_says_what_it_wrote(root, scan, tmp_path, capsys):
+    words = ["predict", "--model", "tiny", "--image", scan, "--data", root, "--out"]
+    assert run(*words, tmp_path / "pred.nii.gz") == 2
+    assert "--out must name a folder; got pred.nii.gz" in capsys.readouterr().err
+    assert not (tmp_path / "pred.nii.gz").exists()
+    assert run(*words, tmp_path / "out") == 0
+    assert capsys.readouterr().out == f"label map written as {tmp_path / 'out' / 'prediction.nii.gz'}\n"
+
+
+@pytest.mark.parametrize("what", ["cohort", "model", "review"])
+def test_an_empty_list_says_so_beside_the_output(tmp_path, capsys, what):
+    assert run(what, "list", "--data", tmp_path / "nothing") == 0
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("agg2exp: no ") and "nothing" in said.err
 
 
 def test_dice_of_a_label_that_equals_the_prediction_is_one(root, tmp_path):

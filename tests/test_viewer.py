@@ -162,7 +162,18 @@ def test_quantised_clips_at_the_scale_end_and_keeps_signs() -> None:
 def test_scale_end_of_a_sparse_map_is_its_peak() -> None:
     sparse = np.zeros(10_000)
     sparse[3] = -4
-    assert layers.scale_end(sparse) == 4 and layers.scale_end(np.zeros(5)) == 0
+    assert layers.scale_end(sparse) == (4, True) and layers.scale_end(np.zeros(5)) == (0, True)
+    assert layers.scale_end(np.ones(5000)) == (1, False)
+
+
+@pytest.mark.parametrize(("hu", "window"), [(-850, "lung"), (50, "soft"), (700, "bone")])
+def test_an_organ_opens_in_the_window_that_shows_it(hu: int, window: str) -> None:
+    affine, labels = np.eye(4), np.zeros((9, 9, 9), np.uint8)
+    labels[2:7, 2:7, 2:7] = 8
+    scan = Volume(np.where(labels, hu, -1000).astype(np.int16), affine)
+    scene = stage.Scene("test", scan, load_label_set("thorax17"), 8, Volume(labels, affine))
+    assert scene.window == window
+    assert stage.Scene("test", scan, load_label_set("thorax17"), 8).window == "soft"  # nothing is segmented
 
 
 def test_what_is_sent_is_what_was_cut() -> None:

@@ -79,6 +79,5 @@ def _labels(path: str, changed: int, size: int) -> Volume:
 @st.cache_resource(max_entries=12, show_spinner=False)
 def _attribution(path: str, changed: int, size: int) -> Attribution:
     volume = volumes.read_volume(Path(path))
-    end = layers.scale_end(volume.array)
-    sparse = np.count_nonzero(volume.array) < volume.array.size / 1000
-    return Attribution(volume, end, slices.peak(volume), bool(sparse))
+    end, sparse = layers.scale_end(volume.array)
+    return Attribution(volume, end, slices.peak(volume), sparse)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ class Scene:
         place = None if self.prediction is None else slices.centre(self.prediction, self.target)
         return None if place is None else slices.nearest_voxel(self.scan.affine, place, self.shape)
 
-    @property
+    @cached_property
     def window(self) -> str:
         """The HU window in which the explained organ is seen: that whose level its middle is nearest to."""
         place = self.centre

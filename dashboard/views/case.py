@@ -342,8 +342,9 @@ def _maps(chosen: Chosen, scene: Scene) -> list[niivue.Shown]:
     """The run's map and, side by side with it, those of other runs that the user asks for."""
     records = data.run_records(chosen.root, chosen.cohort)
     others = {run: replace(chosen, run=run, record=record) for run, record in records.items() if run != chosen.run}
-    # Of one label set, so that one list of organs and one set of colours serve all.
-    alike = {run: o for run, o in others.items() if o.record.get("label_set") == chosen.record.get("label_set")}
+    # Numbered alike, so that one list of organs and one set of colours serve all.
+    place = chosen.root, chosen.cohort
+    alike = {run: other for run, other in others.items() if data.labels(*place, other.record) == chosen.labels}
     options = {run: other for run, other in alike.items() if other.map_file} if chosen.map_file else {}
     beside = []
     if options:

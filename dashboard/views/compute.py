@@ -173,7 +173,7 @@ def _job(root: Path, labels: LabelSet, job: JobState) -> None:
                 open_result(job)
                 st.rerun(scope="app")
         elif job.status == "failed":
-            words.refuse(job.reason.replace(f"{root}/", ""))
+            words.refuse(job.reason)
             with st.popover("Log"):
                 st.code(queue.log(root, job.job_id) or "Nothing was printed.", language=None, wrap_lines=True)
 
