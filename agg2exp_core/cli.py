@@ -103,7 +103,13 @@ def explain(
     case: Annotated[list[str] | None, typer.Option("--case", help="Only these cases of the cohort.")] = None,
     method: Annotated[str, typer.Option(help="gradient, smoothgrad or integrated_gradients.")] = "smoothgrad",
     targets: Annotated[str, typer.Option(help="all, or organs separated by commas.")] = "all",
-    samples: Annotated[int, typer.Option(help="Noisy copies, or steps of integrated gradients.")] = 20,
+    estimator: Annotated[str, typer.Option(help="SmoothGrad's: antithetic, or plain as published.")] = "antithetic",
+    samples: Annotated[
+        int, typer.Option(help="Pairs of noisy copies at most, plain copies, or steps of integrated gradients.")
+    ] = 20,
+    tolerance: Annotated[
+        float, typer.Option(help="A target has enough pairs at an error of its masses of this.")
+    ] = 0.005,
     sigma: Annotated[float, typer.Option(help="SmoothGrad's noise as a share of the scan's range.")] = 0.1,
     baseline: Annotated[str, typer.Option(help="Integrated gradients start from: air, ones, mean.")] = "air",
     mask: Annotated[str, typer.Option(help="Explained voxels: prediction, label, tp, fp or fn.")] = "prediction",
@@ -124,7 +130,7 @@ def explain(
 
         plan = pipeline.Plan(
             model,
-            Method(method, samples, sigma, baseline, seed, mask),
+            Method(method, samples, sigma, baseline, seed, mask, estimator, tolerance),
             () if targets == "all" else tuple(name.strip() for name in targets.split(",")),
             device,
             saliency_dtype,

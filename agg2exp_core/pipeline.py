@@ -19,10 +19,10 @@ import torch
 
 from agg2exp_core import volumes
 from agg2exp_core.aggregation.agreement import dice_iou
-from agg2exp_core.aggregation.regions import count_voxels, region_sums
+from agg2exp_core.aggregation.regions import count_voxels
 from agg2exp_core.attribution.attribute import Completeness, Explainer, Explanation, Subject, attribute, check_method
 from agg2exp_core.model.bundle import Bundle, find_bundle
-from agg2exp_core.model.predict import pick_device, predicted_organs, stitched_logits
+from agg2exp_core.model.predict import pick_device, segment
 from agg2exp_core.model.preprocess import AIR_HU, Scan, load_scan, on_grid_of, on_model_grid, scaled
 from agg2exp_core.model.windows import plan_windows
 from agg2exp_core.records import InputError, Method, SumTable, Volume
@@ -89,7 +89,8 @@ class Explaining:
         scan = load_scan(self.bundle, _image_of(case))
         labels = None if label is None else on_model_grid(label, scan)
         subject = Subject(scan.voxels, None if labels is None else torch.as_tensor(labels))
-        explained = attribute(self.explainer, subject, missing, self.plan.method, report)
+        kept = () if self.plan.saliency == "none" else None
+        explained = attribute(self.explainer, subject, missing, self.plan.method, report, kept)
         with nullcontext() if cohort is None else results.publishing(folder):
             # Looked at again: another process may have explained other targets of this case meanwhile.
             known = _finished(folder, identity)
@@ -128,8 +129,8 @@ class Explaining:
         volumes.write_volume(new / "prediction.nii.gz", scan.volume(prediction))
         if self.plan.saliency != "none":
             saliency.mkdir(exist_ok=True)
-            for name, voxels in zip(explained.targets, explained.saliency.numpy(), strict=True):
-                kept = half_precision(voxels) if self.plan.saliency == "float16" else voxels
+            for name, drawn in explained.saliency.items():
+                kept = half_precision(drawn.numpy()) if self.plan.saliency == "float16" else drawn.numpy()
                 volumes.write_volume(saliency / f"{name}.nii.gz", scan.volume(kept))
 
     def _write_agreement(self, new: Path, explained: Explanation, labels: np.ndarray | None) -> None:
@@ -177,23 +178,29 @@ def _checked(case: Case, mask: str) -> Volume | None:
 
 
 def run_id(model: str, method: Method) -> str:
-    """`<model>-<method>-<samples>`, then the parameters that differ from the usual ones, then an unusual mask."""
+    """`<model>-<method>-<samples>`, then the parameters that differ from the usual ones, then an unusual mask.
+
+    Samples that are antithetic pairs are called so.
+    """
     parameters, usual = method.parameters(), Method(method.name).parameters()
-    words = [model, method.name] + ([str(parameters["samples"])] if "samples" in parameters else [])
-    others = {key: value for key, value in parameters.items() if key not in ("samples", "mask")}
+    words = [model, method.name] + (["pairs"] if "estimator" in parameters else [])
+    words += [str(parameters["samples"])] if "samples" in parameters else []
+    others = {key: value for key, value in parameters.items() if key not in ("samples", "estimator", "mask")}
     words += [f"{key}{value}" for key, value in others.items() if value != usual[key]]
     return "-".join([*words, *([method.mask] if "mask" in parameters else [])])
 
 
 def sum_table(classes: tuple[str, ...], explained: Explanation) -> SumTable:
     """Sums over the predicted organs for each explained target; absent targets keep a row of NaN."""
-    regions = explained.prediction.numpy()
-    count = len(classes)
     targets = tuple(name for name in classes if name in explained.targets or name in explained.absent)
-    positive, negative = np.full((2, len(targets), count), np.nan)
-    rows = [targets.index(name) for name in explained.targets]
-    positive[rows], negative[rows] = region_sums(explained.saliency.numpy(), regions, count)
-    return SumTable(targets, classes, positive, negative, count_voxels(regions, count), dict(explained.absent))
+    positive, negative, mass_se = np.full((3, len(targets), len(classes)), np.nan)
+    for name, tally in explained.tallies.items():
+        row = targets.index(name)
+        positive[row], negative[row] = tally.sums()
+        errors = tally.mass_se()
+        mass_se[row] = np.nan if errors is None else errors
+    voxels = count_voxels(explained.prediction.numpy(), len(classes))
+    return SumTable(targets, classes, positive, negative, voxels, dict(explained.absent), mass_se)
 
 
 class Segmenting:
@@ -208,10 +215,10 @@ class Segmenting:
         """Write the case's label map, on the scan's own grid and orientation; `report` counts window batches."""
         scan = load_scan(self.bundle, _image_of(case))
         image, inferer = scan.voxels.to(self.device), self.bundle.inferer()
-        windows = len(plan_windows(inferer, tuple(image.shape[1:]), image).slices)
-        total, done = -(-windows // max(inferer.sw_batch_size, 1)), itertools.count(1)
-        logits = stitched_logits(self.network, inferer, image, lambda: report(next(done), total, "segmenting"))
-        prediction = scan.volume(predicted_organs(logits).cpu())
+        plan, batch = plan_windows(inferer, tuple(image.shape[1:]), image), max(inferer.sw_batch_size, 1)
+        total, done = -(-len(plan.slices) // batch), itertools.count(1)
+        organs, _ = segment(self.network, plan, image[0], batch, lambda: report(next(done), total, "segmenting"))
+        prediction = scan.volume(organs.cpu())
         file.parent.mkdir(parents=True, exist_ok=True)
         volumes.write_volume(file, on_grid_of(prediction, volumes.read_volume(_image_of(case))))
 
@@ -254,9 +261,13 @@ def _finished(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
 def _merged(old: SumTable, new: SumTable, classes: tuple[str, ...]) -> SumTable:
     rows = {name: (table, i) for table in (old, new) for i, name in enumerate(table.targets)}
     targets = tuple(name for name in classes if name in rows)
-    positive = np.stack([rows[name][0].positive[rows[name][1]] for name in targets])
-    negative = np.stack([rows[name][0].negative[rows[name][1]] for name in targets])
-    return SumTable(targets, classes, positive, negative, new.voxels, {**old.absent, **new.absent})
+
+    def both(numbers: Callable[[SumTable], np.ndarray]) -> np.ndarray:
+        return np.stack([numbers(table)[row] for table, row in (rows[name] for name in targets)])
+
+    absent = {**old.absent, **new.absent}
+    sums = both(lambda table: table.positive), both(lambda table: table.negative)
+    return SumTable(targets, classes, *sums, new.voxels, absent, both(lambda table: table.mass_se))
 
 
 def _gaps(completeness: dict[str, Completeness]) -> dict[str, tuple[float, float, float]]:

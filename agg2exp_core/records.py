@@ -36,6 +36,9 @@ class Method:
 
     name: gradient | smoothgrad | integrated_gradients.
     samples: noisy copies of SmoothGrad, or steps of integrated gradients.
+    estimator: of SmoothGrad. plain: independent copies, as published. antithetic: pairs of opposite noise, at most
+    `samples` of them, without the bias of few; a target stops when twice the largest standard error of its masses is
+    under `tolerance`.
     sigma: SmoothGrad's noise as a share of the scaled scan's range (max − min).
     baseline: where integrated gradients start: air | ones | mean.
     mask: the voxels whose logits are summed: prediction | label | tp | fp | fn.
@@ -47,19 +50,29 @@ class Method:
     baseline: str = "air"
     seed: int = 0
     mask: str = "prediction"
+    estimator: str = "antithetic"
+    tolerance: float = 0.005
+
+    @classmethod
+    def of(cls, name: str, parameters: dict[str, Any]) -> Method:
+        """The method whose `parameters()` were stored; TypeError for one that there is none of."""
+        return cls(name, **{"estimator": "plain", **parameters})
 
     def parameters(self) -> dict[str, Any]:
         """Only what this method's numbers depend on, for run.json and the manifest.
 
-        The usual mask is not among them: runs that knew no other one stay what they are.
+        The usual mask and the published estimator are not among them: runs that knew no other stay what they are.
         """
-        used = {
+        used: tuple[str, ...] = {
             "gradient": (),
             "smoothgrad": ("samples", "sigma", "seed"),
             "integrated_gradients": ("samples", "baseline"),
         }[self.name]
-        chosen = ("mask",) if self.mask != "prediction" else ()
-        return {key: value for key, value in asdict(self).items() if key in used + chosen}
+        if self.name == "smoothgrad" and self.estimator != "plain":
+            used += ("estimator", "tolerance")
+        if self.mask != "prediction":
+            used += ("mask",)
+        return {key: value for key, value in asdict(self).items() if key in used}
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +82,7 @@ class SumTable:
     positive, negative: (targets, regions) float64, Σ max(a, 0) and Σ max(−a, 0).
     voxels: (regions,) int64. A target absent from the prediction is in `absent` with its reason,
     and its row of sums is NaN in memory, empty on disk.
+    mass_se: (targets, regions), the standard error of each share of Σ|a|; NaN where nothing is known of it.
     """
 
     targets: tuple[str, ...]
@@ -77,6 +91,11 @@ class SumTable:
     negative: np.ndarray
     voxels: np.ndarray
     absent: dict[str, str] = field(default_factory=dict)
+    mass_se: np.ndarray = field(default_factory=lambda: np.empty(0))
+
+    def __post_init__(self) -> None:
+        if not self.mass_se.size:
+            object.__setattr__(self, "mass_se", np.full_like(self.positive, np.nan))
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,10 @@ def _measure() -> float:
     network = torch.nn.Sequential(torch.nn.Conv3d(1, 8, 3, padding=1), torch.nn.Conv3d(8, TARGETS, 3, padding=1))
     classes = tuple(f"class {index}" for index in range(TARGETS))
     explainer = Explainer(network.requires_grad_(False), SlidingWindowInferer((64,) * 3), classes, torch.device("cpu"))
-    method = Method("gradient")
+    method = Method(samples=4)
 
     def explain(edge: int) -> int:
-        attribute(explainer, Subject(torch.rand(1, edge, edge, edge)), classes, method, lambda *_: None)
+        attribute(explainer, Subject(torch.rand(1, edge, edge, edge)), classes, method, lambda *_: None, keep=())
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     networks_own = explain(64)

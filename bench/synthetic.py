@@ -12,7 +12,7 @@ from agg2exp_core.records import Method, SumTable
 from agg2exp_core.store import cohorts, results
 
 COHORT = "synthetic"
-METHOD = Method("smoothgrad", 4)
+METHOD = Method("smoothgrad", 4, estimator="plain")
 RUN = f"synthetic-{METHOD.name}-{METHOD.samples}"
 LABELS = load_label_set("thorax17")
 

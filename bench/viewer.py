@@ -47,7 +47,7 @@ def write_root(root: Path, size: int) -> None:
 
 
 def _write_results(root: Path, labels: Volume, saliency: Volume) -> None:
-    method = Method("smoothgrad", 4)
+    method = Method("smoothgrad", 4, estimator="plain")
     info = {"model": "none", "model_hash": "0", "method": method.name, "parameters": method.parameters()}
     results.write_run(root, COHORT, RUN, info | {"label_set": LABELS.name, "values": "sums"})
     count = len(LABELS.names)

@@ -31,6 +31,7 @@ COLUMNS = {
     "voxels": "size of the region",
     "absent": "why there is no value, empty where there is one",
     "organ_mass": "share without the background",
+    "mass_se": "standard error of mass, where it is known",
     "dice": "overlap of prediction and label, 0 to 1",
     "iou": "intersection over union, 0 to 1",
     "detector": "what measured how unusual",

@@ -11,9 +11,9 @@ from monai.networks.nets import SwinUNETR
 from tiny import CLASSES, conv_net, explainer_of, inferer_of, normed_net, scan_of
 
 from agg2exp_core.attribution.attribute import Explanation, Subject, attribute, check_method
-from agg2exp_core.attribution.gradient import StitchedModel, gradient
+from agg2exp_core.attribution.gradient import Pass, StitchedModel, box_gradients
 from agg2exp_core.attribution.target import MASKS, Target
-from agg2exp_core.model.predict import predicted_organs, stitched_logits
+from agg2exp_core.model.predict import predicted_organs
 from agg2exp_core.model.windows import plan_windows
 from agg2exp_core.records import InputError, Method
 
@@ -25,6 +25,11 @@ def silent(done: int, total: int, note: str) -> None: ...
 
 def explain(network, scan, method, inferer=None, label=None) -> Explanation:
     return attribute(explainer_of(network, inferer), Subject(scan, label), CLASSES, method, silent)
+
+
+def drawn(explained: Explanation) -> torch.Tensor:
+    """The maps of all targets, (targets, I, J, K)."""
+    return torch.stack(list(explained.saliency.values()))
 
 
 def autograd_through_monai(network, inferer, scan, explained: Explanation, masks=None) -> torch.Tensor:
@@ -51,7 +56,7 @@ def test_gradient_is_autograd_through_the_stitched_inference(overlap, mode, dtyp
     explained = explain(network, scan, Method("gradient"), inferer)
     oracle = autograd_through_monai(network, inferer, scan, explained)
     assert len(explained.targets) >= 2
-    assert (explained.saliency - oracle).abs().max() <= bound * oracle.abs().max()
+    assert (drawn(explained) - oracle).abs().max() <= bound * oracle.abs().max()
 
 
 def test_gradient_through_a_swin_unetr():
@@ -61,7 +66,7 @@ def test_gradient_through_a_swin_unetr():
     scan, inferer = scan_of((70, 32, 30)), inferer_of((64, 32, 32), overlap=0.5)
     explained = explain(network, scan, Method("gradient"), inferer)
     oracle = autograd_through_monai(network, inferer, scan, explained)
-    assert (explained.saliency - oracle).abs().max() <= 1e-4 * oracle.abs().max()
+    assert (drawn(explained) - oracle).abs().max() <= 1e-4 * oracle.abs().max()
 
 
 def test_a_padded_scan_is_explained_as_monai_pads_it():
@@ -69,7 +74,7 @@ def test_a_padded_scan_is_explained_as_monai_pads_it():
     network, scan, inferer = normed_net(), scan_of(SHAPE), inferer_of(cval=-1.0)
     explained = explain(network, scan, Method("gradient"), inferer)
     oracle = autograd_through_monai(network, inferer, scan, explained)
-    assert (explained.saliency - oracle).abs().max() <= 1e-4 * oracle.abs().max()
+    assert (drawn(explained) - oracle).abs().max() <= 1e-4 * oracle.abs().max()
     with pytest.raises(InputError, match="padded with a constant"):
         explain(network, scan, Method("gradient"), inferer_of(padding_mode="replicate"))
 
@@ -122,20 +127,20 @@ def test_every_mask_is_autograd_of_its_own_sum(masked):
         masks = [rule(channel) for channel in range(len(CLASSES))]
         assert [CLASSES[channel] for channel in range(len(CLASSES)) if masks[channel].any()] == list(explained.targets)
         oracle = autograd_through_monai(network, inferer, scan, explained, masks)
-        assert (explained.saliency - oracle).abs().max() <= 1e-4 * oracle.abs().max()
+        assert (drawn(explained) - oracle).abs().max() <= 1e-4 * oracle.abs().max()
 
 
 @pytest.mark.parametrize(("whole", "parts"), [("prediction", ("tp", "fp")), ("label", ("tp", "fn"))])
 def test_parts_of_a_mask_sum_to_its_gradient(masked, whole, parts):
     """S is a sum over voxels, so the gradients of disjoint masks add up."""
     assert masked[whole].targets == masked[parts[0]].targets == masked[parts[1]].targets and masked[whole].targets
-    summed = masked[parts[0]].saliency + masked[parts[1]].saliency
-    assert (summed - masked[whole].saliency).abs().max() <= 1e-6 * masked[whole].saliency.abs().max()
+    summed = drawn(masked[parts[0]]) + drawn(masked[parts[1]])
+    assert (summed - drawn(masked[whole])).abs().max() <= 1e-6 * drawn(masked[whole]).abs().max()
 
 
 def test_the_usual_mask_looks_at_no_label(masked):
     alone = explain(normed_net(), scan_of(SHAPE), Method("gradient"))
-    assert torch.equal(alone.saliency, masked["prediction"].saliency)
+    assert torch.equal(drawn(alone), drawn(masked["prediction"]))
     assert all(torch.equal(alone.prediction, other.prediction) for other in masked.values())
 
 
@@ -159,14 +164,14 @@ def test_a_mask_of_the_label_needs_one():
 
 def test_smoothgrad_without_noise_is_the_gradient():
     network, scan = normed_net(), scan_of(SHAPE)
-    plain = explain(network, scan, Method("gradient")).saliency
-    smooth = explain(network, scan, Method("smoothgrad", samples=1, sigma=0.0)).saliency
+    plain = drawn(explain(network, scan, Method("gradient")))
+    smooth = drawn(explain(network, scan, Method("smoothgrad", samples=1, sigma=0.0, estimator="plain")))
     assert torch.equal(plain, smooth)
 
 
 def test_smoothgrad_is_the_mean_over_noisy_copies():
     network, scan, inferer = normed_net(), scan_of(SHAPE), inferer_of()
-    method = Method("smoothgrad", samples=3, seed=5)
+    method = Method("smoothgrad", samples=3, seed=5, estimator="plain")
     explained = explain(network, scan, method, inferer)
     sigma = 0.1 * (scan.max() - scan.min())
     copies = []
@@ -174,13 +179,13 @@ def test_smoothgrad_is_the_mean_over_noisy_copies():
         noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed((5 << 20) + sample))
         copies.append(autograd_through_monai(network, inferer, scan + sigma * noise, explained))
     oracle = torch.stack(copies).mean(0)
-    assert (explained.saliency - oracle).abs().max() <= 1e-4 * oracle.abs().max()
+    assert (drawn(explained) - oracle).abs().max() <= 1e-4 * oracle.abs().max()
 
 
 def test_same_seed_same_bits_and_another_seed_other_noise():
     network, scan, method = normed_net(), scan_of(SHAPE), Method("smoothgrad", samples=2, seed=3)
-    first, again = (explain(network, scan, method).saliency for _ in range(2))
-    other = explain(network, scan, replace(method, seed=4)).saliency
+    first, again = (drawn(explain(network, scan, method)) for _ in range(2))
+    other = drawn(explain(network, scan, replace(method, seed=4)))
     assert torch.equal(first, again)
     assert not torch.allclose(first, other)
 
@@ -189,21 +194,21 @@ def test_a_target_alone_gets_the_numbers_it_gets_among_all():
     network, scan, method = normed_net(), scan_of(SHAPE), Method("smoothgrad", samples=2)
     together = explain(network, scan, method)
     alone = attribute(explainer_of(network), Subject(scan), ("heart",), method, silent)
-    assert torch.allclose(alone.saliency[0], together.saliency[together.targets.index("heart")], atol=1e-7)
+    assert torch.allclose(drawn(alone)[0], drawn(together)[together.targets.index("heart")], atol=1e-7)
 
 
 @pytest.mark.parametrize("batch", [2, 4])
 def test_window_batches_agree(batch):
     network, scan, method = normed_net(), scan_of(SHAPE), Method("smoothgrad", samples=2)
-    one = explain(network, scan, method, inferer_of(overlap=0.5)).saliency
-    many = explain(network, scan, method, inferer_of(overlap=0.5, sw_batch_size=batch)).saliency
+    one = drawn(explain(network, scan, method, inferer_of(overlap=0.5)))
+    many = drawn(explain(network, scan, method, inferer_of(overlap=0.5, sw_batch_size=batch)))
     assert (one - many).abs().max() <= 1e-5 * one.abs().max()
 
 
 def test_integrated_gradients_equal_captums_on_one_window():
     network, scan, inferer = conv_net(), scan_of((8, 8, 8)), inferer_of()
     explained = explain(network, scan, Method("integrated_gradients", samples=16), inferer)
-    for name, attributed in zip(explained.targets, explained.saliency, strict=True):
+    for name, attributed in zip(explained.targets, drawn(explained), strict=True):
         channel = CLASSES.index(name)
         mask = explained.prediction == channel
 
@@ -224,8 +229,8 @@ def test_integrated_gradients_are_complete_without_normalisation():
 def test_the_gap_is_the_difference_it_says():
     network, scan, inferer = normed_net(), scan_of(SHAPE), inferer_of()
     explained = explain(network, scan, Method("integrated_gradients", samples=4), inferer)
-    at_scan, at_air = (stitched_logits(network, inferer, x) for x in (scan, torch.zeros_like(scan)))
-    for name, attributed in zip(explained.targets, explained.saliency, strict=True):
+    at_scan, at_air = (inferer(x[None], network)[0] for x in (scan, torch.zeros_like(scan)))
+    for name, attributed in zip(explained.targets, drawn(explained), strict=True):
         mask = explained.prediction == CLASSES.index(name)
         difference = float((at_scan - at_air)[CLASSES.index(name)][mask].double().sum())
         stated = explained.completeness[name]
@@ -241,8 +246,8 @@ def test_a_linear_network_by_hand():
     scan = scan_of(SHAPE)
     slope = explain(network, scan, Method("gradient"))
     path = explain(network, scan, Method("integrated_gradients", samples=3, baseline="mean"))
-    expected = slope.saliency * (scan - 0.2302)
-    assert (path.saliency - expected).abs().max() <= 1e-5 * expected.abs().max()
+    expected = drawn(slope) * (scan - 0.2302)
+    assert (drawn(path) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_three_voxels_by_hand():
@@ -251,9 +256,10 @@ def test_three_voxels_by_hand():
     network.weight.copy_(torch.tensor([1.0, 2.0, 3.0]).view(1, 1, 3, 1, 1))
     scan = torch.rand(3, 1, 1)
     plan = plan_windows(inferer_of((3, 1, 1)), (3, 1, 1), scan)
-    target = Target("middle", 0, torch.tensor([False, True, False]).view(3, 1, 1))
-    found = gradient(StitchedModel(network, plan), scan, [target])
-    assert found.flatten().tolist() == [1.0, 2.0, 3.0]
+    middle = torch.tensor([False, True, False]).view(3, 1, 1)
+    target = Target("middle", 0, lambda place: middle[place])
+    ((place, _, found),) = box_gradients(StitchedModel(network, plan), [Pass(lambda: scan)], [target])
+    assert place[0] == slice(0, 3) and found[0].flatten().tolist() == [1.0, 2.0, 3.0]
 
 
 def test_an_absent_target_is_absent_with_a_reason():
@@ -261,22 +267,25 @@ def test_an_absent_target_is_absent_with_a_reason():
     network[-1].bias[2] = -1e3
     explained = explain(network, scan_of(SHAPE), Method("gradient"))
     assert explained.absent == {"heart": "not predicted"}
-    assert "heart" not in explained.targets and len(explained.saliency) == len(explained.targets)
+    assert "heart" not in explained.targets and len(drawn(explained)) == len(explained.targets)
 
 
-def test_progress_counts_every_window_of_every_sample():
-    seen: list[tuple[int, int]] = []
-    network, inferer = conv_net(), inferer_of()
+@pytest.mark.parametrize(
+    ("method", "passes"),
+    [(Method(samples=3, estimator="plain"), [3]), (Method(samples=11, tolerance=1e-9), [8, 16, 22])],
+)
+def test_progress_counts_every_window_of_every_pass(method, passes):
+    """Rounds that a first one calls for are added when it is known that they are needed."""
+    seen: list[tuple[int, int, str]] = []
+    network, inferer = normed_net(), inferer_of()
     attribute(
-        explainer_of(network, inferer),
-        Subject(scan_of(SHAPE)),
-        CLASSES,
-        Method(samples=3),
-        lambda d, t, _: seen.append((d, t)),
+        explainer_of(network, inferer), Subject(scan_of(SHAPE)), CLASSES, method, lambda *words: seen.append(words)
     )
     windows = len(plan_windows(inferer, SHAPE, torch.zeros(1)).slices)
-    together = [2 * n for n in range(windows + 1)] + [2 * windows + n for n in range(1, windows + 1)]
-    assert seen == [(done, 3 * windows) for done in together]
+    assert seen[0] == (0, windows, "segmenting")
+    done = [words[0] for words in seen]
+    assert done == sorted(done) and seen[-1][:2] == (passes[-1] * windows, passes[-1] * windows)
+    assert [*dict.fromkeys(words[1] for words in seen[1:])] == [count * windows for count in passes]
 
 
 def test_the_network_is_left_as_it_was():
@@ -318,9 +327,9 @@ def test_an_unknown_target_is_refused():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="compares CUDA with the CPU")
 def test_cuda_gives_the_numbers_of_the_cpu():
     network, scan, method = normed_net(), scan_of(SHAPE), Method(samples=2)
-    on_cpu = explain(network, scan, method).saliency
+    on_cpu = drawn(explain(network, scan, method))
     explainer = replace(explainer_of(network.cuda()), device=torch.device("cuda"))
-    on_cuda = attribute(explainer, Subject(scan), CLASSES, method, silent).saliency
+    on_cuda = drawn(attribute(explainer, Subject(scan), CLASSES, method, silent))
     assert (on_cpu - on_cuda).abs().max() <= 1e-4 * on_cpu.abs().max()
 
 

@@ -112,7 +112,7 @@ def test_masks_are_hatched_bars_above_the_organs() -> None:
 def test_run_titles_name_the_method() -> None:
     record = {"run": "r", "method": "smoothgrad", "model": "m", "parameters": {"samples": 4}}
     assert choosing.run_title(record) == "SmoothGrad × 4, m"
-    parameters = Method(samples=4, seed=7, mask="fp").parameters()
+    parameters = Method(samples=4, seed=7, mask="fp", estimator="plain").parameters()
     assert choosing.run_title(record | {"parameters": parameters}) == "SmoothGrad × 4, false positives, seed 7, m"
     assert choosing.run_title({"run": "published", "method": None, "parameters": None}) == "published"
 
@@ -135,7 +135,7 @@ def _built(root: Path, label_set: str) -> Path:
     (folder / "cases.csv").write_text("case_id,image,label,age\none,images/one.nii.gz,,63\ntwo,,,70\n")
     info = {
         "model": "thorax17_swinunetr", "model_hash": "0", "method": "smoothgrad", "versions": {},
-        "parameters": Method("smoothgrad", 4).parameters(), "label_set": label_set, "values": "sums",
+        "parameters": Method("smoothgrad", 4, estimator="plain").parameters(), "label_set": label_set, "values": "sums",
     }  # fmt: skip
     results.write_run(root, "tiny", RUN, info)
     for name in ("one", "two"):

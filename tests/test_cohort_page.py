@@ -35,7 +35,7 @@ CASES = pd.DataFrame(
 )
 INFO = {
     "model": "thorax17_swinunetr", "model_hash": "0", "method": "smoothgrad", "versions": {},
-    "parameters": Method("smoothgrad", 4).parameters(), "label_set": "thorax17", "values": "sums",
+    "parameters": Method("smoothgrad", 4, estimator="plain").parameters(), "label_set": "thorax17", "values": "sums",
 }  # fmt: skip
 ON_AORTA = {"c1": 0.3, "c2": 0.1, "c3": 0.5, "c4": 0.2, "c5": 0.4}
 """Share of the heart's attribution on the aorta; c6 is not explained."""

@@ -47,7 +47,8 @@ def _run(root: Path, cohort: str, run: str, on_aorta: float, dice: float, cases:
     """A run in which so much of the heart's attribution lies on the aorta; a little more from case to case."""
     info = {
         "model": run.split("-")[0], "model_hash": run, "method": "smoothgrad", "versions": {},
-        "parameters": Method("smoothgrad", 4).parameters(), "label_set": "thorax17", "values": "sums",
+        "parameters": Method("smoothgrad", 4, estimator="plain").parameters(),
+        "label_set": "thorax17", "values": "sums",
     }  # fmt: skip
     results.write_run(root, cohort, run, info)
     for place, case_id in enumerate(cases):

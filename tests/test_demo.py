@@ -70,7 +70,7 @@ def test_a_shipped_case_comes_out_again(tmp_path: Path) -> None:
     case_id, seed, planted = phantom.DEMO["clinic"][1]
     phantom.write_cohort(tmp_path / "cohorts" / "clinic", [(case_id, seed, planted)], workers=1)
     case = cohorts.find_case(tmp_path, "clinic", case_id)
-    plan = pipeline.Plan(MODEL, Method(samples=4), ("lung_lower_lobe_left",), saliency="none")
+    plan = pipeline.Plan(MODEL, Method(samples=4, estimator="plain"), ("lung_lower_lobe_left",), saliency="none")
     again = pipeline.Explaining(SHIPPED, plan).case(case, tmp_path / "out", silent)
     shipped = SHIPPED / "runs" / "clinic" / RUN / "cases" / case_id
     for key in ("model_hash", "input_sha256", "label_sha256", "parameters_hash"):

@@ -45,7 +45,9 @@ def test_command_says_everything_the_numbers_depend_on(tmp_path: Path) -> None:
     words = " ".join(queue.command(tmp_path, "j1", REQUEST))
     assert "-m agg2exp_core explain" in words and f"--data {tmp_path}" in words and "--job j1" in words
     assert "--cohort reference --case case_001 --model model" in words
-    assert "--method smoothgrad --targets heart --samples 4 --sigma 0.1 --seed 0" in words
+    assert "--method smoothgrad --targets heart --estimator antithetic --samples 4 --sigma 0.1 --seed 0" in words
+    plain = Request("reference", "case_001", "model", Method("smoothgrad", 4, estimator="plain"))
+    assert "--estimator plain --samples 4" in " ".join(queue.command(tmp_path, "j1", plain))
 
 
 def test_an_unusual_mask_is_on_the_command_line_and_the_usual_one_is_not(tmp_path: Path) -> None:

@@ -262,7 +262,7 @@ def _hu() -> np.ndarray:
 def _explained(root: Path, run: str, method: str) -> None:
     info = {
         "model": "thorax17_swinunetr", "model_hash": "0", "method": method, "versions": {},
-        "parameters": Method(method, 4).parameters(), "label_set": "thorax17", "values": "sums",
+        "parameters": Method(method, 4, estimator="plain").parameters(), "label_set": "thorax17", "values": "sums",
     }  # fmt: skip
     results.write_run(root, "tiny", run, info)
     sums = np.random.default_rng(0).random((2, 1, 17))

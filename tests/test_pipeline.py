@@ -296,16 +296,19 @@ def test_a_label_map_on_another_grid_is_refused_before_the_work(root, scan, tmp_
 
 
 def test_run_ids_name_what_differs():
-    assert pipeline.run_id("net", Method(samples=4)) == "net-smoothgrad-4"
-    assert pipeline.run_id("net", Method(samples=4, seed=7)) == "net-smoothgrad-4-seed7"
+    assert pipeline.run_id("net", Method(samples=4, estimator="plain")) == "net-smoothgrad-4"
+    assert pipeline.run_id("net", Method(samples=8, tolerance=0.02)) == "net-smoothgrad-pairs-8-tolerance0.02"
+    assert pipeline.run_id("net", Method(samples=4, seed=7, estimator="plain")) == "net-smoothgrad-4-seed7"
     assert pipeline.run_id("net", GRADIENT) == "net-gradient"
     assert pipeline.run_id("net", Method("integrated_gradients", 8, baseline="ones")).endswith("-8-baselineones")
-    assert pipeline.run_id("net", Method(samples=4, seed=7, mask="fp")) == "net-smoothgrad-4-seed7-fp"
+    assert (
+        pipeline.run_id("net", Method(samples=4, seed=7, mask="fp", estimator="plain")) == "net-smoothgrad-4-seed7-fp"
+    )
 
 
 def test_the_usual_mask_leaves_runs_as_they_were(root, scan):
     """Ids, parameters and hashes of runs made before there were other masks; see the shipped manifests."""
-    method = Method(samples=4, mask="prediction")
+    method = Method(samples=4, mask="prediction", estimator="plain")
     assert pipeline.run_id("net", method) == "net-smoothgrad-4"
     assert method.parameters() == {"samples": 4, "sigma": 0.1, "seed": 0}
     explaining = pipeline.Explaining(root, pipeline.Plan("tiny", method))
@@ -423,6 +426,7 @@ def test_a_file_that_is_no_scan_is_refused(root, tmp_path, capsys):
 def test_manifest_says_what_the_numbers_depend_on(root, scan, tmp_path):
     out = explain(root, scan, tmp_path / "out", pipeline.Plan("tiny", Method(samples=2, seed=9)))
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["parameters"] == {"samples": 2, "sigma": 0.1, "seed": 9}
+    pairs = {"estimator": "antithetic", "tolerance": 0.005}
+    assert manifest["parameters"] == {"samples": 2, "sigma": 0.1, "seed": 9} | pairs
     assert manifest["input_sha256"] == hashlib.sha256(gzip.decompress(scan.read_bytes())).hexdigest()
     assert set(manifest["versions"]) == {"torch", "monai", "numpy", "nibabel"}

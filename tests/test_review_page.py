@@ -34,7 +34,7 @@ def root(tmp_path: Path) -> Path:
     (tmp_path / "cohorts" / "tiny").mkdir(parents=True)
     info = {
         "model": "m", "model_hash": "0", "method": "smoothgrad", "versions": {}, "values": "sums",
-        "parameters": Method("smoothgrad", 4).parameters(), "label_set": "thorax17",
+        "parameters": Method("smoothgrad", 4, estimator="plain").parameters(), "label_set": "thorax17",
     }  # fmt: skip
     results.write_run(tmp_path, "tiny", RUN, info)
     rows = ["case_id,image,label,planted"]

@@ -1,25 +1,30 @@
-"""One scan, one method, any targets: saliency on the model's grid."""
+"""One scan, one method, any targets: attributions summed over the predicted organs, and maps of those to look at."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from monai.inferers import SlidingWindowInferer
 
-from agg2exp_core.attribution.gradient import StitchedModel, gradient
-from agg2exp_core.attribution.integrated import integrated_gradients
-from agg2exp_core.attribution.smoothgrad import smoothgrad
-from agg2exp_core.attribution.target import MASKS, Maps, Target, masked_targets, target_values
-from agg2exp_core.model.predict import predicted_organs, stitched_logits
-from agg2exp_core.model.windows import plan_windows
+from agg2exp_core.attribution.gradient import Pass, StitchedModel
+from agg2exp_core.attribution.integrated import path_passes
+from agg2exp_core.attribution.smoothgrad import antithetic_passes, plain_passes
+from agg2exp_core.attribution.sums import Recipe, Sums
+from agg2exp_core.attribution.target import MASKS, Maps, masked_targets, target_values
+from agg2exp_core.attribution.uncertainty import Tally, unbiased
+from agg2exp_core.model.predict import segment, stitched_logits
+from agg2exp_core.model.windows import WindowPlan, plan_windows
 from agg2exp_core.records import InputError, Method
 
 METHODS = ("gradient", "smoothgrad", "integrated_gradients")
+ESTIMATORS = ("antithetic", "plain")
 BASELINES = ("air", "ones", "mean")
 DATASET_MEAN = 0.2302
 """Mean of the scaled TotalSegmentator scans (arXiv 2407.16653)."""
+FIRST_PAIRS = 4
+"""Before a standard error is believed; fewer where fewer are allowed."""
 
 Report = Callable[[int, int, str], None]
 
@@ -58,79 +63,129 @@ class Completeness:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Prediction (I, J, K), signed saliency (targets, I, J, K) on the CPU, and the targets that were absent."""
+    """Prediction (I, J, K), what each target's attribution sums to, and the targets that were absent, with the reason.
+
+    tallies: by target, over the predicted classes. saliency: signed maps (I, J, K) of the targets that were to be
+    kept, float32 on the CPU. completeness: of integrated gradients.
+    """
 
     prediction: torch.Tensor
-    targets: tuple[str, ...]
-    saliency: torch.Tensor
+    tallies: dict[str, Tally]
+    saliency: dict[str, torch.Tensor]
     absent: dict[str, str]
     completeness: dict[str, Completeness] = field(default_factory=dict)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Those that were explained."""
+        return tuple(self.tallies)
 
 
 def check_method(method: Method) -> Method:
     """The method itself if its parameters are in range, else InputError."""
-    if method.name not in METHODS:
-        raise InputError("method must be a known one", repr(method.name), ", ".join(METHODS))
-    if method.baseline not in BASELINES:
-        raise InputError("baseline must be a known one", repr(method.baseline), ", ".join(BASELINES))
-    if method.mask not in MASKS:
-        raise InputError("mask must be a known one", repr(method.mask), ", ".join(MASKS))
+    for what, given, allowed in (
+        ("method", method.name, METHODS),
+        ("estimator", method.estimator, ESTIMATORS),
+        ("baseline", method.baseline, BASELINES),
+        ("mask", method.mask, MASKS),
+    ):
+        if given not in allowed:
+            raise InputError(f"{what} must be a known one", repr(given), ", ".join(allowed))
     if not 1 <= method.samples <= 10_000:
         raise InputError("samples must be from 1 to 10000", method.samples)
     if not 0 <= method.seed < 2**32:
         raise InputError("seed must be from 0 to 4294967295", method.seed)
     if not 0 <= method.sigma <= 10:
         raise InputError("sigma must be from 0 to 10", method.sigma)
+    if not 0 < method.tolerance < 1:
+        raise InputError("tolerance must be between 0 and 1", method.tolerance)
     return method
 
 
 def attribute(
-    explainer: Explainer, subject: Subject, wanted: tuple[str, ...], method: Method, report: Report
+    explainer: Explainer,
+    subject: Subject,
+    wanted: tuple[str, ...],
+    method: Method,
+    report: Report,
+    keep: Collection[str] | None = None,
 ) -> Explanation:
     """Explain the wanted classes of a scan; `report(done, total, note)` counts windows.
 
     Masks come from the clean scan's prediction and the label map. Targets whose mask is empty are absent, with the
-    reason.
+    reason. keep: the targets whose maps are wanted, all if None; sums are taken of all.
     """
     check_method(method)
-    image = subject.image.to(explainer.device)
+    scan = subject.image.to(explainer.device)[0]
     label = None if subject.label is None else subject.label.to(explainer.device)
-    plan = plan_windows(explainer.inferer, tuple(image.shape[1:]), image)
-    passes = 1 if method.name == "gradient" else method.samples
-    counter = _Counter(report, len(plan.slices) * passes)
-    report(0, counter.total, "segmenting")
-    logits = stitched_logits(explainer.network, explainer.inferer, image)
-    if len(logits) != len(explainer.classes):
-        raise InputError("a bundle must name every output", f"{len(explainer.classes)} names", f"{len(logits)} outputs")
-    prediction = predicted_organs(logits)
-    targets, absent = masked_targets(Maps(prediction, label), explainer.classes, wanted, method.mask)
-    values = target_values(logits, targets)
-    del logits
-    model = StitchedModel(explainer.network, plan, max(explainer.inferer.sw_batch_size, 1), counter.tick)
-    completeness: dict[str, Completeness] = {}
-    if method.name == "gradient":
-        saliency = gradient(model, image[0], targets)
-    elif method.name == "smoothgrad":
-        saliency = smoothgrad(model, image[0], targets, method)
-    else:
-        baseline = _baseline(explainer, image[0], method.baseline)
-        saliency = integrated_gradients(model, image[0], baseline, targets, method.samples)
-        completeness = _completeness(explainer, baseline, targets, values, saliency)
-    if not all(torch.isfinite(one).all() for one in saliency):
-        raise InputError("attributions must be finite", "NaN or infinity: the network's gradient breaks down")
-    names = tuple(target.name for target in targets)
-    return Explanation(prediction.cpu(), names, saliency.cpu(), absent, completeness)
+    plan = plan_windows(explainer.inferer, tuple(scan.shape), scan)
+    batch = max(explainer.inferer.sw_batch_size, 1)
+    report(0, len(plan.slices), "segmenting")
+    prediction, outputs = segment(explainer.network, plan, scan, batch)
+    if outputs != len(explainer.classes):
+        raise InputError("a bundle must name every output", f"{len(explainer.classes)} names", f"{outputs} outputs")
+    maps = Maps(prediction, label)
+    targets, absent = masked_targets(maps.padded(plan), explainer.classes, wanted, method.mask)
+    counter = _Counter(report)
+    model = StitchedModel(explainer.network, plan, batch, counter.tick)
+    kept = [target.name for target in targets if keep is None or target.name in keep]
+    sums = Sums(model, prediction.cpu().numpy(), outputs, kept)
+    baseline = _baseline(explainer, scan, method.baseline) if method.name == "integrated_gradients" else None
+    for recipe in _rounds(scan, plan, method, baseline):
+        if open := [target for target in targets if not _settled(sums.tallies.get(target.name), method)]:
+            counter.expect(sums.windows(open, recipe))
+            sums.add(open, recipe)
+    completeness = {}
+    if baseline is not None:
+        unpadded = masked_targets(maps, explainer.classes, wanted, method.mask)[0]
+        values = [target_values(stitched_logits(explainer.network, plan, x, batch), unpadded) for x in (scan, baseline)]
+        for target, at_scan, at_baseline in zip(unpadded, *values, strict=True):
+            positive, negative = sums.tallies[target.name].sums()
+            completeness[target.name] = Completeness(float((positive - negative).sum()), at_scan - at_baseline)
+    return Explanation(prediction.cpu(), sums.tallies, sums.maps(), absent, completeness)
 
 
 class _Counter:
     """Windows done so far, passed on to the reporter."""
 
-    def __init__(self, report: Report, total: int):
-        self.report, self.total, self.done = report, total, 0
+    def __init__(self, report: Report):
+        self.report, self.total, self.done = report, 0, 0
+
+    def expect(self, windows: int) -> None:
+        self.total += windows
 
     def tick(self, windows: int) -> None:
         self.done += windows
         self.report(self.done, self.total, "attributing")
+
+
+def _rounds(scan: torch.Tensor, plan: WindowPlan, method: Method, baseline: torch.Tensor | None) -> Iterator[Recipe]:
+    """What to compute of every target and, as long as there are some that are not settled, of those."""
+    if baseline is not None:
+        yield Recipe(path_passes(scan, baseline, plan, method.samples), factor=scan - baseline)
+    elif method.name == "gradient":
+        yield Recipe([Pass(lambda: plan.pad(scan, plan.fill))])
+    elif method.estimator == "plain":
+        yield Recipe(plain_passes(scan, plan, method))
+    else:
+        for pairs in _pairs(method.samples):
+            yield Recipe(antithetic_passes(scan, plan, method, pairs), unbiased(len(pairs)))
+
+
+def _pairs(most: int) -> Iterator[range]:
+    """A few pairs, then as many again as there were, up to `most`; never one alone after others."""
+    done = 0
+    while done < most:
+        size = min(done or FIRST_PAIRS, most - done)
+        size += most - done - size == 1
+        yield range(done, done + size)
+        done += size
+
+
+def _settled(tally: Tally | None, method: Method) -> bool:
+    """Whether twice the largest standard error is under the tolerance."""
+    errors = None if tally is None else tally.mass_se()
+    return errors is not None and 2 * float(errors.max()) < method.tolerance
 
 
 def _baseline(explainer: Explainer, scan: torch.Tensor, name: str) -> torch.Tensor:
@@ -138,19 +193,3 @@ def _baseline(explainer: Explainer, scan: torch.Tensor, name: str) -> torch.Tens
     if value is None:
         raise InputError("baseline air needs a chain that scales HU alike in every scan", name, "ones, mean")
     return torch.full_like(scan, value)
-
-
-def _completeness(
-    explainer: Explainer,
-    baseline: torch.Tensor,
-    targets: list[Target],
-    values: list[float],
-    saliency: torch.Tensor,
-) -> dict[str, Completeness]:
-    logits = stitched_logits(explainer.network, explainer.inferer, baseline[None])
-    return {
-        target.name: Completeness(float(attributed.double().sum()), value - at_baseline)
-        for target, value, at_baseline, attributed in zip(
-            targets, values, target_values(logits, targets), saliency, strict=True
-        )
-    }

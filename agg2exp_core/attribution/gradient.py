@@ -7,17 +7,16 @@ and the sum of the window gradients is the gradient of S_k through the whole sli
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, product
+from itertools import product
 
 import torch
 
-from agg2exp_core.attribution.target import Target
+from agg2exp_core.attribution.target import Place, Target
+from agg2exp_core.model.mosaic import Mosaic
 from agg2exp_core.model.windows import WindowPlan
-
-Window = tuple[slice, ...]
-Weighted = tuple[float, torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,67 +32,79 @@ class StitchedModel:
     tick: Callable[[int], None] = lambda windows: None
 
 
-TOGETHER = 2
-"""Scans of one shape that share each pass: in a batch of one, convolutions take a path that is far slower."""
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One scan whose gradients are wanted: what they count, and the slot in which they are summed.
 
-
-def add_gradients(
-    model: StitchedModel, weighted: Iterable[Weighted], targets: Sequence[Target], sums: torch.Tensor
-) -> None:
-    """sums[t] += weight · ∂S_t/∂x, for each weight and scan.
-
-    Scans: (I, J, K), taken from the iterable as they are needed. sums: (targets, padded scan), written in place, so
-    that a mean over many scans needs no second copy.
+    scan: the padded scan (I, J, K), asked for when it is needed.
     """
-    remaining = iter(weighted)
-    while some := tuple(islice(remaining, TOGETHER)):
-        weights, scans = zip(*some, strict=True)
-        _add_together(model, weights, scans, targets, sums)
+
+    scan: Callable[[], torch.Tensor]
+    weight: float = 1.0
+    slot: int = 0
+
+
+Stacked = dict[int, torch.Tensor]
+"""Slot → Σ weight · ∂S/∂x (box)."""
+
+TOGETHER = 2
+"""Scans that share each pass: in a batch of one, convolutions take a path that is far slower."""
+
+
+def box_gradients(
+    model: StitchedModel, passes: Sequence[Pass], targets: Sequence[Target]
+) -> Iterator[tuple[Place, int, Stacked]]:
+    """Places in the scan, a target's index and its gradients there, as soon as the windows that reach them are done.
+
+    Masks of the targets lie on the padded scan. Where no window with a voxel of a target reaches, nothing comes: its
+    gradient is 0 there.
+    """
+    mosaic, windows = Mosaic(model.plan), model.plan.slices
+    for start in range(0, len(windows), model.batch):
+        numbers = range(start, min(start + model.batch, len(windows)))
+        seeds = _seeds(model.plan, targets, [windows[number] for number in numbers])
+        for first in range(0, len(passes), TOGETHER):
+            some = passes[first : first + TOGETHER]
+            if seeds:
+                _add_together(model, some, numbers, seeds, mosaic)
+            model.tick(len(numbers) * len(some))
+        for number in numbers:
+            for place, parts in mosaic.finished(number):
+                by_target: dict[int, Stacked] = defaultdict(dict)
+                for (index, slot), part in parts.items():
+                    by_target[index][slot] = part
+                yield from ((place, index, stacked) for index, stacked in by_target.items())
 
 
 def _add_together(
     model: StitchedModel,
-    weights: Sequence[float],
-    scans: Sequence[torch.Tensor],
-    targets: Sequence[Target],
-    sums: torch.Tensor,
+    passes: Sequence[Pass],
+    numbers: Sequence[int],
+    seeds: dict[tuple[int, int], torch.Tensor],
+    mosaic: Mosaic,
 ) -> None:
-    """One forward pass serves all targets; a target without a voxel in a window costs nothing there."""
-    padded = [model.plan.pad(scan, model.plan.fill) for scan in scans]
-    masks = [model.plan.pad(target.mask) for target in targets]
-    windows = model.plan.slices
-    for start in range(0, len(windows), model.batch):
-        some = windows[start : start + model.batch]
-        seeds = {index: _seed(model.plan, mask, some) for index, mask in enumerate(masks) if _touches(mask, some)}
-        if seeds:
-            image = torch.stack([scan[window] for scan in padded for window in some])[:, None].requires_grad_()
-            logits = model.network(image)
-            last = max(seeds)
-            for index, seed in seeds.items():
-                channel = logits[:, targets[index].channel]
-                seed = seed.repeat(len(scans), 1, 1, 1)
-                (gradient,) = torch.autograd.grad(channel, image, seed, retain_graph=index != last)
-                places = product(weights, some)
-                for (weight, window), part in zip(places, gradient[:, 0], strict=True):
-                    sums[index][window] += weight * part
-        model.tick(len(some) * len(scans))
+    """One forward pass serves all targets; a target without a voxel in these windows costs nothing."""
+    windows = [model.plan.slices[number] for number in numbers]
+    scans = [one.scan() for one in passes]
+    image = torch.stack([scan[window] for scan in scans for window in windows])[:, None].requires_grad_()
+    logits = model.network(image)
+    last = max(seeds)
+    for (index, channel), seed in seeds.items():
+        (gradients,) = torch.autograd.grad(
+            logits[:, channel], image, seed.repeat(len(scans), 1, 1, 1), retain_graph=(index, channel) != last
+        )
+        for (one, number), gradient in zip(product(passes, numbers), gradients[:, 0], strict=True):
+            mosaic.add(number, (index, one.slot), gradient * one.weight)
 
 
-def gradient(model: StitchedModel, scan: torch.Tensor, targets: Sequence[Target]) -> torch.Tensor:
-    """∂S_t/∂x (targets, I, J, K) of a scan (I, J, K)."""
-    sums = empty_sums(model, scan, targets)
-    add_gradients(model, [(1.0, scan)], targets, sums)
-    return model.plan.crop(sums)
-
-
-def empty_sums(model: StitchedModel, scan: torch.Tensor, targets: Sequence[Target]) -> torch.Tensor:
-    """Zeros (targets, padded scan) on the scan's device."""
-    return scan.new_zeros((len(targets), *model.plan.padded))
-
-
-def _touches(mask: torch.Tensor, windows: Sequence[Window]) -> bool:
-    return any(bool(mask[window].any()) for window in windows)
-
-
-def _seed(plan: WindowPlan, mask: torch.Tensor, windows: Sequence[Window]) -> torch.Tensor:
-    return torch.stack([mask[window] * plan.share(window) for window in windows])
+def _seeds(
+    plan: WindowPlan, targets: Sequence[Target], windows: Sequence[Place]
+) -> dict[tuple[int, int], torch.Tensor]:
+    """(target's index, channel) → M · B_w / Σ_w' B_w' (windows, window), for targets with a voxel in these windows."""
+    masks = [torch.stack([target.mask(window) for window in windows]) for target in targets]
+    shares = torch.stack([plan.share(window) for window in windows])
+    return {
+        (index, target.channel): mask * shares
+        for index, (target, mask) in enumerate(zip(targets, masks, strict=True))
+        if mask.any()
+    }

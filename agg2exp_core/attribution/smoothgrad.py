@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 
-from agg2exp_core.attribution.gradient import StitchedModel, add_gradients, empty_sums
-from agg2exp_core.attribution.target import Target
+from agg2exp_core.attribution.gradient import Pass
+from agg2exp_core.model.windows import WindowPlan
 from agg2exp_core.records import Method
 
 
-def smoothgrad(model: StitchedModel, scan: torch.Tensor, targets: Sequence[Target], method: Method) -> torch.Tensor:
-    """Mean of ∂S_t/∂x over `samples` copies with noise σ = sigma · (max − min), (targets, I, J, K).
+def noisy_copies(scan: torch.Tensor, plan: WindowPlan, method: Method) -> Callable[[int, float], torch.Tensor]:
+    """x + sign · ε_i of a scan (I, J, K), padded, for copy i and a sign, with noise σ = sigma · (max − min).
 
     The noise covers the whole scan, so that overlapping windows see the same voxel.
     """
-    sums = empty_sums(model, scan, targets)
     sigma = method.sigma * float(scan.max() - scan.min())
-    copies = (scan + sigma * _noise(scan, method.seed, sample) for sample in range(method.samples))
-    add_gradients(model, ((1 / method.samples, copy) for copy in copies), targets, sums)
-    return model.plan.crop(sums)
+
+    @lru_cache(maxsize=1)  # the two of a pair are asked for in turn
+    def noise(copy: int) -> torch.Tensor:
+        # Drawn on the CPU: a seed then means the same noise on every device.
+        generator = torch.Generator().manual_seed((method.seed << 20) + copy)
+        return sigma * torch.randn(scan.shape, generator=generator, dtype=torch.float32).to(scan)
+
+    return lambda copy, sign: plan.pad(scan + sign * noise(copy), plan.fill)
 
 
-def _noise(scan: torch.Tensor, seed: int, sample: int) -> torch.Tensor:
-    # Drawn on the CPU: a seed then means the same noise on every device.
-    generator = torch.Generator().manual_seed((seed << 20) + sample)
-    return torch.randn(scan.shape, generator=generator, dtype=torch.float32).to(scan)
+def plain_passes(scan: torch.Tensor, plan: WindowPlan, method: Method) -> list[Pass]:
+    """The published estimator: `samples` independent copies, summed into their mean."""
+    noisy = noisy_copies(scan, plan, method)
+    return [Pass(lambda i=i: noisy(i, 1.0), 1 / method.samples) for i in range(method.samples)]  # type: ignore[misc]
+
+
+def antithetic_passes(scan: torch.Tensor, plan: WindowPlan, method: Method, copies: range) -> list[Pass]:
+    """Pairs x + ε_i, x − ε_i, each summed into its mean in a slot of its own, from 0 on.
+
+    What is odd in the noise cancels within a pair, so that few pairs do the work of many copies.
+    """
+    noisy = noisy_copies(scan, plan, method)
+    return [
+        Pass(lambda copy=copy, sign=sign: noisy(copy, sign), 0.5, slot)  # type: ignore[misc]
+        for slot, copy in enumerate(copies)
+        for sign in (1.0, -1.0)
+    ]

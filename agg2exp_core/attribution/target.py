@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
+from agg2exp_core.model.windows import WindowPlan
 from agg2exp_core.records import InputError
 
 MASKS = {
@@ -17,14 +20,17 @@ MASKS = {
 }
 """Masks by name, and why a target without a voxel in it is absent."""
 
+Place = tuple[slice, ...]
+WHOLE: Place = (slice(None),) * 3
+
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """One class to explain: its name, its output channel and its mask M_k (I, J, K) bool."""
+    """One class to explain: its name, its output channel and its mask M_k, asked for place by place: bool (box)."""
 
     name: str
     channel: int
-    mask: torch.Tensor
+    mask: Callable[[Place], torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,22 +40,27 @@ class Maps:
     prediction: torch.Tensor
     label: torch.Tensor | None = None
 
-    def mask(self, channel: int, name: str) -> torch.Tensor:
-        """M_k (I, J, K) bool of one class: one of MASKS. InputError: an unknown one, or one that needs a label map."""
+    def mask(self, channel: int, name: str, place: Place = WHOLE) -> torch.Tensor:
+        """M_k (box) bool of one class: one of MASKS. InputError: an unknown one, or one that needs a label map."""
         if name not in MASKS:
             raise InputError("mask must be a known one", repr(name), ", ".join(MASKS))
-        predicted = self.prediction == channel
+        predicted = self.prediction[place] == channel
         if name == "prediction":
             return predicted
         if self.label is None:
             raise InputError(f"mask {name} needs a label map", "a case without one", "prediction")
-        labelled = self.label == channel
+        labelled = self.label[place] == channel
         return {
             "label": labelled,
             "tp": predicted & labelled,
             "fp": predicted & ~labelled,
             "fn": labelled & ~predicted,
         }[name]
+
+    def padded(self, plan: WindowPlan) -> Maps:
+        """The same on the padded scan; no class lies in the padding."""
+        label = None if self.label is None else plan.pad(self.label.to(torch.int16), -1)
+        return replace(self, prediction=plan.pad(self.prediction.to(torch.int16), -1), label=label)
 
 
 def masked_targets(
@@ -61,14 +72,17 @@ def masked_targets(
         if name not in classes:
             raise InputError("target must be a class of the model", repr(name), f"all, {', '.join(classes)}")
         channel = classes.index(name)
-        voxels = maps.mask(channel, mask)
-        if voxels.any():
-            targets.append(Target(name, channel, voxels))
+        if maps.mask(channel, mask).any():
+            targets.append(Target(name, channel, partial(maps.mask, channel, mask)))
         else:
             absent[name] = MASKS[mask]
     return targets, absent
 
 
-def target_values(logits: torch.Tensor, targets: list[Target]) -> list[float]:
-    """S_k of logits (classes, I, J, K), summed in float64."""
-    return [float(logits[t.channel][t.mask].double().sum()) for t in targets]
+def target_values(boxes: Iterable[tuple[Place, torch.Tensor]], targets: Sequence[Target]) -> list[float]:
+    """S_k of logits that come box by box, (classes, box) each, summed in float64."""
+    values = [0.0] * len(targets)
+    for place, logits in boxes:
+        for index, target in enumerate(targets):
+            values[index] += float(logits[target.channel][target.mask(place)].double().sum())
+    return values

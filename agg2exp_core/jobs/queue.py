@@ -78,7 +78,7 @@ def command(root: Path, job_id: str, request: Request) -> list[str]:
     words = [sys.executable, "-m", "agg2exp_core", "explain", "--data", str(root)]
     words += ["--cohort", request.cohort, "--case", request.case_id, "--model", request.model]
     words += ["--method", request.method.name, "--targets", ",".join(request.targets) or "all"]
-    for name, value in method.items():
+    for name, value in {"estimator": request.method.estimator, **method}.items():
         words += [f"--{name}", str(value)]
     return [*words, "--device", request.device, "--job", job_id]
 
@@ -188,5 +188,5 @@ def _seconds_left(progress: dict[str, Any]) -> float | None:
 
 
 def _request(saved: dict[str, Any]) -> Request:
-    method = Method(**saved["method"])
+    method = Method(**{"estimator": "plain", **saved["method"]})
     return Request(**saved | {"method": method, "targets": tuple(saved["targets"])})

@@ -1,37 +1,57 @@
-"""Stitched logits and the predicted organs."""
+"""Stitched logits, box by box, and the predicted organs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
-from monai.inferers import SlidingWindowInferer
 
+from agg2exp_core.model.mosaic import Mosaic
+from agg2exp_core.model.windows import WindowPlan
 from agg2exp_core.records import InputError
 
 Tick = Callable[[], None]
+Place = tuple[slice, ...]
 
 
 def stitched_logits(
-    network: torch.nn.Module, inferer: SlidingWindowInferer, image: torch.Tensor, tick: Tick = lambda: None
-) -> torch.Tensor:
-    """Logits (classes, I, J, K) of a scan (1, I, J, K) by MONAI's sliding window; `tick` is called per window batch."""
+    network: torch.nn.Module, plan: WindowPlan, scan: torch.Tensor, batch: int = 1, tick: Tick = lambda: None
+) -> Iterator[tuple[Place, torch.Tensor]]:
+    """Boxes of a scan (I, J, K) and their logits (classes, box), as MONAI's sliding window gives them for the whole.
 
-    def counted(windows: torch.Tensor) -> torch.Tensor:
-        logits = network(windows)
+    `batch` windows share a forward pass; `tick` is called after each. InputError: logits that are not finite.
+    """
+    padded, mosaic = plan.pad(scan, plan.fill), Mosaic(plan)
+    for start in range(0, len(plan.slices), batch):
+        some = plan.slices[start : start + batch]
+        with torch.no_grad():
+            logits = network(torch.stack([padded[window] for window in some])[:, None])
+        if not torch.isfinite(logits).all():
+            first = ", ".join(f"{edge.start}:{edge.stop}" for edge in some[0])
+            raise InputError("a network must give finite logits", f"NaN or infinity from voxels {first} on")
+        for number, (window, part) in enumerate(zip(some, logits, strict=True), start):
+            mosaic.add(number, (0, 0), part * plan.share(window))
         tick()
-        return logits
+        for number in range(start, start + len(some)):
+            for place, sums in mosaic.finished(number):
+                yield place, sums[0, 0]
 
-    with torch.no_grad():
-        logits = inferer(image[None], counted)[0]
-    if not torch.isfinite(logits).all():
-        raise InputError("a network must give finite logits", "NaN or infinity: the weights may be broken")
-    return logits
+
+def segment(
+    network: torch.nn.Module, plan: WindowPlan, scan: torch.Tensor, batch: int = 1, tick: Tick = lambda: None
+) -> tuple[torch.Tensor, int]:
+    """The predicted organs (I, J, K) of a scan, and the number of the network's classes."""
+    prediction = torch.empty(plan.shape, dtype=torch.int16, device=scan.device)
+    classes = 0
+    for place, logits in stitched_logits(network, plan, scan, batch, tick):
+        prediction[place] = predicted_organs(logits).to(prediction.dtype)
+        classes = len(logits)
+    return prediction.to(torch.uint8) if classes <= 256 else prediction, classes
 
 
 def predicted_organs(logits: torch.Tensor) -> torch.Tensor:
-    """ŷ(v) = argmax_k z_k(v) as uint8 or int16 (I, J, K)."""
-    return logits.argmax(dim=0).to(torch.uint8 if logits.shape[0] <= 256 else torch.int16)
+    """ŷ(v) = argmax_k z_k(v) of logits (classes, …); ties go to the lower class."""
+    return logits.argmax(dim=0)
 
 
 def pick_device(name: str) -> torch.device:

@@ -26,7 +26,7 @@ from monai.transforms import (
 
 from agg2exp_core import volumes
 from agg2exp_core.model.bundle import Bundle, save_weights
-from agg2exp_core.model.predict import pick_device, predicted_organs, stitched_logits
+from agg2exp_core.model.predict import pick_device, segment
 from agg2exp_core.model.preprocess import load_scan, on_model_grid
 from agg2exp_core.model.windows import plan_windows
 from agg2exp_core.organs import LabelSet
@@ -111,7 +111,8 @@ def held_out_dice(bundle: Bundle, pairs: Sequence[tuple[Path, Path]], report: Re
     network = bundle.network(torch.device("cpu"))
     for done, (image, label) in enumerate(pairs):
         scan = load_scan(bundle, image)
-        prediction = predicted_organs(stitched_logits(network, bundle.inferer(), scan.voxels))
+        plan = plan_windows(bundle.inferer(), tuple(scan.voxels.shape[1:]), scan.voxels)
+        prediction, _ = segment(network, plan, scan.voxels[0])
         truth = torch.as_tensor(on_model_grid(volumes.read_labels(label), scan)).long()
         metric(one_hot(prediction[None, None].long(), count), one_hot(truth[None, None], count))
         report(done + 1, len(pairs), "held-out Dice")

@@ -29,7 +29,7 @@ from agg2exp_core.organs import BACKGROUND
 from agg2exp_core.records import InputError
 from agg2exp_core.store import results
 
-LAYOUT = 2
+LAYOUT = 3
 """Raised when the columns below change, so that older caches are built again."""
 
 KEY = b"agg2exp"
@@ -39,7 +39,10 @@ SETTLED_NS = 1_000_000_000
 
 NOT_PREDICTED, NO_REGION = "not predicted", "region not predicted"
 NAMES = {"target": pa.string(), "region": pa.string()}
-SUMS = NAMES | {"positive": pa.float64(), "negative": pa.float64(), "voxels": pa.int64(), "absent": pa.string()}
+SUMS = NAMES | {
+    **dict.fromkeys(("positive", "negative"), pa.float64()),
+    **{"voxels": pa.int64(), "absent": pa.string(), "mass_se": pa.float64()},
+}
 SHARES = NAMES | {"mass": pa.float64(), "mean": pa.float64()}
 AGREEMENT = {"target": pa.string(), "dice": pa.float64(), "iou": pa.float64()}
 
@@ -220,11 +223,15 @@ def _read_case(folder: Path, columns: dict[str, Any]) -> tuple[pa.Table, pa.Tabl
 
 def read_numbers(path: Path, columns: dict[str, Any]) -> pa.Table:
     """Rows of a CSV whose columns and types are known; empty fields are null."""
+    content = path.read_bytes()
+    there = [name for name in columns if name != "mass_se" or b"mass_se" in content.partition(b"\n")[0]]
     convert = csv.ConvertOptions(
-        column_types=columns, include_columns=list(columns), null_values=[""], strings_can_be_null=True
+        column_types=columns, include_columns=there, null_values=[""], strings_can_be_null=True
     )
     # From memory: given a path, or told to use one thread, Arrow took ten times as long for a small file.
-    table = csv.read_csv(pa.BufferReader(path.read_bytes()), convert_options=convert)
+    table = csv.read_csv(pa.BufferReader(content), convert_options=convert)
+    if len(there) < len(columns):  # an older file
+        table = table.append_column("mass_se", pa.nulls(len(table), pa.float64()))
     for name, kind in columns.items():
         if kind == pa.float64() and not pc.all(pc.is_finite(table[name]), min_count=0).as_py():
             raise InputError("numbers must be finite", f"{path.name}, column {name}")
@@ -275,7 +282,7 @@ def _sum_columns(table: pa.Table, owner: np.ndarray, organ: np.ndarray) -> dict[
     no_sums = pc.or_(pc.is_null(table["positive"]), pc.is_null(table["negative"]))
     reason = pc.if_else(pc.equal(voxels, 0), NO_REGION, pa.scalar(None, pa.string()))
     reason = pc.coalesce(table["absent"], pc.if_else(no_sums, NOT_PREDICTED, reason))
-    return columns | {"voxels": voxels, "absent": reason}
+    return columns | {"voxels": voxels, "absent": reason, "mass_se": table["mass_se"]}
 
 
 def _share_columns(table: pa.Table, owner: np.ndarray, organ: np.ndarray) -> dict[str, Any]:

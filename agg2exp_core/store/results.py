@@ -22,7 +22,7 @@ from agg2exp_core.records import InputError, SumTable
 from agg2exp_core.settings import checked_id
 from agg2exp_core.volumes import sha256
 
-IMPORTANCE = ("target", "region", "positive", "negative", "voxels", "absent")
+IMPORTANCE = ("target", "region", "positive", "negative", "voxels", "absent", "mass_se")
 SHARES = ("target", "region", "mass", "mean")
 AGREEMENT = ("target", "dice", "iou")
 COMPLETENESS = ("target", "attribution_sum", "output_difference", "gap")
@@ -120,22 +120,26 @@ def write_run(root: Path, cohort: str, run: str, info: dict[str, Any]) -> None:
 
 
 def write_importance(folder: Path, table: SumTable) -> None:
-    """importance.csv: Σ max(a, 0), Σ max(−a, 0) and voxels of each (target, region); empty sums where absent."""
+    """importance.csv: Σ max(a, 0), Σ max(−a, 0), voxels and the standard error of the mass of each (target, region).
+
+    Sums are empty where a target is absent, the error where nothing is known of it.
+    """
     rows = []
     for row, target in enumerate(table.targets):
         absent = table.absent.get(target, "")
         for column, region in enumerate(table.regions):
             sums = ("", "") if absent else (_text(table.positive[row, column]), _text(table.negative[row, column]))
-            rows.append((target, region, *sums, int(table.voxels[column]), absent))
+            error = _text(table.mass_se[row, column])
+            rows.append((target, region, *sums, int(table.voxels[column]), absent, error))
     _write(folder / "importance.csv", IMPORTANCE, rows)
 
 
 def read_importance(folder: Path) -> SumTable:
-    """The sums of one case, as `write_importance` wrote them."""
-    rows = _read(folder / "importance.csv", IMPORTANCE)
+    """The sums of one case, as `write_importance` wrote them; older files know no standard errors."""
+    rows = _read(folder / "importance.csv", IMPORTANCE, IMPORTANCE[:-1])
     targets = tuple(dict.fromkeys(row["target"] for row in rows))
     regions = tuple(dict.fromkeys(row["region"] for row in rows))
-    positive, negative = np.full((2, len(targets), len(regions)), np.nan)
+    positive, negative, mass_se = np.full((3, len(targets), len(regions)), np.nan)
     voxels, absent = np.zeros(len(regions), np.int64), {}
     for row in rows:
         at = targets.index(row["target"]), regions.index(row["region"])
@@ -144,7 +148,8 @@ def read_importance(folder: Path) -> SumTable:
             absent[row["target"]] = row["absent"]
         else:
             positive[at], negative[at] = float(row["positive"]), float(row["negative"])
-    return SumTable(targets, regions, positive, negative, voxels, absent)
+            mass_se[at] = float(row.get("mass_se") or "nan")
+    return SumTable(targets, regions, positive, negative, voxels, absent, mass_se)
 
 
 def write_agreement(folder: Path, names: Sequence[str], dice: np.ndarray, iou: np.ndarray) -> None:
@@ -183,12 +188,13 @@ def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) 
         writer.writerows(rows)
 
 
-def _read(path: Path, header: Sequence[str]) -> list[dict[str, str]]:
+def _read(path: Path, *headers: Sequence[str]) -> list[dict[str, str]]:
+    """Rows of a CSV whose columns are those of one of the headers."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, strict=True)
-            if tuple(reader.fieldnames or ()) != tuple(header):
-                raise InputError(f"{path.name} needs the columns {','.join(header)}", reader.fieldnames)
+            if tuple(reader.fieldnames or ()) not in headers:
+                raise InputError(f"{path.name} needs the columns {','.join(headers[0])}", reader.fieldnames)
             return list(reader)
     except (OSError, csv.Error) as error:
         raise InputError("a case's file must be readable", f"{path.name}: {error}") from None

@@ -72,7 +72,7 @@ class Chosen:
     @property
     def method(self) -> Method | None:
         name, parameters = self.record.get("method"), self.record.get("parameters") or {}
-        return Method(name, **parameters) if name in compute.METHODS else None
+        return Method.of(name, parameters) if name in compute.METHODS else None
 
     def title(self, organ: str) -> str:
         return common.organ_of(self.labels, organ).title
