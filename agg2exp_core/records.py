@@ -34,13 +34,14 @@ class Volume:
 class Method:
     """An attribution method and its parameters; equal parameters give equal numbers.
 
-    name: gradient | smoothgrad | integrated_gradients.
-    samples: noisy copies of SmoothGrad, or steps of integrated gradients.
+    name: gradient | smoothgrad | integrated_gradients | gradient_x_input | quantile_gradient.
+    samples: noisy copies of SmoothGrad, steps of integrated gradients, or output voxels of the quantile gradient.
     estimator: of SmoothGrad. plain: independent copies, as published. antithetic: pairs of opposite noise, at most
     `samples` of them, without the bias of few; a target stops when twice the largest standard error of its masses is
     under `tolerance`.
     sigma: SmoothGrad's noise as a share of the scaled scan's range (max − min).
-    baseline: where integrated gradients start: air | ones | mean.
+    baseline: where integrated gradients start: air | ones | mean | uniform | normal | blurred.
+    nodes: at which parts of their path they look: linear | logarithmic | auto, as suits network and baseline.
     mask: the voxels whose logits are summed: prediction | label | tp | fp | fn.
     """
 
@@ -52,6 +53,7 @@ class Method:
     mask: str = "prediction"
     estimator: str = "antithetic"
     tolerance: float = 0.005
+    nodes: str = "auto"
 
     @classmethod
     def of(cls, name: str, parameters: dict[str, Any]) -> Method:
@@ -66,10 +68,14 @@ class Method:
         used: tuple[str, ...] = {
             "gradient": (),
             "smoothgrad": ("samples", "sigma", "seed"),
-            "integrated_gradients": ("samples", "baseline"),
+            "integrated_gradients": ("samples", "baseline", "nodes"),
+            "gradient_x_input": (),
+            "quantile_gradient": ("samples", "seed"),
         }[self.name]
         if self.name == "smoothgrad" and self.estimator != "plain":
             used += ("estimator", "tolerance")
+        if self.name == "integrated_gradients" and self.baseline in ("uniform", "normal"):
+            used += ("seed",)
         if self.mask != "prediction":
             used += ("mask",)
         return {key: value for key, value in asdict(self).items() if key in used}

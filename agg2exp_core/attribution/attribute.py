@@ -9,20 +9,18 @@ import torch
 from monai.inferers import SlidingWindowInferer
 
 from agg2exp_core.attribution.gradient import Pass, StitchedModel
-from agg2exp_core.attribution.integrated import path_passes
+from agg2exp_core.attribution.integrated import BASELINES, NODES, baseline_of, path_nodes, path_passes
+from agg2exp_core.attribution.quantile import Quantile
 from agg2exp_core.attribution.smoothgrad import antithetic_passes, plain_passes
 from agg2exp_core.attribution.sums import Recipe, Sums
 from agg2exp_core.attribution.target import MASKS, Maps, masked_targets, target_values
 from agg2exp_core.attribution.uncertainty import Tally, unbiased
 from agg2exp_core.model.predict import segment, stitched_logits
-from agg2exp_core.model.windows import WindowPlan, plan_windows
+from agg2exp_core.model.windows import plan_windows
 from agg2exp_core.records import InputError, Method
 
-METHODS = ("gradient", "smoothgrad", "integrated_gradients")
+METHODS = ("gradient", "smoothgrad", "integrated_gradients", "gradient_x_input", "quantile_gradient")
 ESTIMATORS = ("antithetic", "plain")
-BASELINES = ("air", "ones", "mean")
-DATASET_MEAN = 0.2302
-"""Mean of the scaled TotalSegmentator scans (arXiv 2407.16653)."""
 FIRST_PAIRS = 4
 """Before a standard error is believed; fewer where fewer are allowed."""
 
@@ -87,6 +85,7 @@ def check_method(method: Method) -> Method:
         ("method", method.name, METHODS),
         ("estimator", method.estimator, ESTIMATORS),
         ("baseline", method.baseline, BASELINES),
+        ("nodes", method.nodes, NODES),
         ("mask", method.mask, MASKS),
     ):
         if given not in allowed:
@@ -130,8 +129,8 @@ def attribute(
     model = StitchedModel(explainer.network, plan, batch, counter.tick)
     kept = [target.name for target in targets if keep is None or target.name in keep]
     sums = Sums(model, prediction.cpu().numpy(), outputs, kept)
-    baseline = _baseline(explainer, scan, method.baseline) if method.name == "integrated_gradients" else None
-    for recipe in _rounds(scan, plan, method, baseline):
+    baseline = baseline_of(scan, method, explainer.air) if method.name == "integrated_gradients" else None
+    for recipe in _rounds(model, scan, method, baseline):
         if open := [target for target in targets if not _settled(sums.tallies.get(target.name), method)]:
             counter.expect(sums.windows(open, recipe))
             sums.add(open, recipe)
@@ -159,12 +158,21 @@ class _Counter:
         self.report(self.done, self.total, "attributing")
 
 
-def _rounds(scan: torch.Tensor, plan: WindowPlan, method: Method, baseline: torch.Tensor | None) -> Iterator[Recipe]:
+def _rounds(
+    model: StitchedModel, scan: torch.Tensor, method: Method, baseline: torch.Tensor | None
+) -> Iterator[Recipe]:
     """What to compute of every target and, as long as there are some that are not settled, of those."""
+    plan = model.plan
+    padded = plan.pad(scan, plan.fill)
+    once = [Pass(lambda place: padded[place])]
     if baseline is not None:
-        yield Recipe(path_passes(scan, baseline, plan, method.samples), factor=scan - baseline)
+        yield Recipe(path_passes(scan, baseline, plan, path_nodes(model.network, method)), factor=scan - baseline)
     elif method.name == "gradient":
-        yield Recipe([Pass(lambda: plan.pad(scan, plan.fill))])
+        yield Recipe(once)
+    elif method.name == "gradient_x_input":
+        yield Recipe(once, factor=scan)
+    elif method.name == "quantile_gradient":
+        yield Recipe(once, quantile=Quantile(method.samples, method.seed))
     elif method.estimator == "plain":
         yield Recipe(plain_passes(scan, plan, method))
     else:
@@ -186,10 +194,3 @@ def _settled(tally: Tally | None, method: Method) -> bool:
     """Whether twice the largest standard error is under the tolerance."""
     errors = None if tally is None else tally.mass_se()
     return errors is not None and 2 * float(errors.max()) < method.tolerance
-
-
-def _baseline(explainer: Explainer, scan: torch.Tensor, name: str) -> torch.Tensor:
-    value = {"air": explainer.air, "ones": 1.0, "mean": DATASET_MEAN}[name]
-    if value is None:
-        raise InputError("baseline air needs a chain that scales HU alike in every scan", name, "ones, mean")
-    return torch.full_like(scan, value)

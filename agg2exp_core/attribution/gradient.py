@@ -36,16 +36,16 @@ class StitchedModel:
 class Pass:
     """One scan whose gradients are wanted: what they count, and the slot in which they are summed.
 
-    scan: the padded scan (I, J, K), asked for when it is needed.
+    scan: asked for window by window, each a place in the padded scan.
     """
 
-    scan: Callable[[], torch.Tensor]
+    scan: Callable[[Place], torch.Tensor]
     weight: float = 1.0
     slot: int = 0
 
 
-Stacked = dict[int, torch.Tensor]
-"""Slot → Σ weight · ∂S/∂x (box)."""
+Stacked = dict[int, dict[int, torch.Tensor]]
+"""Target's index → slot → Σ weight · ∂S/∂x (box)."""
 
 TOGETHER = 2
 """Scans that share each pass: in a batch of one, convolutions take a path that is far slower."""
@@ -53,8 +53,8 @@ TOGETHER = 2
 
 def box_gradients(
     model: StitchedModel, passes: Sequence[Pass], targets: Sequence[Target]
-) -> Iterator[tuple[Place, int, Stacked]]:
-    """Places in the scan, a target's index and its gradients there, as soon as the windows that reach them are done.
+) -> Iterator[tuple[Place, Stacked]]:
+    """Places in the scan and the targets' gradients there, as soon as the windows that reach them are done.
 
     Masks of the targets lie on the padded scan. Where no window with a voxel of a target reaches, nothing comes: its
     gradient is 0 there.
@@ -70,10 +70,10 @@ def box_gradients(
             model.tick(len(numbers) * len(some))
         for number in numbers:
             for place, parts in mosaic.finished(number):
-                by_target: dict[int, Stacked] = defaultdict(dict)
+                stacked: Stacked = defaultdict(dict)
                 for (index, slot), part in parts.items():
-                    by_target[index][slot] = part
-                yield from ((place, index, stacked) for index, stacked in by_target.items())
+                    stacked[index][slot] = part
+                yield place, stacked
 
 
 def _add_together(
@@ -85,13 +85,12 @@ def _add_together(
 ) -> None:
     """One forward pass serves all targets; a target without a voxel in these windows costs nothing."""
     windows = [model.plan.slices[number] for number in numbers]
-    scans = [one.scan() for one in passes]
-    image = torch.stack([scan[window] for scan in scans for window in windows])[:, None].requires_grad_()
+    image = torch.stack([one.scan(window) for one in passes for window in windows])[:, None].requires_grad_()
     logits = model.network(image)
     last = max(seeds)
     for (index, channel), seed in seeds.items():
         (gradients,) = torch.autograd.grad(
-            logits[:, channel], image, seed.repeat(len(scans), 1, 1, 1), retain_graph=(index, channel) != last
+            logits[:, channel], image, seed.repeat(len(passes), 1, 1, 1), retain_graph=(index, channel) != last
         )
         for (one, number), gradient in zip(product(passes, numbers), gradients[:, 0], strict=True):
             mosaic.add(number, (index, one.slot), gradient * one.weight)

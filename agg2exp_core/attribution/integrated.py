@@ -2,25 +2,64 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
+from monai.transforms import GaussianSmooth
 
 from agg2exp_core.attribution.gradient import Pass
 from agg2exp_core.model.windows import WindowPlan
+from agg2exp_core.records import InputError, Method
+
+DATASET_MEAN, DATASET_STD = 0.2302, 0.2377
+"""Of the scaled TotalSegmentator scans (arXiv 2407.16653)."""
+CONSTANT = ("air", "ones", "mean")
+BASELINES = (*CONSTANT, "uniform", "normal", "blurred")
+NODES = ("auto", "linear", "logarithmic")
+FIRST_ALPHA = 1e-6
+BLUR = 1 / 20
+"""Of the longest edge, σ of the blurred scan: organs merge, the body stays."""
+NORMALISING = (torch.nn.modules.instancenorm._InstanceNorm, torch.nn.GroupNorm, torch.nn.LayerNorm)
+"""Layers that scale up a scan without contrast."""
 
 
-def path_passes(scan: torch.Tensor, baseline: torch.Tensor, plan: WindowPlan, steps: int) -> list[Pass]:
-    """∫ ∂S_t/∂x (x₀ + α(x − x₀)) dα; times x − x₀ it is the attribution. scan, baseline: (I, J, K).
+def baseline_of(scan: torch.Tensor, method: Method, air: float | None) -> torch.Tensor:
+    """x₀ (I, J, K) of a scan, by the method's name for it. InputError: air, where its value is not known."""
+    generator = torch.Generator().manual_seed(method.seed << 20)
+    if method.baseline == "air" and air is None:
+        others = ", ".join(name for name in BASELINES if name != "air")
+        raise InputError("baseline air needs a chain that scales HU alike in every scan", "air", others)
+    if method.baseline == "blurred":
+        smooth = GaussianSmooth(sigma=BLUR * max(scan.shape))
+        return torch.as_tensor(smooth(scan[None]))[0].to(scan)
+    if method.baseline == "uniform":
+        return torch.rand(scan.shape, generator=generator).to(scan)
+    if method.baseline == "normal":
+        return (DATASET_MEAN + DATASET_STD * torch.randn(scan.shape, generator=generator)).to(scan)
+    return torch.full_like(scan, {"air": air, "ones": 1.0, "mean": DATASET_MEAN}[method.baseline] or 0.0)
 
-    Gauss–Legendre nodes lie inside (0, 1): at α = 0 a network with instance normalisation has a gradient
-    thousands of times too large, and one such node would decide the result.
-    """
-    nodes, weights = np.polynomial.legendre.leggauss(steps)
 
-    def on_path(alpha: float) -> torch.Tensor:
-        return plan.pad(baseline + alpha * (scan - baseline), plan.fill)
-
+def path_passes(scan: torch.Tensor, baseline: torch.Tensor, plan: WindowPlan, nodes: np.ndarray) -> list[Pass]:
+    """∫ ∂S_t/∂x (x₀ + α(x − x₀)) dα; times x − x₀ it is the attribution. nodes (steps, 2): α and its weight."""
+    start, end = (plan.pad(one, plan.fill) for one in (baseline, scan))
     return [
-        Pass(lambda alpha=(float(node) + 1) / 2: on_path(alpha), float(weight) / 2)  # type: ignore[misc]
-        for node, weight in zip(nodes, weights, strict=True)
+        Pass(lambda place, alpha=alpha: start[place].lerp(end[place], alpha), weight)  # type: ignore[misc]
+        for alpha, weight in nodes.tolist()
     ]
+
+
+def path_nodes(network: torch.nn.Module, method: Method) -> np.ndarray:
+    """Gauss–Legendre nodes α in (0, 1) and their weights (steps, 2), in log α where the network calls for it.
+
+    Towards a constant baseline a network with normalisation gets its contrast scaled back up, so that its gradient
+    grows as 1/α: in log α that is even, and few nodes serve. At α = 0 itself it would decide the result.
+    """
+    places, weights = np.polynomial.legendre.leggauss(method.samples)
+    normalised = any(isinstance(layer, NORMALISING) for layer in network.modules())
+    usual = "logarithmic" if normalised and method.baseline in CONSTANT else "linear"
+    if (usual if method.nodes == "auto" else method.nodes) == "linear":
+        return np.stack([(places + 1) / 2, weights / 2], axis=1)
+    low = math.log(FIRST_ALPHA)
+    alphas = np.exp(low * (1 - places) / 2)
+    return np.stack([alphas, -low / 2 * weights * alphas], axis=1)

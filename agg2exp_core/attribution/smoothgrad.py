@@ -8,30 +8,32 @@ from functools import lru_cache
 import torch
 
 from agg2exp_core.attribution.gradient import Pass
+from agg2exp_core.attribution.target import Place
 from agg2exp_core.model.windows import WindowPlan
 from agg2exp_core.records import Method
 
 
-def noisy_copies(scan: torch.Tensor, plan: WindowPlan, method: Method) -> Callable[[int, float], torch.Tensor]:
-    """x + sign · ε_i of a scan (I, J, K), padded, for copy i and a sign, with noise σ = sigma · (max − min).
+def noisy_copies(scan: torch.Tensor, plan: WindowPlan, method: Method) -> Callable[[int, float, Place], torch.Tensor]:
+    """x + sign · ε_i for copy i, a sign and a place in the padded scan, with noise σ = sigma · (max − min).
 
-    The noise covers the whole scan, so that overlapping windows see the same voxel.
+    scan: (I, J, K). The noise covers all of it, so that overlapping windows see the same voxel.
     """
+    padded = plan.pad(scan, plan.fill)
     sigma = method.sigma * float(scan.max() - scan.min())
 
     @lru_cache(maxsize=1)  # the two of a pair are asked for in turn
     def noise(copy: int) -> torch.Tensor:
         # Drawn on the CPU: a seed then means the same noise on every device.
         generator = torch.Generator().manual_seed((method.seed << 20) + copy)
-        return sigma * torch.randn(scan.shape, generator=generator, dtype=torch.float32).to(scan)
+        return plan.pad(torch.randn(scan.shape, generator=generator).mul_(sigma).to(scan))
 
-    return lambda copy, sign: plan.pad(scan + sign * noise(copy), plan.fill)
+    return lambda copy, sign, place: padded[place] + sign * noise(copy)[place]
 
 
 def plain_passes(scan: torch.Tensor, plan: WindowPlan, method: Method) -> list[Pass]:
     """The published estimator: `samples` independent copies, summed into their mean."""
     noisy = noisy_copies(scan, plan, method)
-    return [Pass(lambda i=i: noisy(i, 1.0), 1 / method.samples) for i in range(method.samples)]  # type: ignore[misc]
+    return [Pass(lambda place, i=i: noisy(i, 1.0, place), 1 / method.samples) for i in range(method.samples)]  # type: ignore[misc]
 
 
 def antithetic_passes(scan: torch.Tensor, plan: WindowPlan, method: Method, copies: range) -> list[Pass]:
@@ -41,7 +43,7 @@ def antithetic_passes(scan: torch.Tensor, plan: WindowPlan, method: Method, copi
     """
     noisy = noisy_copies(scan, plan, method)
     return [
-        Pass(lambda copy=copy, sign=sign: noisy(copy, sign), 0.5, slot)  # type: ignore[misc]
+        Pass(lambda place, copy=copy, sign=sign: noisy(copy, sign, place), 0.5, slot)  # type: ignore[misc]
         for slot, copy in enumerate(copies)
         for sign in (1.0, -1.0)
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,8 @@ import torch
 
 from agg2exp_core.aggregation.regions import region_sums
 from agg2exp_core.attribution.gradient import Pass, StitchedModel, box_gradients
-from agg2exp_core.attribution.target import Target
+from agg2exp_core.attribution.quantile import Quantile
+from agg2exp_core.attribution.target import Place, Target
 from agg2exp_core.attribution.uncertainty import PLAIN, Estimator, Tally
 from agg2exp_core.model.mosaic import Mosaic
 from agg2exp_core.records import InputError
@@ -23,11 +24,13 @@ HELD_VOLUMES, HELD_BYTES = 2, 64 * 2**20
 class Recipe:
     """What one round computes of each target: its passes, and what becomes of the gradients in their slots.
 
+    quantile: instead of the target's own gradient, that over gradients of single voxels of it.
     factor: (I, J, K), what gradients are multiplied by.
     """
 
     passes: Sequence[Pass]
     estimator: Estimator = PLAIN
+    quantile: Quantile | None = None
     factor: torch.Tensor | None = None
 
 
@@ -40,7 +43,8 @@ class Sums:
     def __init__(self, model: StitchedModel, regions: np.ndarray, count: int, kept: Collection[str]):
         self.model, self.regions, self.count = model, regions, count
         self.tallies: dict[str, Tally] = {}
-        self._maps = {name: torch.zeros(model.plan.shape, dtype=model.plan.weight.dtype) for name in kept}
+        dtype = model.plan.weight.dtype
+        self._maps = {name: torch.zeros(model.plan.shape, dtype=dtype) for name in kept}
 
     def windows(self, targets: Sequence[Target], recipe: Recipe) -> int:
         """Windows that `add` will tell the model's tick of."""
@@ -48,21 +52,19 @@ class Sums:
 
     def add(self, targets: Sequence[Target], recipe: Recipe) -> None:
         """One round. InputError: gradients that are not finite."""
+        means = torch.as_tensor(recipe.estimator.means)
         for group in self._groups(targets, recipe):
-            sums = np.zeros((2, len(group), len(recipe.estimator.means), self.count))
-            weights = torch.as_tensor(recipe.estimator.means)
-            for place, index, stacked in box_gradients(self.model, recipe.passes, group):
-                stack = torch.stack([stacked[slot] for slot in sorted(stacked)])
-                means = torch.tensordot(weights.to(stack), stack, 1)
+            sums = np.zeros((2, len(group), len(means), self.count))
+            for place, index, gradients in self._gradients(group, recipe):
+                rows = torch.tensordot(means.to(gradients), gradients, 1)
                 if recipe.factor is not None:
-                    means *= recipe.factor[place]
-                if not torch.isfinite(means).all():
-                    raise InputError(
-                        "attributions must be finite", "NaN or infinity: the network's gradient breaks down"
-                    )
-                sums[:, index] += region_sums(means.cpu().numpy(), self.regions[place], self.count)
+                    rows *= recipe.factor[place]
+                if not torch.isfinite(rows).all():
+                    got = "NaN or infinity: the network's gradient breaks down"
+                    raise InputError("attributions must be finite", got)
+                sums[:, index] += region_sums(rows.cpu().numpy(), self.regions[place], self.count)
                 if (drawn := self._maps.get(group[index].name)) is not None:
-                    drawn[place] += recipe.estimator.pairs * means[0].cpu()
+                    drawn[place] += recipe.estimator.pairs * rows[0].cpu()
             for index, target in enumerate(group):
                 self.tallies.setdefault(target.name, Tally()).add(recipe.estimator, sums[:, index])
 
@@ -70,9 +72,23 @@ class Sums:
         """Mean attribution (I, J, K) of each kept target over all rounds; not to be added to afterwards."""
         return {name: drawn.div_(self.tallies[name].pairs) for name, drawn in self._maps.items()}
 
+    def _gradients(self, group: Sequence[Target], recipe: Recipe) -> Iterator[tuple[Place, int, torch.Tensor]]:
+        """Places, a target's index, and its gradients there, one row a slot of the passes."""
+        if recipe.quantile is None:
+            for place, stacked in box_gradients(self.model, recipe.passes, group):
+                for index, slots in stacked.items():
+                    yield place, index, torch.stack([slots[slot] for slot in sorted(slots)])
+            return
+        for index, target in enumerate(group):
+            voxels = recipe.quantile.voxels(target, self.model.plan.padded)
+            for place, stacked in box_gradients(self.model, recipe.passes, voxels):
+                if stacked:
+                    reached = [slots[0] for slots in stacked.values()]
+                    yield place, index, recipe.quantile.of(reached, len(voxels))[None]
+
     def _groups(self, targets: Sequence[Target], recipe: Recipe) -> list[Sequence[Target]]:
         """Targets that share forward passes: as many as the gradients of may be held at a time."""
         each = 4 * recipe.estimator.pairs * Mosaic(self.model.plan).largest()
         held = max(HELD_VOLUMES * 4 * self.regions.size, HELD_BYTES)
-        size = max(1, held // each)
+        size = 1 if recipe.quantile else max(1, held // each)
         return [targets[start : start + size] for start in range(0, len(targets), size)]

@@ -59,6 +59,8 @@ class Maps:
 
     def padded(self, plan: WindowPlan) -> Maps:
         """The same on the padded scan; no class lies in the padding."""
+        if plan.padded == plan.shape:
+            return self
         label = None if self.label is None else plan.pad(self.label.to(torch.int16), -1)
         return replace(self, prediction=plan.pad(self.prediction.to(torch.int16), -1), label=label)
 

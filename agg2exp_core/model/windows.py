@@ -22,7 +22,7 @@ class WindowPlan:
     """Windows over one scan.
 
     shape: the scan's (I, J, K). before: voxels of padding in front of each axis. padded: shape with padding.
-    slices: one (slice, slice, slice) per window, into the padded scan. weight: B (window). total: Σ_w B_w (padded).
+    slices: one (slice, slice, slice) per window, into the padded scan. weight: B (window).
     fill: what a scan is padded with.
     """
 
@@ -31,11 +31,12 @@ class WindowPlan:
     padded: tuple[int, ...]
     slices: tuple[tuple[slice, ...], ...]
     weight: torch.Tensor
-    total: torch.Tensor
     fill: float
 
     def pad(self, voxels: torch.Tensor, value: float = 0.0) -> torch.Tensor:
         """(…, I, J, K) → (…, padded). A scan is padded with `fill`; masks and labels with 0, as nothing lies there."""
+        if self.padded == self.shape:
+            return voxels
         after = [p - s - b for p, s, b in zip(self.padded, self.shape, self.before, strict=True)]
         amounts = [n for b, a in zip(reversed(self.before), reversed(after), strict=True) for n in (b, a)]
         return F.pad(voxels, amounts, value=value)
@@ -46,8 +47,16 @@ class WindowPlan:
         return padded[..., i, j, k]
 
     def share(self, window: tuple[slice, ...]) -> torch.Tensor:
-        """B_w / Σ_w' B_w' over one window: what its logits count in the stitched ones."""
-        return self.weight / self.total[window]
+        """B_w / Σ_w' B_w' over one window: what its logits count in the stitched ones.
+
+        Summed anew for each, so that no scan of totals is held.
+        """
+        total = torch.zeros_like(self.weight)
+        for other in self.slices:
+            shared = [(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(window, other, strict=True)]
+            if all(low < high for low, high in shared):
+                total[_within(window, shared)] += self.weight[_within(other, shared)]
+        return self.weight / total
 
 
 def plan_windows(inferer: SlidingWindowInferer, shape: tuple[int, ...], like: torch.Tensor) -> WindowPlan:
@@ -72,7 +81,9 @@ def plan_windows(inferer: SlidingWindowInferer, shape: tuple[int, ...], like: to
     weight = compute_importance_map(
         roi, mode=inferer.mode, sigma_scale=inferer.sigma_scale, device=like.device, dtype=like.dtype
     )
-    total = torch.zeros(padded, dtype=like.dtype, device=like.device)
-    for window in slices:
-        total[window] += weight
-    return WindowPlan(tuple(shape), before, padded, slices, weight, total, float(inferer.cval))
+    return WindowPlan(tuple(shape), before, padded, slices, weight, float(inferer.cval))
+
+
+def _within(window: tuple[slice, ...], box: list[tuple[int, int]]) -> tuple[slice, ...]:
+    """Where a box of the scan lies in a window that holds it."""
+    return tuple(slice(low - edge.start, high - edge.start) for edge, (low, high) in zip(window, box, strict=True))
