@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import torch
-from monai.transforms import GaussianSmooth
+from scipy.ndimage import gaussian_filter
 
 from agg2exp_core.attribution.gradient import Pass
 from agg2exp_core.model.windows import WindowPlan
@@ -31,8 +31,8 @@ def baseline_of(scan: torch.Tensor, method: Method, air: float | None) -> torch.
         others = ", ".join(name for name in BASELINES if name != "air")
         raise InputError("baseline air needs a chain that scales HU alike in every scan", "air", others)
     if method.baseline == "blurred":
-        smooth = GaussianSmooth(sigma=BLUR * max(scan.shape))
-        return torch.as_tensor(smooth(scan[None]))[0].to(scan)
+        # MONAI's smoothing takes what lies outside for 0, which is no grey value of every chain.
+        return torch.as_tensor(gaussian_filter(scan.cpu().numpy(), BLUR * max(scan.shape), mode="nearest")).to(scan)
     if method.baseline == "uniform":
         return torch.rand(scan.shape, generator=generator).to(scan)
     if method.baseline == "normal":
