@@ -16,7 +16,7 @@ from agg2exp_core.attribution.uncertainty import PLAIN, Estimator, Tally
 from agg2exp_core.model.mosaic import Mosaic
 from agg2exp_core.records import InputError
 
-HELD_VOLUMES, HELD_BYTES = 2, 64 * 2**20
+HELD_VOLUMES, HELD_BYTES = 1, 32 * 2**20
 """What is held of gradients at a time: this many float32 scans or, where scans are small, this many bytes."""
 
 

@@ -11,6 +11,9 @@ from dashboard.charts.common import GREY, MASKED, mask_titles, organ_of
 ROW = 25
 """Height in px of one region's bar."""
 
+INTERVAL = 1.96
+"""Standard errors to both sides that hold 95 %."""
+
 _TINT = "rgba(128, 134, 142, {})"
 
 
@@ -20,7 +23,8 @@ def importance_bars(
     """One bar a region, the largest on top, with the cohort's spread behind it.
 
     table: as `queries.case_importance` gives it (region, value, absent, q05, q25, median, q75, q95,
-    percentile). colors: group → colour. measure: "mass" (a share of 1, shown in %) or "mean".
+    percentile, mass_se, of which whiskers are made that hold 95 %). colors: group → colour. measure: "mass" (a share
+    of 1, shown in %) or "mean".
     masked: the same of `queries.case_masked`; those with a value are hatched bars above the organs.
     """
     organs = _described(table, labels, colors, measure)
@@ -41,6 +45,7 @@ def importance_bars(
             # A hatched bar of a few pixels needs its outline to be seen.
             "line": {"width": rows["pattern"].map({"": 0, "/": 1.5}), "color": MASKED},
         },
+        error_x={"array": rows["spread"], "thickness": 1.4, "width": 3, "color": GREY},
         customdata=rows["told"],
         hovertemplate="%{customdata}<extra></extra>",
     )  # fmt: skip
@@ -78,7 +83,8 @@ def _described_masks(masked: pd.DataFrame | None, measure: str) -> pd.DataFrame:
 def _scaled(table: pd.DataFrame, measure: str) -> pd.DataFrame:
     """Sorted by value, shares in %."""
     rows = table.sort_values("value", ascending=True, na_position="first").reset_index(drop=True)
-    numbers = ["value", "q05", "q25", "median", "q75", "q95"]
+    rows["spread"] = INTERVAL * rows["mass_se"].astype(float) if "mass_se" in rows else float("nan")
+    numbers = ["value", "q05", "q25", "median", "q75", "q95", "spread"]
     rows[numbers] = rows[numbers].astype(float) * (100.0 if measure == "mass" else 1.0)
     return rows
 
@@ -90,6 +96,8 @@ def _told(row: dict, measure: str) -> str:
     if pd.isna(row["value"]):
         return f"<b>{row['title']}</b><br>{row.get('absent') or 'not predicted'}"
     lines = [f"<b>{row['title']}</b>: {number(row['value'])}"]
+    if pd.notna(row["spread"]):
+        lines[0] += f" ± {number(row['spread'])}"
     if pd.notna(row["median"]):
         lines.append(f"cohort median {number(row['median'])}, 5–95 %: {number(row['q05'])} to {number(row['q95'])}")
     if pd.notna(row.get("percentile")):

@@ -420,6 +420,8 @@ def _importance(chosen: Chosen, dice: bool = True) -> None:
     figure = bars.importance_bars(table, chosen.labels, common.group_colors(chosen.labels), value, masked)
     with st.container(key="case_bars_box"):
         st.plotly_chart(figure, key="case_bars", config={"displayModeBar": False})
+    if table["mass_se"].notna().any():
+        st.caption("Whiskers hold 95 %: how sure each share is, judged from the noisy copies that were averaged.")
     if not background:
         kept = " Masks keep their share of the whole." if masked["value"].notna().any() else ""
         st.caption(f"Background left out; the shares of the organs are renormalised to 100 %.{kept}")

@@ -12,7 +12,7 @@ from dashboard import data, filters, words
 from dashboard.address import Address
 from dashboard.charts.common import organ_of
 from dashboard.filters import Choice
-from dashboard.views import compute
+from dashboard.views import compute, effort
 
 NO_COHORT = "No cohort is here yet. `agg2exp demo` brings two, `agg2exp cohort add` takes a folder of your scans."
 EXPLAIN = "Open a scan on the Case page and press **Explain**, or run `agg2exp explain --cohort`."
@@ -71,13 +71,11 @@ def run_title(record: dict[str, Any]) -> str:
 
     An unusual mask comes first of them: `SmoothGrad × 20, false positives, …`.
     """
-    method = compute.METHODS.get(str(record.get("method")))
-    if method is None:
+    name, parameters = str(record.get("method")), record.get("parameters") or {}
+    if name not in compute.METHODS:
         return str(record["run"])
-    parameters = record.get("parameters") or {}
-    copies = f" × {parameters['samples']}" if "samples" in parameters else ""
-    usual = Method(str(record["method"])).parameters() | {"samples": parameters.get("samples")}
-    mask = compute.mask_words(Method(str(record["method"]), mask=str(parameters.get("mask", "prediction"))))
-    others = {name: value for name, value in parameters.items() if name != "mask"}
-    unusual = [f"{name} {value}" for name, value in others.items() if value != usual.get(name)]
-    return ", ".join([f"{method}{copies}", *mask, *unusual, str(record.get("model"))])
+    method = Method.of(name, parameters)
+    told = ("samples", "estimator", "mask", *(["tolerance"] if effort.effort_of(method) else []))
+    usual = Method(name).parameters()
+    unusual = [f"{key} {value}" for key, value in parameters.items() if key not in told and value != usual.get(key)]
+    return ", ".join([compute.method_words(method), *compute.mask_words(method), *unusual, str(record.get("model"))])

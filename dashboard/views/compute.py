@@ -21,9 +21,16 @@ from agg2exp_core.settings import list_models
 from agg2exp_core.store import cohorts
 from dashboard import data, words
 from dashboard.charts import common
+from dashboard.views import effort
 
 UPLOADS = "uploads"
-METHODS = {"smoothgrad": "SmoothGrad", "gradient": "Gradient", "integrated_gradients": "Integrated gradients"}
+METHODS = {
+    "smoothgrad": "SmoothGrad",
+    "gradient": "Gradient",
+    "gradient_x_input": "Gradient × input",
+    "integrated_gradients": "Integrated gradients",
+    "quantile_gradient": "Quantile gradient",
+}
 MASKS = {
     "prediction": "Where the prediction is",
     "label": "Where the label is",
@@ -35,7 +42,7 @@ MASK_HELP = (
     "The attribution explains the organ’s score summed over these voxels. **False positives** asks why the model drew "
     "the organ where the label has none, **false negatives** what spoke for it where the model missed it."
 )
-SAMPLES = {"smoothgrad": "Noisy copies", "integrated_gradients": "Steps"}
+SAMPLES = {"integrated_gradients": ("Steps", 24), "quantile_gradient": ("Voxels of the organ", 100)}
 STATUS = {
     "queued": ("waiting", "gray"),
     "running": ("running", "blue"),
@@ -75,10 +82,16 @@ def ask(subject: Subject) -> None:
     title = common.organ_of(subject.labels, subject.target).title
     if told := described(subject.root, model):
         st.caption(words.plain(told))
-    usual = subject.method or Method(samples=4)
+    usual = subject.method or effort.EFFORTS["Quick look"]
     method = replace(_ask_method(usual), mask=_ask_mask(usual.mask) if subject.labelled else "prediction")
     scope = st.radio("Organs", [title, "All organs"], format_func=words.plain, horizontal=True, key="compute_scope")
     targets = (subject.target,) if scope == title else ()
+    expected = effort.seconds(subject.root, model, method, 1 if targets else len(subject.labels.organs))
+    if expected is not None:
+        most = (
+            "at most " if method.name == "smoothgrad" and method.samples > effort.EFFORTS["Quick look"].samples else ""
+        )
+        st.caption(f"Takes {most}about {duration(expected)}, judged from the last one.")
     if st.button("Explain", type="primary", icon=":material/bolt:", width="stretch", key="compute_start"):
         request = Request(subject.cohort, subject.case_id, model, method, targets)
         queue.submit(subject.root, request)
@@ -108,19 +121,46 @@ def _ask_method(usual: Method) -> Method:
     name = st.selectbox(
         "Method", names, index=names.index(usual.name), format_func=METHODS.__getitem__, key="compute_method"
     )
+    if name == "smoothgrad":
+        return _ask_effort(usual)
     if name not in SAMPLES:
         return Method(name)
+    title, most = SAMPLES[name]
     samples = st.number_input(
-        SAMPLES[name],
+        title,
         min_value=1,
         max_value=10_000,
-        value=usual.samples if name == usual.name else 20,
+        value=usual.samples if name == usual.name else most,
         key=f"compute_samples_{name}",
         help="More of them give a steadier map and take proportionally longer.",
     )
-    if name == usual.name:
-        return Method(name, int(samples), usual.sigma, usual.baseline, usual.seed)
-    return Method(name, int(samples))
+    return replace(usual if name == usual.name else Method(name), samples=int(samples))
+
+
+def _ask_effort(usual: Method) -> Method:
+    """SmoothGrad by what it is for; or as the run that is shown has it, if that is none of these."""
+    choices = dict(effort.EFFORTS)
+    if usual.name == "smoothgrad" and effort.effort_of(usual) is None:
+        choices = {f"As this run ({copies(usual)})": usual} | choices
+    word = st.selectbox("Effort", list(choices), key="compute_effort", help=effort.HELP)
+    return choices[word]
+
+
+def copies(method: Method) -> str:
+    """How many of what a method averages: `4 copies`, `up to 8 pairs`; empty where nothing is."""
+    if method.name == "smoothgrad":
+        return f"{method.samples} copies" if method.estimator == "plain" else f"up to {method.samples} pairs"
+    return f"{method.samples} {SAMPLES[method.name][0].split()[0].lower()}" if method.name in SAMPLES else ""
+
+
+def method_words(method: Method) -> str:
+    """A method with how much of it there is: `SmoothGrad, settled`, `SmoothGrad × 4`, `Integrated gradients × 24`."""
+    name = METHODS.get(method.name) or words.plain(method.name)
+    if method.name == "smoothgrad" and (word := effort.effort_of(method)):
+        return f"{name}, {word.lower()}"
+    if method.name == "smoothgrad" and method.estimator != "plain":
+        return f"{name}, {copies(method)}"
+    return f"{name} × {method.samples}" if method.name in ("smoothgrad", *SAMPLES) else name
 
 
 def jobs(root: Path, labels: LabelSet, here: tuple[str, str] | None) -> None:
@@ -191,9 +231,8 @@ def _stop_button(root: Path, job: JobState) -> None:
 def _headline(labels: LabelSet, job: JobState) -> str:
     organs = ", ".join(words.plain(common.organ_of(labels, name).title) for name in job.request.targets) or "All organs"
     method = job.request.method
-    copies = f" × {method.samples}" if method.name in SAMPLES else ""
     word, color = STATUS[job.status]
-    what = ", ".join([organs, f"{METHODS.get(method.name) or words.plain(method.name)}{copies}", *mask_words(method)])
+    what = ", ".join([organs, method_words(method), *mask_words(method)])
     return f"**{words.plain(job.request.case_id)}** :{color}-badge[{word}]  \n{what}"
 
 
