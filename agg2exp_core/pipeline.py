@@ -25,6 +25,7 @@ from agg2exp_core.model.bundle import Bundle, find_bundle
 from agg2exp_core.model.predict import pick_device, segment
 from agg2exp_core.model.preprocess import AIR_HU, Scan, load_scan, on_grid_of, on_model_grid, scaled
 from agg2exp_core.model.windows import plan_windows
+from agg2exp_core.organs import BACKGROUND
 from agg2exp_core.records import InputError, Method, SumTable, Volume
 from agg2exp_core.store import results
 from agg2exp_core.store.cohorts import Case
@@ -193,14 +194,16 @@ def run_id(model: str, method: Method) -> str:
 def sum_table(classes: tuple[str, ...], explained: Explanation) -> SumTable:
     """Sums over the predicted organs for each explained target; absent targets keep a row of NaN."""
     targets = tuple(name for name in classes if name in explained.targets or name in explained.absent)
-    positive, negative, mass_se = np.full((3, len(targets), len(classes)), np.nan)
+    positive, negative, *errors = np.full((4, len(targets), len(classes)), np.nan)
+    organs = np.array([name != BACKGROUND for name in classes])
     for name, tally in explained.tallies.items():
         row = targets.index(name)
         positive[row], negative[row] = tally.sums()
-        errors = tally.mass_se()
-        mass_se[row] = np.nan if errors is None else errors
+        for table, inside in zip(errors, (None, organs), strict=True):
+            known = tally.mass_se(inside)
+            table[row] = np.nan if known is None else known
     voxels = count_voxels(explained.prediction.numpy(), len(classes))
-    return SumTable(targets, classes, positive, negative, voxels, dict(explained.absent), mass_se)
+    return SumTable(targets, classes, positive, negative, voxels, dict(explained.absent), *errors)
 
 
 class Segmenting:
@@ -267,7 +270,8 @@ def _merged(old: SumTable, new: SumTable, classes: tuple[str, ...]) -> SumTable:
 
     absent = {**old.absent, **new.absent}
     sums = both(lambda table: table.positive), both(lambda table: table.negative)
-    return SumTable(targets, classes, *sums, new.voxels, absent, both(lambda table: table.mass_se))
+    errors = both(lambda table: table.mass_se), both(lambda table: table.organ_mass_se)
+    return SumTable(targets, classes, *sums, new.voxels, absent, *errors)
 
 
 def _gaps(completeness: dict[str, Completeness]) -> dict[str, tuple[float, float, float]]:

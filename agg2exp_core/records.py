@@ -88,7 +88,8 @@ class SumTable:
     positive, negative: (targets, regions) float64, Σ max(a, 0) and Σ max(−a, 0).
     voxels: (regions,) int64. A target absent from the prediction is in `absent` with its reason,
     and its row of sums is NaN in memory, empty on disk.
-    mass_se: (targets, regions), the standard error of each share of Σ|a|; NaN where nothing is known of it.
+    mass_se, organ_mass_se: (targets, regions), the standard error of each share of Σ|a|, with the background and
+    without; NaN where nothing is known of it.
     """
 
     targets: tuple[str, ...]
@@ -98,10 +99,12 @@ class SumTable:
     voxels: np.ndarray
     absent: dict[str, str] = field(default_factory=dict)
     mass_se: np.ndarray = field(default_factory=lambda: np.empty(0))
+    organ_mass_se: np.ndarray = field(default_factory=lambda: np.empty(0))
 
     def __post_init__(self) -> None:
-        if not self.mass_se.size:
-            object.__setattr__(self, "mass_se", np.full_like(self.positive, np.nan))
+        for name in ("mass_se", "organ_mass_se"):
+            if not getattr(self, name).size:
+                object.__setattr__(self, name, np.full_like(self.positive, np.nan))
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ COLUMNS = {
     "absent": "why there is no value, empty where there is one",
     "organ_mass": "share without the background",
     "mass_se": "standard error of mass, where it is known",
+    "organ_mass_se": "standard error of organ_mass",
     "dice": "overlap of prediction and label, 0 to 1",
     "iou": "intersection over union, 0 to 1",
     "detector": "what measured how unusual",

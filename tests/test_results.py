@@ -40,7 +40,7 @@ def test_sums_read_back_bit_for_bit(tmp_path, absent):
 
 def test_what_is_absent_is_empty_with_a_reason_and_never_zero(tmp_path):
     folder = write_case(tmp_path / "c1", table_of(absent=True))
-    assert "heart,aorta,,,5,not predicted," in (folder / "importance.csv").read_text().splitlines()
+    assert "heart,aorta,,,5,not predicted,," in (folder / "importance.csv").read_text().splitlines()
     assert (folder / "agreement.csv").read_text().splitlines()[-1] == "heart,,"
 
 

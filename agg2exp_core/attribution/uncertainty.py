@@ -79,18 +79,22 @@ class Tally:
         positive, negative = self._estimates()[:, 0]
         return positive, negative
 
-    def mass_se(self) -> np.ndarray | None:
+    def mass_se(self, inside: np.ndarray | None = None) -> np.ndarray | None:
         """Standard error of each region's share of Σ|a| (regions,); None where there are no two pairs.
 
+        inside: (regions,) bool, of which regions it is a share; the others have none (NaN).
         Widened as Student's t is for few pairs, so that 1.96 of it to both sides hold 95 % whatever their number.
         """
         amounts = self._estimates()[:, 1:].sum(axis=0)
+        if inside is not None:
+            amounts = np.where(inside, amounts, 0)
         count = len(amounts)
         if count < 2:
             return None
         masses = amounts / np.maximum(amounts.sum(axis=1, keepdims=True), np.finfo(float).tiny)
         widened = t.ppf(0.975, count - 1) / norm.ppf(0.975)
-        return np.asarray(widened * np.sqrt((count - 1) * masses.var(axis=0)))
+        errors = widened * np.sqrt((count - 1) * masses.var(axis=0))
+        return errors if inside is None else np.where(inside, errors, np.nan)
 
     def _estimates(self) -> np.ndarray:
         """The rounds' weighted mean, then the same without each pair of each round (2, 1 + replicates, regions)."""

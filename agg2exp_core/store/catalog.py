@@ -41,22 +41,24 @@ SIGNED = """
         CASE WHEN voxels > 0 THEN {phi} / nullif({total}, 0) END AS mass,
         {phi} / nullif(voxels, 0) AS mean, voxels, absent,
         CASE WHEN voxels > 0 AND region <> 'background' THEN {phi} / nullif({organs}, 0) END AS organ_mass,
-        CASE WHEN voxels > 0 AND '{sign}' = 'abs' THEN mass_se END AS mass_se
+        CASE WHEN voxels > 0 AND '{sign}' = 'abs' THEN mass_se END AS mass_se,
+        CASE WHEN voxels > 0 AND '{sign}' = 'abs' THEN organ_mass_se END AS organ_mass_se
     FROM {source}"""
 MASKED = """
     SELECT case_id, region_set, target, region, '{sign}' AS sign,
         CASE WHEN voxels > 0 THEN {phi} / nullif({total}, 0) END AS mass,
         {phi} / nullif(voxels, 0) AS mean, voxels, absent, NULL::DOUBLE AS organ_mass,
-        NULL::DOUBLE AS mass_se
+        NULL::DOUBLE AS mass_se, NULL::DOUBLE AS organ_mass_se
     FROM {source}"""
 SHARED = """
     SELECT case_id, 'organs' AS region_set, target, region, 'abs' AS sign, mass, mean, NULL::BIGINT AS voxels, absent,
-        CASE WHEN region <> 'background' THEN mass / nullif(organs, 0) END AS organ_mass, NULL::DOUBLE AS mass_se
+        CASE WHEN region <> 'background' THEN mass / nullif(organs, 0) END AS organ_mass,
+        NULL::DOUBLE AS mass_se, NULL::DOUBLE AS organ_mass_se
     FROM {source}"""
 NOTHING = """
     SELECT ''::VARCHAR AS case_id, '' AS region_set, '' AS target, '' AS region, 'abs' AS sign,
         0.0::DOUBLE AS mass, 0.0::DOUBLE AS mean, 0::BIGINT AS voxels, '' AS absent, 0.0::DOUBLE AS organ_mass,
-        0.0::DOUBLE AS mass_se
+        0.0::DOUBLE AS mass_se, 0.0::DOUBLE AS organ_mass_se
     WHERE false"""
 NO_AGREEMENT = "SELECT '' AS case_id, '' AS target, 0.0::DOUBLE AS dice, 0.0::DOUBLE AS iou WHERE false"
 
@@ -279,7 +281,7 @@ def _add_runs(con: duckdb.DuckDBPyConnection, root: Path) -> None:
     _insert(con, "store.runs", pa.Table.from_pylist(rows, pa.schema(RUN_COLUMNS)))
     _insert(con, "store.organs", pa.Table.from_pylist(organs, pa.schema(ORGAN_COLUMNS)))
     con.execute("CREATE VIEW runs AS FROM store.runs")
-    local = "case_id, region_set, target, region, sign, mass, mean, voxels, absent, organ_mass, mass_se"
+    local = "case_id, region_set, target, region, sign, mass, mean, voxels, absent, organ_mass, mass_se, organ_mass_se"
     views = [(place, run_view(*place)) for place in places] + [(place, region_view(*place)) for place in masked]
     _add_view(con, "importance", local, views, NOTHING)
     scores = [(place, agreement_view(*place)) for place in places]

@@ -29,7 +29,7 @@ from agg2exp_core.organs import BACKGROUND
 from agg2exp_core.records import InputError
 from agg2exp_core.store import results
 
-LAYOUT = 3
+LAYOUT = 4
 """Raised when the columns below change, so that older caches are built again."""
 
 KEY = b"agg2exp"
@@ -39,9 +39,12 @@ SETTLED_NS = 1_000_000_000
 
 NOT_PREDICTED, NO_REGION = "not predicted", "region not predicted"
 NAMES = {"target": pa.string(), "region": pa.string()}
+ERRORS = ("mass_se", "organ_mass_se")
+"""Which older files do not have."""
 SUMS = NAMES | {
     **dict.fromkeys(("positive", "negative"), pa.float64()),
-    **{"voxels": pa.int64(), "absent": pa.string(), "mass_se": pa.float64()},
+    **{"voxels": pa.int64(), "absent": pa.string()},
+    **dict.fromkeys(ERRORS, pa.float64()),
 }
 SHARES = NAMES | {"mass": pa.float64(), "mean": pa.float64()}
 AGREEMENT = {"target": pa.string(), "dice": pa.float64(), "iou": pa.float64()}
@@ -224,14 +227,16 @@ def _read_case(folder: Path, columns: dict[str, Any]) -> tuple[pa.Table, pa.Tabl
 def read_numbers(path: Path, columns: dict[str, Any]) -> pa.Table:
     """Rows of a CSV whose columns and types are known; empty fields are null."""
     content = path.read_bytes()
-    there = [name for name in columns if name != "mass_se" or b"mass_se" in content.partition(b"\n")[0]]
+    header = content.partition(b"\n")[0].decode(errors="replace").split(",")
+    there = [name for name in columns if name not in ERRORS or name in header]
     convert = csv.ConvertOptions(
         column_types=columns, include_columns=there, null_values=[""], strings_can_be_null=True
     )
     # From memory: given a path, or told to use one thread, Arrow took ten times as long for a small file.
     table = csv.read_csv(pa.BufferReader(content), convert_options=convert)
-    if len(there) < len(columns):  # an older file
-        table = table.append_column("mass_se", pa.nulls(len(table), pa.float64()))
+    for name in columns:
+        if name not in there:
+            table = table.append_column(name, pa.nulls(len(table), pa.float64()))
     for name, kind in columns.items():
         if kind == pa.float64() and not pc.all(pc.is_finite(table[name]), min_count=0).as_py():
             raise InputError("numbers must be finite", f"{path.name}, column {name}")
@@ -282,7 +287,7 @@ def _sum_columns(table: pa.Table, owner: np.ndarray, organ: np.ndarray) -> dict[
     no_sums = pc.or_(pc.is_null(table["positive"]), pc.is_null(table["negative"]))
     reason = pc.if_else(pc.equal(voxels, 0), NO_REGION, pa.scalar(None, pa.string()))
     reason = pc.coalesce(table["absent"], pc.if_else(no_sums, NOT_PREDICTED, reason))
-    return columns | {"voxels": voxels, "absent": reason, "mass_se": table["mass_se"]}
+    return columns | {"voxels": voxels, "absent": reason, **{name: table[name] for name in ERRORS}}
 
 
 def _share_columns(table: pa.Table, owner: np.ndarray, organ: np.ndarray) -> dict[str, Any]:

@@ -229,7 +229,7 @@ def case_importance(con: Connection, selection: Selection, case_id: str, target:
     """region, value, absent (why there is none), q05, q25, median, q75, q95 and percentile in the whole cohort's run.
 
     percentile: share of the other cases with a lower value, in %; null without others. Filters do not count here.
-    mass_se: standard error of the value, where it is a share of the whole attribution and its error is known.
+    error: standard error of the value, where it is a share of |a| and its error is known.
     """
     _check_target(con, selection, target)
     _check_case(con, selection.cohort, case_id)
@@ -238,8 +238,9 @@ def case_importance(con: Connection, selection: Selection, case_id: str, target:
     values |= {"case": case_id, "cohort": selection.cohort, "run": selection.run}
     sql = CASE.format(local=local, unexplained=NOT_EXPLAINED, nothing=NOTHING_TO_SHARE, places=_places(selection))
     table = con.execute(sql, values).df()
-    known = _errors(con, selection, case_id, target) if selection == Selection(*_place(selection)) else {}
-    return table.assign(mass_se=table["region"].map(known).astype(float))
+    shares = (selection.sign, selection.value, selection.joined) == ("abs", "mass", False)
+    known = _errors(con, selection, case_id, target) if shares else {}
+    return table.assign(error=table["region"].map(known).astype(float))
 
 
 def _place(selection: Selection) -> tuple[str, str]:
@@ -248,9 +249,10 @@ def _place(selection: Selection) -> tuple[str, str]:
 
 def _errors(con: Connection, selection: Selection, case_id: str, target: str) -> dict[str, float]:
     """Region → standard error of its mass in one case."""
+    error = "mass_se" if selection.background else "organ_mass_se"
     sql = f"""
-        SELECT region, mass_se FROM {run_view(*_place(selection))}
-        WHERE sign = 'abs' AND case_id = $case AND target = $target AND mass_se IS NOT NULL"""
+        SELECT region, {error} FROM {run_view(*_place(selection))}
+        WHERE sign = 'abs' AND case_id = $case AND target = $target AND {error} IS NOT NULL"""
     return dict(con.execute(sql, {"case": case_id, "target": target}).fetchall())
 
 

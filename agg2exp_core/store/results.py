@@ -22,7 +22,8 @@ from agg2exp_core.records import InputError, SumTable
 from agg2exp_core.settings import checked_id
 from agg2exp_core.volumes import sha256
 
-IMPORTANCE = ("target", "region", "positive", "negative", "voxels", "absent", "mass_se")
+OLDER = ("target", "region", "positive", "negative", "voxels", "absent")
+IMPORTANCE = (*OLDER, "mass_se", "organ_mass_se")
 SHARES = ("target", "region", "mass", "mean")
 AGREEMENT = ("target", "dice", "iou")
 COMPLETENESS = ("target", "attribution_sum", "output_difference", "gap")
@@ -120,26 +121,26 @@ def write_run(root: Path, cohort: str, run: str, info: dict[str, Any]) -> None:
 
 
 def write_importance(folder: Path, table: SumTable) -> None:
-    """importance.csv: Σ max(a, 0), Σ max(−a, 0), voxels and the standard error of the mass of each (target, region).
+    """importance.csv: Σ max(a, 0), Σ max(−a, 0), voxels and the standard errors of the mass of each (target, region).
 
-    Sums are empty where a target is absent, the error where nothing is known of it.
+    Sums are empty where a target is absent, errors where nothing is known of them.
     """
     rows = []
     for row, target in enumerate(table.targets):
         absent = table.absent.get(target, "")
         for column, region in enumerate(table.regions):
             sums = ("", "") if absent else (_text(table.positive[row, column]), _text(table.negative[row, column]))
-            error = _text(table.mass_se[row, column])
-            rows.append((target, region, *sums, int(table.voxels[column]), absent, error))
+            errors = _text(table.mass_se[row, column]), _text(table.organ_mass_se[row, column])
+            rows.append((target, region, *sums, int(table.voxels[column]), absent, *errors))
     _write(folder / "importance.csv", IMPORTANCE, rows)
 
 
 def read_importance(folder: Path) -> SumTable:
     """The sums of one case, as `write_importance` wrote them; older files know no standard errors."""
-    rows = _read(folder / "importance.csv", IMPORTANCE, IMPORTANCE[:-1])
+    rows = _read(folder / "importance.csv", IMPORTANCE, OLDER)
     targets = tuple(dict.fromkeys(row["target"] for row in rows))
     regions = tuple(dict.fromkeys(row["region"] for row in rows))
-    positive, negative, mass_se = np.full((3, len(targets), len(regions)), np.nan)
+    positive, negative, mass_se, organ_mass_se = np.full((4, len(targets), len(regions)), np.nan)
     voxels, absent = np.zeros(len(regions), np.int64), {}
     for row in rows:
         at = targets.index(row["target"]), regions.index(row["region"])
@@ -148,8 +149,8 @@ def read_importance(folder: Path) -> SumTable:
             absent[row["target"]] = row["absent"]
         else:
             positive[at], negative[at] = float(row["positive"]), float(row["negative"])
-            mass_se[at] = float(row.get("mass_se") or "nan")
-    return SumTable(targets, regions, positive, negative, voxels, absent, mass_se)
+            mass_se[at], organ_mass_se[at] = (float(row.get(name) or "nan") for name in IMPORTANCE[-2:])
+    return SumTable(targets, regions, positive, negative, voxels, absent, mass_se, organ_mass_se)
 
 
 def write_agreement(folder: Path, names: Sequence[str], dice: np.ndarray, iou: np.ndarray) -> None:

@@ -23,7 +23,7 @@ def importance_bars(
     """One bar a region, the largest on top, with the cohort's spread behind it.
 
     table: as `queries.case_importance` gives it (region, value, absent, q05, q25, median, q75, q95,
-    percentile, mass_se, of which whiskers are made that hold 95 %). colors: group → colour. measure: "mass" (a share
+    percentile, error, of which whiskers are made that hold 95 %). colors: group → colour. measure: "mass" (a share
     of 1, shown in %) or "mean".
     masked: the same of `queries.case_masked`; those with a value are hatched bars above the organs.
     """
@@ -83,7 +83,7 @@ def _described_masks(masked: pd.DataFrame | None, measure: str) -> pd.DataFrame:
 def _scaled(table: pd.DataFrame, measure: str) -> pd.DataFrame:
     """Sorted by value, shares in %."""
     rows = table.sort_values("value", ascending=True, na_position="first").reset_index(drop=True)
-    rows["spread"] = INTERVAL * rows["mass_se"].astype(float) if "mass_se" in rows else float("nan")
+    rows["spread"] = INTERVAL * rows["error"].astype(float) if "error" in rows else float("nan")
     numbers = ["value", "q05", "q25", "median", "q75", "q95", "spread"]
     rows[numbers] = rows[numbers].astype(float) * (100.0 if measure == "mass" else 1.0)
     return rows

@@ -420,7 +420,7 @@ def _importance(chosen: Chosen, dice: bool = True) -> None:
     figure = bars.importance_bars(table, chosen.labels, common.group_colors(chosen.labels), value, masked)
     with st.container(key="case_bars_box"):
         st.plotly_chart(figure, key="case_bars", config={"displayModeBar": False})
-    if table["mass_se"].notna().any():
+    if table["error"].notna().any():
         st.caption("Whiskers hold 95 %: how sure each share is, judged from the noisy copies that were averaged.")
     if not background:
         kept = " Masks keep their share of the whole." if masked["value"].notna().any() else ""
