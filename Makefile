@@ -40,7 +40,7 @@ bench: $(VENV)/.tools $(NIIVUE)
 
 # Saliency is kept for the cases and organs of the README's tour only; sums are kept for all.
 MODELS := thorax17_swinunetr thorax17_segresnet
-EXPLAIN := $(BIN)/agg2exp explain --estimator plain --samples 4
+EXPLAIN := $(BIN)/agg2exp explain --estimator plain --samples 4 --saliency-dtype float16
 TOUR := lung_upper_lobe_left,lung_lower_lobe_left,lung_lower_lobe_right,heart,aorta
 
 precompute: $(VENV)/.package

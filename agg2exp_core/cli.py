@@ -115,7 +115,7 @@ def explain(
     mask: Annotated[str, typer.Option(help="Explained voxels: prediction, label, tp, fp or fn.")] = "prediction",
     seed: Seed = 0,
     device: Device = "auto",
-    saliency_dtype: Annotated[str, typer.Option(help="float16, float32 or none: what is kept to look at.")] = "float16",
+    saliency_dtype: Annotated[str, typer.Option(help="Of maps: view (small), float16, float32 or none.")] = "view",
     data: Root = None,
     job: Annotated[str | None, typer.Option(hidden=True, help="Report to this job of the dashboard.")] = None,
 ) -> None:

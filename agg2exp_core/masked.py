@@ -24,6 +24,7 @@ MOST_REGIONS = 256
 
 EMPTY, NOT_IN_MASK, TOO_SMALL = "the mask is empty", "not in the mask", "too small for the model's grid"
 NO_MASK, NOT_EXPLAINED, NO_MAP = "no mask", "not explained in this run", "no stored attribution map"
+ONLY_TO_VIEW = "maps only to look at: explain with --saliency-dtype float16"
 
 Report = Callable[[int, int, str], None]
 
@@ -105,7 +106,7 @@ def case_sums(folder: Path, masks: Masks, case_id: str, targets: tuple[str, ...]
     """Sums over each region of the mask, for the targets of a case's folder whose attribution is stored there.
 
     The attribution on disk is summed in float64, and so are its totals: a mask that covers the scan has all of it.
-    `explain` keeps 11 significant bits of it unless told to keep float32, each value off by 2⁻¹¹ (0.05 %) at most,
+    float16 keeps 11 significant bits of it, each value off by 2⁻¹¹ (0.05 %) at most,
     and so a sum too; a mass by twice that at most, in practice far less.
     """
     files = (results.read_manifest(folder) or {}).get("files", {})
@@ -129,9 +130,10 @@ def _add_case(run: Path, masks: Masks, case_id: str, summary: Summary) -> None:
     if manifest is None:
         summary.left[case_id] = NOT_EXPLAINED
         return
-    stored = [name for name in manifest.get("targets", ()) if results.map_name(name) in manifest.get("files", {})]
+    drawn = [name for name in manifest.get("targets", ()) if results.map_name(name) in manifest.get("files", {})]
+    stored = [name for name in drawn if name not in manifest.get("viewing", ())]
     if not stored:
-        summary.left[case_id] = NO_MAP
+        summary.left[case_id] = ONLY_TO_VIEW if drawn else NO_MAP
         return
     problems = results.verify(folder, ["importance.csv", *(results.map_name(name) for name in stored)])
     if problems:

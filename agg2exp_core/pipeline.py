@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from agg2exp_core import volumes
+from agg2exp_core import maps, volumes
 from agg2exp_core.aggregation.agreement import dice_iou
 from agg2exp_core.aggregation.regions import count_voxels
 from agg2exp_core.attribution.attribute import Completeness, Explainer, Explanation, Subject, attribute, check_method
@@ -30,7 +30,7 @@ from agg2exp_core.records import InputError, Method, SumTable, Volume
 from agg2exp_core.store import results
 from agg2exp_core.store.cohorts import Case
 
-SALIENCY_DTYPES = ("float16", "float32", "none")
+SALIENCY_DTYPES = ("view", "float16", "float32", "none")
 VERSIONED = ("torch", "monai", "numpy", "nibabel")
 
 Report = Callable[[int, int, str], None]
@@ -44,7 +44,7 @@ class Plan:
     method: Method = field(default_factory=Method)
     targets: tuple[str, ...] = ()
     device: str = "auto"
-    saliency: str = "float16"
+    saliency: str = "view"
 
 
 class Explaining:
@@ -99,6 +99,7 @@ class Explaining:
                 self._write(new, folder if known else None, scan, explained)
                 self._write_agreement(new, explained, labels)
                 identity["targets"] = list(results.read_importance(new).targets)
+                identity["viewing"] = self._for_viewing(known, explained)
                 identity["device"] = str(self.explainer.device)
                 identity["seconds"] = round(time.monotonic() - started + float((known or {}).get("seconds", 0)), 1)
         return folder
@@ -131,8 +132,19 @@ class Explaining:
         if self.plan.saliency != "none":
             saliency.mkdir(exist_ok=True)
             for name, drawn in explained.saliency.items():
-                kept = half_precision(drawn.numpy()) if self.plan.saliency == "float16" else drawn.numpy()
-                volumes.write_volume(saliency / f"{name}.nii.gz", scan.volume(kept))
+                kept, step = self._kept(drawn.numpy())
+                volumes.write_volume(saliency / f"{name}.nii.gz", scan.volume(kept), step)
+
+    def _kept(self, drawn: np.ndarray) -> tuple[np.ndarray, float]:
+        """A map as it is stored, and what one unit of it is worth."""
+        if self.plan.saliency == "view":
+            return maps.for_viewing(drawn)
+        return (maps.half_precision(drawn) if self.plan.saliency == "float16" else drawn), 1.0
+
+    def _for_viewing(self, known: dict[str, Any] | None, explained: Explanation) -> list[str]:
+        """Targets whose stored map is good to look at, not to sum over."""
+        others = set((known or {}).get("viewing", ())) - set(explained.saliency)
+        return sorted(others | set(explained.saliency if self.plan.saliency == "view" else ()))
 
     def _write_agreement(self, new: Path, explained: Explanation, labels: np.ndarray | None) -> None:
         if labels is None:
@@ -146,6 +158,8 @@ class Explaining:
         if target not in manifest["targets"]:
             return False
         drawn = f"saliency/{target}.nii.gz" in manifest["files"]
+        if drawn and self.plan.saliency in ("float16", "float32") and target in manifest.get("viewing", ()):
+            return False
         return drawn or self.plan.saliency == "none" or target in results.read_importance(folder).absent
 
     def _run_info(self) -> dict[str, Any]:
@@ -224,17 +238,6 @@ class Segmenting:
         prediction = scan.volume(organs.cpu())
         file.parent.mkdir(parents=True, exist_ok=True)
         volumes.write_volume(file, on_grid_of(prediction, volumes.read_volume(_image_of(case))))
-
-
-def half_precision(voxels: np.ndarray) -> np.ndarray:
-    """float32 with the 11 significant bits of float16: NIfTI has no half type, but the zeros compress away.
-
-    Unlike a cast to float16, small gradients keep their exponent.
-    """
-    bits = np.ascontiguousarray(voxels, dtype=np.float32).view(np.uint32)
-    # Round half up at bit 13; an overflow into the exponent is the next power of two, as it should be.
-    rounded = (bits + np.uint32(1 << 12)) & np.uint32(0xFFFFE000)
-    return rounded.view(np.float32)
 
 
 def _image_of(case: Case) -> Path:

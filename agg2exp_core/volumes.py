@@ -101,8 +101,10 @@ def read_labels(path: Path, like: ScanHeader | Volume | None = None) -> Volume:
     return Volume(np.concatenate(pieces).reshape(header.shape, order="F"), header.affine)
 
 
-def write_volume(path: Path, volume: Volume) -> None:
+def write_volume(path: Path, volume: Volume, step: float = 1.0) -> None:
     """Write NIfTI-1 (`.nii` or `.nii.gz` by name), whole or not at all; equal volumes give equal bytes.
+
+    step: what one unit of the array is worth; readers multiply by it.
 
     sform and qform both carry the affine (a sheared one only the sform: a quaternion cannot shear).
     """
@@ -113,7 +115,7 @@ def write_volume(path: Path, volume: Volume) -> None:
     header.set_sform(volume.affine, code="scanner")
     header.set_qform(volume.affine, code="scanner", strip_shears=True)
     header.set_xyzt_units("mm")
-    header.set_slope_inter(1, 0)
+    header.set_slope_inter(step, 0)
     header["vox_offset"] = header.single_vox_offset
     header["magic"] = header.single_magic
     little = array.dtype.newbyteorder("<")

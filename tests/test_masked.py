@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from command import run
 
-from agg2exp_core import masked, pipeline, volumes
+from agg2exp_core import maps, masked, volumes
 from agg2exp_core.aggregation.masks import on_grid
 from agg2exp_core.aggregation.regions import count_voxels, region_sums
 from agg2exp_core.records import Condition, InputError, Selection, SumTable, Volume
@@ -116,7 +116,7 @@ def test_a_mask_like_an_organ_has_the_organs_mass(root: Path, rounded: bool, tol
         with results.case_folder(folder, results.read_manifest(folder)) as new:
             results.write_importance(new, results.read_importance(folder))
             (new / "saliency").mkdir()
-            kept = pipeline.half_precision(saliency) if rounded else saliency
+            kept = maps.half_precision(saliency) if rounded else saliency
             volumes.write_volume(new / "saliency" / "heart.nii.gz", grid(kept))
     assert aggregate(root) == 0
     sql = """
@@ -209,6 +209,15 @@ def test_a_mask_that_falls_between_the_voxels_says_so(root: Path) -> None:
     volumes.write_volume(root.parent / "masks" / "a.nii.gz", Volume(speck, affine))
     assert aggregate(root) == 0
     assert rows_of(root)["a", "lesion"] == (0, "too small for the model's grid")
+
+
+def test_maps_that_are_only_to_look_at_are_not_summed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = results.case_path(root, "c", "r", "a") / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"viewing": ["heart"]}))
+    assert aggregate(root) == 0
+    said = capsys.readouterr().out
+    assert "left out, maps only to look at: explain with --saliency-dtype float16: 1 cases (a)" in said
+    assert {case for case, _ in rows_of(root)} == {"b"}
 
 
 def test_what_is_left_out_is_counted_with_its_reason(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

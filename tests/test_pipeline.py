@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -16,7 +17,7 @@ from command import run
 from nibabel.processing import resample_from_to
 from tiny import CLASSES, threshold_net, write_bundle
 
-from agg2exp_core import pipeline, volumes
+from agg2exp_core import maps, pipeline, volumes
 from agg2exp_core.aggregation.regions import mass
 from agg2exp_core.records import InputError, Method, Volume
 from agg2exp_core.store import results
@@ -244,12 +245,23 @@ def test_air_has_a_value_only_where_every_scan_is_scaled_alike(root, scan, tmp_p
         explain(root, scan, tmp_path / "out", pipeline.Plan("tiny", Method("integrated_gradients", 2)))
 
 
+def test_maps_to_look_at_give_way_to_maps_to_sum(root, scan, tmp_path):
+    """And not the other way: what is finer is never thrown away."""
+    out, plan = tmp_path / "out", pipeline.Plan("tiny", GRADIENT, ("heart",))
+    kept = []
+    for quality in ("view", "float16", "view"):
+        explain(root, scan, out, replace(plan, saliency=quality))
+        viewing = json.loads((out / "manifest.json").read_text())["viewing"]
+        kept.append((viewing, nib.load(out / "saliency" / "heart.nii.gz").get_data_dtype()))
+    assert kept == [(["heart"], np.int16), ([], np.float32), ([], np.float32)]
+
+
 def test_half_precision_keeps_small_gradients():
     values = np.array([1e-12, -3.3e-7, 0.1, 65536.5, 1e30, 0.0, 2047.9999], dtype=np.float32)
-    kept = pipeline.half_precision(values)
+    kept = maps.half_precision(values)
     assert np.abs(kept - values).max(initial=0, where=values != 0) <= np.abs(values).max() * 2**-11
     assert kept == pytest.approx(values, rel=2**-11)
-    assert pipeline.half_precision(kept).tolist() == kept.tolist()
+    assert maps.half_precision(kept).tolist() == kept.tolist()
 
 
 def test_prediction_on_the_scans_own_grid(root, scan, tmp_path):

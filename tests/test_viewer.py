@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from agg2exp_core import maps
 from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import Volume
 from agg2exp_core.volumes import to_ras
@@ -162,8 +163,8 @@ def test_quantised_clips_at_the_scale_end_and_keeps_signs() -> None:
 def test_scale_end_of_a_sparse_map_is_its_peak() -> None:
     sparse = np.zeros(10_000)
     sparse[3] = -4
-    assert layers.scale_end(sparse) == (4, True) and layers.scale_end(np.zeros(5)) == (0, True)
-    assert layers.scale_end(np.ones(5000)) == (1, False)
+    assert maps.scale_end(sparse) == (4, True) and maps.scale_end(np.zeros(5)) == (0, True)
+    assert maps.scale_end(np.ones(5000)) == (1, False)
 
 
 @pytest.mark.parametrize(("hu", "window"), [(-850, "lung"), (50, "soft"), (700, "bone")])

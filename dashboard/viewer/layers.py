@@ -43,18 +43,6 @@ def grey(hu: np.ndarray, window: Window) -> np.ndarray:
     return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
 
 
-def scale_end(saliency: np.ndarray) -> tuple[float, bool]:
-    """Where the colour scale ends: the 99.9th percentile of |attribution|, or the peak of a map so sparse that this is
-    0; and whether it is so sparse.
-
-    A few voxels of SmoothGrad are far stronger than all others and would leave the rest invisible.
-    """
-    strength = np.abs(saliency).ravel(order="K")  # as it lies in memory: maps are read in the other order
-    strongest = float(strength.max())
-    end = float(np.percentile(strength, 99.9, overwrite_input=True))
-    return (end, False) if end > 0 else (strongest, True)
-
-
 def quantised(attribution: np.ndarray, end: float) -> np.ndarray:
     """int8: −127 … 127 of the scale's end, what is stronger clipped."""
     if end <= 0:

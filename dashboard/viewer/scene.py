@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import streamlit as st
 
-from agg2exp_core import volumes
+from agg2exp_core import maps, volumes
 from agg2exp_core.organs import LabelSet
 from agg2exp_core.records import InputError, Volume
 from agg2exp_core.store import results
 from dashboard.charts.common import organ_of
-from dashboard.viewer import layers, slices
+from dashboard.viewer import slices
 from dashboard.viewer.stage import Attribution, Scene
 
 Stamp = tuple[str, int, int]
@@ -79,5 +79,5 @@ def _labels(path: str, changed: int, size: int) -> Volume:
 @st.cache_resource(max_entries=12, show_spinner=False)
 def _attribution(path: str, changed: int, size: int) -> Attribution:
     volume = volumes.read_volume(Path(path))
-    end, sparse = layers.scale_end(volume.array)
+    end, sparse = maps.scale_end(volume.array)
     return Attribution(volume, end, slices.peak(volume), sparse)
