@@ -299,7 +299,7 @@ def test_the_network_is_left_as_it_was():
 def test_broken_weights_are_refused():
     network = conv_net()
     network[-1].bias[0] = float("nan")
-    with pytest.raises(InputError, match="finite logits"):
+    with pytest.raises(InputError, match=r"finite logits; got NaN or infinity from voxels 0:8, 0:8, 0:8 on"):
         explain(network, scan_of(SHAPE), Method("gradient"))
 
 
@@ -309,6 +309,11 @@ def test_broken_weights_are_refused():
         (Method("gradcam"), "method must be"),
         (Method(samples=0), "samples must be"),
         (Method(sigma=-1), "sigma must be"),
+        (Method(tolerance=0), "tolerance must be"),
+        (Method(tolerance=1), "tolerance must be"),
+        (Method(tolerance=float("nan")), "tolerance must be"),
+        (Method(estimator="best"), "estimator must be"),
+        (Method("integrated_gradients", nodes="even"), "nodes must be"),
         (Method(sigma=float("nan")), "sigma must be"),
         (Method("integrated_gradients", baseline="bone"), "baseline must be"),
         (Method(mask="border"), "mask must be"),

@@ -11,8 +11,9 @@ from test_attribution import SHAPE, drawn, explain, silent
 from tiny import CLASSES, conv_net, explainer_of, inferer_of, normed_net, scan_of
 
 from agg2exp_core.attribution.attribute import Subject, attribute
-from agg2exp_core.attribution.integrated import BASELINES, baseline_of, path_nodes
+from agg2exp_core.attribution.integrated import BASELINES, baseline_of, path_nodes, path_passes
 from agg2exp_core.attribution.quantile import Quantile
+from agg2exp_core.model.windows import plan_windows
 from agg2exp_core.records import InputError, Method
 
 
@@ -113,6 +114,21 @@ def test_baselines_are_what_they_say():
         baseline_of(scan, Method("integrated_gradients", baseline="air"), None)
 
 
+@pytest.mark.parametrize("estimator", ["antithetic", "plain"])
+def test_a_scan_of_one_value_has_no_noise_to_average(estimator):
+    flat = torch.full((1, *SHAPE), 0.25)
+    with pytest.raises(InputError, match=r"share of the scan's range; got a scan of one value, 0\.25"):
+        explain(conv_net(), flat, Method(samples=2, estimator=estimator))
+    assert explain(conv_net(), flat, Method(samples=2, sigma=0.0, estimator=estimator)).targets
+
+
+def test_a_baseline_of_another_shape_is_refused():
+    scan = scan_of(SHAPE)[0]
+    plan, nodes = plan_windows(inferer_of(), SHAPE, scan), np.array([[0.5, 1.0]])
+    with pytest.raises(InputError, match="a baseline must have the scan's shape"):
+        path_passes(scan, scan[1:], plan, nodes)
+
+
 # ---- a network that is known ------------------------------------------------------------------------
 
 
@@ -142,12 +158,15 @@ class GlassBox(torch.nn.Module):
     ids=lambda method: f"{method.name}-{method.estimator}",
 )  # fmt: skip
 def test_a_glass_box_gives_its_table_back(method):
-    """A linear network: every gradient method finds the same share of each region, that of |w| · its mean weight."""
+    """A linear network: every gradient method finds the share of each region that its weights give it."""
     slabs = torch.arange(9).div(3, rounding_mode="floor")[:, None, None].expand(9, 8, 8).contiguous()
     importances = torch.tensor([[0.5, -0.2, 0.3], [0.1, 0.8, -0.1], [-0.25, 0.25, 0.5]])
-    network, scan = GlassBox(slabs, importances), 0.5 * torch.ones((1, 9, 8, 8))
+    network, scan = GlassBox(slabs, importances), scan_of((9, 8, 8))
     explained = attribute(explainer_of(network, inferer_of((9, 8, 8))), Subject(scan), CLASSES, method, silent)
     amounts = torch.tensor(np.array([np.sum(tally.sums(), axis=0) for tally in explained.tallies.values()]))
-    known = importances.abs() / importances.abs().sum(dim=1, keepdim=True)
+    known = importances.abs()
+    if method.name == "integrated_gradients":  # which counts how far each region is from the baseline
+        known = known * torch.stack([(1 - scan[0][slabs == k]).mean() for k in range(3)])
+    known /= known.sum(dim=1, keepdim=True)
     assert torch.equal(explained.prediction.long(), slabs)
     assert (amounts / amounts.sum(dim=1, keepdim=True) - known).abs().max() <= 1e-5

@@ -41,7 +41,12 @@ def baseline_of(scan: torch.Tensor, method: Method, air: float | None) -> torch.
 
 
 def path_passes(scan: torch.Tensor, baseline: torch.Tensor, plan: WindowPlan, nodes: np.ndarray) -> list[Pass]:
-    """∫ ∂S_t/∂x (x₀ + α(x − x₀)) dα; times x − x₀ it is the attribution. nodes (steps, 2): α and its weight."""
+    """∫ ∂S_t/∂x (x₀ + α(x − x₀)) dα; times x − x₀ it is the attribution. nodes (steps, 2): α and its weight.
+
+    InputError: a baseline on another grid.
+    """
+    if baseline.shape != scan.shape:
+        raise InputError("a baseline must have the scan's shape", tuple(baseline.shape), tuple(scan.shape))
     start, end = (plan.pad(one, plan.fill) for one in (baseline, scan))
     return [
         Pass(lambda place, alpha=alpha: start[place].lerp(end[place], alpha), weight)  # type: ignore[misc]

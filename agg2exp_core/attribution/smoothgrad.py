@@ -10,16 +10,19 @@ import torch
 from agg2exp_core.attribution.gradient import Pass
 from agg2exp_core.attribution.target import Place
 from agg2exp_core.model.windows import WindowPlan
-from agg2exp_core.records import Method
+from agg2exp_core.records import InputError, Method
 
 
 def noisy_copies(scan: torch.Tensor, plan: WindowPlan, method: Method) -> Callable[[int, float, Place], torch.Tensor]:
     """x + sign · ε_i for copy i, a sign and a place in the padded scan, with noise σ = sigma · (max − min).
 
-    scan: (I, J, K). The noise covers all of it, so that overlapping windows see the same voxel.
+    scan: (I, J, K). The noise covers all of it, so that overlapping windows see the same voxel. InputError: a scan
+    without contrast, whose copies would all be the same.
     """
     padded = plan.pad(scan, plan.fill)
     sigma = method.sigma * float(scan.max() - scan.min())
+    if sigma == 0 < method.sigma:
+        raise InputError("SmoothGrad's noise is a share of the scan's range", f"a scan of one value, {scan.max():.4g}")
 
     @lru_cache(maxsize=1)  # the two of a pair are asked for in turn
     def noise(copy: int) -> torch.Tensor:
