@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from monai.inferers import SlidingWindowInferer
 
-from agg2exp_core.attribution.gradient import Pass, StitchedModel
+from agg2exp_core.attribution.gradient import TOGETHER, Pass, StitchedModel
 from agg2exp_core.attribution.integrated import BASELINES, NODES, baseline_of, path_nodes, path_passes
 from agg2exp_core.attribution.quantile import Quantile
 from agg2exp_core.attribution.smoothgrad import antithetic_passes, plain_passes
@@ -120,7 +120,7 @@ def attribute(
     plan = plan_windows(explainer.inferer, tuple(scan.shape), scan)
     batch = max(explainer.inferer.sw_batch_size, 1)
     report(0, len(plan.slices), "segmenting")
-    prediction, outputs = segment(explainer.network, plan, scan, batch)
+    prediction, outputs = segment(explainer.network, plan, scan, max(batch, TOGETHER))
     if outputs != len(explainer.classes):
         raise InputError("a bundle must name every output", f"{len(explainer.classes)} names", f"{outputs} outputs")
     maps = Maps(prediction, label)

@@ -48,7 +48,7 @@ Stacked = dict[int, dict[int, torch.Tensor]]
 """Target's index → slot → Σ weight · ∂S/∂x (box)."""
 
 TOGETHER = 2
-"""Scans that share each pass: in a batch of one, convolutions take a path that is far slower."""
+"""Scans, or windows of one, that share each pass: alone, convolutions take a path that is far slower."""
 
 
 def box_gradients(
@@ -60,8 +60,9 @@ def box_gradients(
     gradient is 0 there.
     """
     mosaic, windows = Mosaic(model.plan), model.plan.slices
-    for start in range(0, len(windows), model.batch):
-        numbers = range(start, min(start + model.batch, len(windows)))
+    batch = max(model.batch, TOGETHER // min(len(passes), TOGETHER))
+    for start in range(0, len(windows), batch):
+        numbers = range(start, min(start + batch, len(windows)))
         seeds = _seeds(model.plan, targets, [windows[number] for number in numbers])
         for first in range(0, len(passes), TOGETHER):
             some = passes[first : first + TOGETHER]
