@@ -23,7 +23,7 @@ from agg2exp_core.records import InputError, Method, SumTable, Volume
 from agg2exp_core.store import cohorts, published_csv, results
 from agg2exp_core.volumes import read_volume, write_volume
 from dashboard.charts.bars import importance_bars
-from dashboard.views import choosing, compute
+from dashboard.views import choosing, compute, effort
 
 LABELS = load_label_set("thorax17")
 RUN = "thorax17_swinunetr-smoothgrad-4"
@@ -80,6 +80,7 @@ def test_bars_are_sorted_and_stand_before_their_cohort() -> None:
             **{name: [0.1, 0.2, 0.3] for name in ("q05", "q25", "median")},
             **{name: [0.3, 0.4, 0.5] for name in ("q75", "q95")},
             "percentile": [40.0, 99.0, np.nan],
+            "error": [0.01, np.nan, np.nan],
         }
     )
     figure = importance_bars(table, LABELS, {"cardiovascular system": "#123456"}, "mass")
@@ -87,6 +88,8 @@ def test_bars_are_sorted_and_stand_before_their_cohort() -> None:
     assert list(bars.y) == ["Ribs", "Aorta", "Heart"] and list(bars.x[1:]) == [20.0, 50.0]
     assert bars.marker.color[2] == "#123456"
     assert "region not predicted" in bars.customdata[0] and "higher than in 99 %" in bars.customdata[2]
+    assert bars.error_x.array[1] == pytest.approx(1.96) and "20.00 % ± 1.96 %" in bars.customdata[1]
+    assert np.isnan(bars.error_x.array[2]) and "±" not in bars.customdata[2]
     outer = figure.data[0]
     assert list(outer.base) == pytest.approx([30, 10, 20]) and list(outer.x) == pytest.approx([20, 20, 20])
 
@@ -115,6 +118,35 @@ def test_run_titles_name_the_method() -> None:
     parameters = Method(samples=4, seed=7, mask="fp", estimator="plain").parameters()
     assert choosing.run_title(record | {"parameters": parameters}) == "SmoothGrad × 4, false positives, seed 7, m"
     assert choosing.run_title({"run": "published", "method": None, "parameters": None}) == "published"
+    quick = record | {"parameters": effort.EFFORTS["Quick look"].parameters()}
+    assert choosing.run_title(quick) == "SmoothGrad, quick look, m"
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        (Method(samples=20), "SmoothGrad, settled"), (Method(samples=8), "SmoothGrad, up to 8 pairs"),
+        (Method(samples=20, estimator="plain"), "SmoothGrad, as published"), (Method("gradient"), "Gradient"),
+        (Method("integrated_gradients", samples=24), "Integrated gradients × 24"),
+    ],
+)  # fmt: skip
+def test_methods_are_told_in_words(method: Method, told: str) -> None:
+    assert compute.method_words(method) == told
+
+
+def test_the_time_is_judged_from_what_the_model_needed_last(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert effort.seconds(tmp_path, "m", Method("gradient"), 1) is None
+    method = Method(samples=2)  # four copies
+    manifest = {"model": "m", "method": "smoothgrad", "parameters": method.parameters(), "seconds": 36.0}
+    place = {"cohort": "c", "run": "r", "case_id": "one"}
+    with results.case_folder(results.case_path(tmp_path, **place), manifest | {"targets": ["aorta", "heart"]}):
+        pass
+    job = queue.JobState("j", Request("c", "one", "m", method), 0.0, "done", result=place)
+    monkeypatch.setattr(queue, "list_jobs", lambda root: [job])
+    each = 36 / (4 * 3)  # a pass forwards and two backwards for each copy
+    assert effort.seconds(tmp_path, "m", method, 17) == pytest.approx(effort.START_SECONDS + each * 4 * 18)
+    assert effort.seconds(tmp_path, "m", Method("gradient"), 1) == pytest.approx(effort.START_SECONDS + each * 2)
+    assert effort.seconds(tmp_path, "another", method, 17) is None
 
 
 # ---- a data root ------------------------------------------------------------------------------
