@@ -187,6 +187,29 @@ def test_a_target_without_attribution_has_no_shares(small: Path) -> None:
     assert list(means["value"].dropna()) == [0, 0]
 
 
+def test_errors_of_shares_reach_their_view_and_the_case(small: Path) -> None:
+    """Of |a| alone, with and without background; a case from before they were known has none."""
+    sums = _sums(2)
+    known = replace(sums, mass_se=np.full_like(sums.positive, 0.01), organ_mass_se=np.full_like(sums.positive, 0.02))
+    with results.case_folder(small / "runs/clinic/r/cases" / CASES[2], {"case_id": CASES[2]}) as new:
+        results.write_importance(new, known)
+    older = small / "runs/clinic/r/cases" / CASES[1]
+    lines = (older / "importance.csv").read_text().splitlines()
+    with results.case_folder(older, {"case_id": CASES[1]}) as new:
+        (new / "importance.csv").write_text("".join(",".join(line.split(",")[:6]) + "\n" for line in lines))
+    con = catalog.connect(small)
+    for selection, error in (
+        (BASE, 0.01), (replace(BASE, background=False), 0.02),
+        (replace(BASE, sign="pos"), None), (replace(BASE, value="mean"), None),
+    ):  # fmt: skip
+        table = queries.case_importance(con, selection, CASES[2], "heart")
+        assert set(table["error"].dropna()) == ({error} if error else set())
+    assert queries.case_importance(con, BASE, CASES[1], "heart")["error"].isna().all()
+    sql = "SELECT sign, max(mass_se), max(organ_mass_se) FROM importance WHERE case_id = $1 GROUP BY sign ORDER BY sign"
+    assert con.execute(sql, [CASES[2]]).fetchall() == [("abs", 0.01, 0.02), ("neg", None, None), ("pos", None, None)]
+    assert con.execute(sql, [CASES[1]]).fetchall()[0] == ("abs", None, None)
+
+
 # ---- charts ------------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ def table_of(absent: bool = False) -> SumTable:
     if absent:
         sums[:, 1] = np.nan
     reasons = {"heart": "not predicted"} if absent else {}
-    return SumTable(("aorta", "heart"), REGIONS, sums[0], sums[1], np.array([9, 5, 0]), reasons)
+    return SumTable(("aorta", "heart"), REGIONS, sums[0], sums[1], np.array([9, 5, 0]), reasons, sums[0] / 3)
 
 
 def write_case(folder: Path, table: SumTable | None = None) -> Path:
@@ -36,6 +36,15 @@ def test_sums_read_back_bit_for_bit(tmp_path, absent):
     assert (read.targets, read.regions, read.absent) == (table.targets, table.regions, table.absent)
     assert read.positive.tobytes() == table.positive.tobytes() and read.negative.tobytes() == table.negative.tobytes()
     assert read.voxels.tolist() == table.voxels.tolist()
+    assert read.mass_se.tobytes() == table.mass_se.tobytes() and np.isnan(read.organ_mass_se).all()
+
+
+def test_a_table_from_before_errors_were_known_is_read(tmp_path):
+    folder = write_case(tmp_path / "c1")
+    path = folder / "importance.csv"
+    path.write_text("".join(",".join(line.split(",")[:6]) + "\n" for line in path.read_text().splitlines()))
+    read = results.read_importance(folder)
+    assert read.positive.tobytes() == table_of().positive.tobytes() and np.isnan(read.mass_se).all()
 
 
 def test_what_is_absent_is_empty_with_a_reason_and_never_zero(tmp_path):
