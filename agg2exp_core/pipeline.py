@@ -23,7 +23,7 @@ from agg2exp_core.aggregation.regions import count_voxels
 from agg2exp_core.attribution.attribute import Completeness, Explainer, Explanation, Subject, attribute, check_method
 from agg2exp_core.model.bundle import Bundle, find_bundle
 from agg2exp_core.model.predict import pick_device, segment
-from agg2exp_core.model.preprocess import AIR_HU, Scan, load_scan, on_grid_of, on_model_grid, scaled
+from agg2exp_core.model.preprocess import AIR_HU, TISSUE_HU, Scan, load_scan, on_grid_of, on_model_grid, scaled
 from agg2exp_core.model.windows import plan_windows
 from agg2exp_core.organs import BACKGROUND
 from agg2exp_core.records import InputError, Method, SumTable, Volume
@@ -64,6 +64,7 @@ class Explaining:
             self.bundle.classes,
             device,
             scaled(self.bundle, AIR_HU),
+            scaled(self.bundle, TISSUE_HU),
         )
 
     @property

@@ -34,7 +34,8 @@ class Volume:
 class Method:
     """An attribution method and its parameters; equal parameters give equal numbers.
 
-    name: gradient | smoothgrad | integrated_gradients | gradient_x_input | quantile_gradient.
+    name: gradient | smoothgrad | integrated_gradients | gradient_x_input | quantile_gradient |
+    ablation.
     samples: noisy copies of SmoothGrad, steps of integrated gradients, or output voxels of the quantile gradient.
     estimator: of SmoothGrad. plain: independent copies, as published. antithetic: pairs of opposite noise, at most
     `samples` of them, without the bias of few; a target stops when twice the largest standard error of its masses is
@@ -70,6 +71,7 @@ class Method:
             "smoothgrad": ("samples", "sigma", "seed"),
             "integrated_gradients": ("samples", "baseline", "nodes"),
             "gradient_x_input": (),
+            "ablation": (),
             "quantile_gradient": ("samples", "seed"),
         }[self.name]
         if self.name == "smoothgrad" and self.estimator != "plain":

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from monai.inferers import SlidingWindowInferer
 
+from agg2exp_core.attribution.ablation import region_effects
 from agg2exp_core.attribution.gradient import TOGETHER, Pass, StitchedModel
 from agg2exp_core.attribution.integrated import BASELINES, NODES, baseline_of, path_nodes, path_passes
 from agg2exp_core.attribution.quantile import Quantile
@@ -19,7 +20,7 @@ from agg2exp_core.model.predict import segment, stitched_logits
 from agg2exp_core.model.windows import plan_windows
 from agg2exp_core.records import InputError, Method
 
-METHODS = ("gradient", "smoothgrad", "integrated_gradients", "gradient_x_input", "quantile_gradient")
+METHODS = ("gradient", "smoothgrad", "integrated_gradients", "gradient_x_input", "quantile_gradient", "ablation")
 ESTIMATORS = ("antithetic", "plain")
 FIRST_PAIRS = 4
 """Before a standard error is believed; fewer where fewer are allowed."""
@@ -29,13 +30,17 @@ Report = Callable[[int, int, str], None]
 
 @dataclass(frozen=True, eq=False)
 class Explainer:
-    """A network ready to be explained on a device. air: the scaled value of air, if the chain gives it one."""
+    """A network ready to be explained on a device.
+
+    air, tissue: the scaled values of air and of soft tissue, if the chain gives them one.
+    """
 
     network: torch.nn.Module
     inferer: SlidingWindowInferer
     classes: tuple[str, ...]
     device: torch.device
     air: float | None = 0.0
+    tissue: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +135,12 @@ def attribute(
     kept = [target.name for target in targets if keep is None or target.name in keep]
     sums = Sums(model, prediction.cpu().numpy(), outputs, kept)
     baseline = baseline_of(scan, method, explainer.air) if method.name == "integrated_gradients" else None
-    for recipe in _rounds(model, scan, method, baseline):
+    if method.name == "ablation":
+        counter.expect(len(plan.slices))
+        neutral = float(scan.mean()) if explainer.tissue is None else explainer.tissue
+        effects = region_effects(model, scan, prediction, targets, neutral)
+        sums.add_effects(targets, effects.numpy())
+    for recipe in _rounds(model, scan, method, baseline) if method.name != "ablation" else ():
         if open := [target for target in targets if not _settled(sums.tallies.get(target.name), method)]:
             counter.expect(sums.windows(open, recipe))
             sums.add(open, recipe)

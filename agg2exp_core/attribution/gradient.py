@@ -63,7 +63,7 @@ def box_gradients(
     batch = max(model.batch, TOGETHER // min(len(passes), TOGETHER))
     for start in range(0, len(windows), batch):
         numbers = range(start, min(start + batch, len(windows)))
-        seeds = _seeds(model.plan, targets, [windows[number] for number in numbers])
+        seeds = window_seeds(model.plan, targets, [windows[number] for number in numbers])
         for first in range(0, len(passes), TOGETHER):
             some = passes[first : first + TOGETHER]
             if seeds:
@@ -97,7 +97,7 @@ def _add_together(
             mosaic.add(number, (index, one.slot), gradient * one.weight)
 
 
-def _seeds(
+def window_seeds(
     plan: WindowPlan, targets: Sequence[Target], windows: Sequence[Place]
 ) -> dict[tuple[int, int], torch.Tensor]:
     """(target's index, channel) → M · B_w / Σ_w' B_w' (windows, window), for targets with a voxel in these windows."""

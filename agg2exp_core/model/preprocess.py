@@ -14,7 +14,7 @@ from agg2exp_core import volumes
 from agg2exp_core.model.bundle import Bundle
 from agg2exp_core.records import InputError, Volume
 
-AIR_HU = -1024.0
+AIR_HU, TISSUE_HU = -1024.0, 40.0
 
 
 @dataclass(frozen=True, eq=False)

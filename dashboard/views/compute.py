@@ -30,6 +30,7 @@ METHODS = {
     "gradient_x_input": "Gradient × input",
     "integrated_gradients": "Integrated gradients",
     "quantile_gradient": "Quantile gradient",
+    "ablation": "Ablation",
 }
 MASKS = {
     "prediction": "Where the prediction is",

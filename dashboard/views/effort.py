@@ -32,7 +32,7 @@ def effort_of(method: Method) -> str | None:
 
 def passes(method: Method) -> int:
     """Scans whose gradients a method takes, at most."""
-    if method.name in ("gradient", "gradient_x_input"):
+    if method.name in ("gradient", "gradient_x_input", "ablation"):
         return 1
     return method.samples * (2 if method.name == "smoothgrad" and method.estimator == "antithetic" else 1)
 
