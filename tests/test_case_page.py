@@ -7,21 +7,26 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from pages import texts
 from playwright.sync_api import Browser, Page
+from scipy.stats import spearmanr
 from streamlit.testing.v1 import AppTest
 
+from agg2exp_core.analysis.checks import rank_agreement
 from agg2exp_core.jobs import queue
 from agg2exp_core.jobs.queue import Request
 from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import InputError, Method, SumTable, Volume
 from agg2exp_core.store import cohorts, published_csv, results
 from agg2exp_core.volumes import read_volume, write_volume
+from dashboard import data
 from dashboard.charts.bars import importance_bars
 from dashboard.views import choosing, compute, effort
 
@@ -196,6 +201,30 @@ def _explained(root: Path, case_id: str, targets: tuple[str, ...] = ("aorta", "h
 
 
 # ---- the page's logic ---------------------------------------------------------------------------
+
+
+def test_agreement_with_ablation_is_told_where_it_was_computed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    root = _built(tmp_path, "thorax17")
+    data.forget()
+    assert "Agreement with ablation" not in texts(_drawn(monkeypatch, root, case="one", target="heart"))
+    own = results.read_importance(results.case_path(root, "tiny", RUN, "one"))
+    info = {"model": "thorax17_swinunetr", "model_hash": "0", "method": "ablation", "parameters": {}}
+    results.write_run(root, "tiny", "ablated", info | {"label_set": "thorax17", "values": "sums"})
+    manifest = {"case_id": "one", "targets": list(own.targets)}
+    with results.case_folder(results.case_path(root, "tiny", "ablated", "one"), manifest) as folder:
+        results.write_importance(folder, replace(own, positive=own.positive**2, negative=0 * own.negative))
+    data.forget()
+    said = texts(_drawn(monkeypatch, root, case="one", target="heart", run=RUN))
+    amounts = [own.positive[1] + own.negative[1], own.positive[1] ** 2]
+    rho = spearmanr(*amounts).statistic
+    assert f"Agreement with ablation: **ρ = {rho:.2f}** over 17 regions" in said
+    assert "Agreement with" not in texts(_drawn(monkeypatch, root, case="one", target="heart", run="ablated"))
+
+
+def test_ranks_are_compared_where_both_have_a_value() -> None:
+    one = pd.DataFrame({"region": list("abcdef"), "value": [1, 2, 3, 4, 5, np.nan]})
+    assert rank_agreement(one, one.assign(value=[5, 4, 3, 2, 1, 0])) == (pytest.approx(-1), 5)
+    assert rank_agreement(one, one.head(4)) is None and rank_agreement(one, one.assign(value=1.0)) is None
 
 
 def _drawn(monkeypatch: pytest.MonkeyPatch, root: Path, **asked: str) -> AppTest:
