@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 
 from agg2exp_core import volumes
-from agg2exp_core.records import InputError, Method
+from agg2exp_core.records import USUAL_SAMPLES, InputError, Method
 from agg2exp_core.settings import checked_id, data_root, list_models
 
 if TYPE_CHECKING:
@@ -101,18 +101,24 @@ def explain(
     label: Annotated[Path | None, typer.Option("--label", help="Label map of --image, for Dice.")] = None,
     cohort: Cohort = None,
     case: Annotated[list[str] | None, typer.Option("--case", help="Only these cases of the cohort.")] = None,
-    method: Annotated[str, typer.Option(help="gradient, smoothgrad or integrated_gradients.")] = "smoothgrad",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="smoothgrad, gradient, gradient_x_input, integrated_gradients, quantile_gradient, ablation, kernelshap"
+        ),
+    ] = "smoothgrad",
     targets: Annotated[str, typer.Option(help="all, or organs separated by commas.")] = "all",
     estimator: Annotated[str, typer.Option(help="SmoothGrad's: antithetic, or plain as published.")] = "antithetic",
     samples: Annotated[
-        int, typer.Option(help="Pairs of noisy copies at most, plain copies, or steps of integrated gradients.")
-    ] = 20,
+        int | None, typer.Option(help="Pairs of noisy copies at most, plain copies, steps, voxels or coalitions.")
+    ] = None,
     tolerance: Annotated[
         float, typer.Option(help="A target has enough pairs at an error of its masses of this.")
     ] = 0.005,
     sigma: Annotated[float, typer.Option(help="SmoothGrad's noise as a share of the scan's range.")] = 0.1,
-    baseline: Annotated[str, typer.Option(help="Integrated gradients start from: air, ones, mean.")] = "air",
+    baseline: Annotated[str, typer.Option(help="Start of a path: air, ones, mean, uniform, normal, blurred.")] = "air",
     mask: Annotated[str, typer.Option(help="Explained voxels: prediction, label, tp, fp or fn.")] = "prediction",
+    features: Annotated[str, typer.Option(help="What KernelSHAP replaces: regions or cubes.")] = "regions",
     seed: Seed = 0,
     device: Device = "auto",
     saliency_dtype: Annotated[str, typer.Option(help="Of maps: view (small), float16, float32 or none.")] = "view",
@@ -130,7 +136,17 @@ def explain(
 
         plan = pipeline.Plan(
             model,
-            Method(method, samples, sigma, baseline, seed, mask, estimator, tolerance),
+            Method(
+                method,
+                samples if samples is not None else _usual_samples(method, features),
+                sigma,
+                baseline,
+                seed,
+                mask,
+                estimator,
+                tolerance,
+                features=features,
+            ),
             () if targets == "all" else tuple(name.strip() for name in targets.split(",")),
             device,
             saliency_dtype,
@@ -484,6 +500,11 @@ def _say_summed(name: str, regions: str, summary: Summary) -> None:
         cases = [case_id for case_id, why in summary.left.items() if why == reason]
         more = ", …" if len(cases) > 5 else ""
         print(f"left out, {reason}: {len(cases)} cases ({', '.join(cases[:5])}{more})")
+
+
+def _usual_samples(method: str, features: str) -> int:
+    """Coalitions of cubes need more: there are more cubes than organs."""
+    return 1000 if (method, features) == ("kernelshap", "cubes") else USUAL_SAMPLES.get(method, 1)
 
 
 def _listed(what: str, names: Sequence[str], root: Path) -> Sequence[str]:

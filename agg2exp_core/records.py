@@ -30,18 +30,24 @@ class Volume:
         return float(i), float(j), float(k)
 
 
+USUAL_SAMPLES = {"smoothgrad": 20, "integrated_gradients": 24, "quantile_gradient": 100, "kernelshap": 200}
+"""Of which kind, `Method` says."""
+
+
 @dataclass(frozen=True)
 class Method:
     """An attribution method and its parameters; equal parameters give equal numbers.
 
     name: gradient | smoothgrad | integrated_gradients | gradient_x_input | quantile_gradient |
-    ablation.
-    samples: noisy copies of SmoothGrad, steps of integrated gradients, or output voxels of the quantile gradient.
+    ablation | kernelshap.
+    samples: noisy copies of SmoothGrad, steps of integrated gradients, output voxels of the quantile gradient, or
+    coalitions of KernelSHAP.
     estimator: of SmoothGrad. plain: independent copies, as published. antithetic: pairs of opposite noise, at most
     `samples` of them, without the bias of few; a target stops when twice the largest standard error of its masses is
     under `tolerance`.
     sigma: SmoothGrad's noise as a share of the scaled scan's range (max − min).
     baseline: where integrated gradients start: air | ones | mean | uniform | normal | blurred.
+    features: what KernelSHAP replaces by its baseline: regions (predicted ones) | cubes.
     nodes: at which parts of their path they look: linear | logarithmic | auto, as suits network and baseline.
     mask: the voxels whose logits are summed: prediction | label | tp | fp | fn.
     """
@@ -55,6 +61,7 @@ class Method:
     estimator: str = "antithetic"
     tolerance: float = 0.005
     nodes: str = "auto"
+    features: str = "regions"
 
     @classmethod
     def of(cls, name: str, parameters: dict[str, Any]) -> Method:
@@ -72,6 +79,7 @@ class Method:
             "integrated_gradients": ("samples", "baseline", "nodes"),
             "gradient_x_input": (),
             "ablation": (),
+            "kernelshap": ("samples", "seed", "baseline", "features"),
             "quantile_gradient": ("samples", "seed"),
         }[self.name]
         if self.name == "smoothgrad" and self.estimator != "plain":

@@ -9,8 +9,8 @@ from captum.attr import FeatureAblation
 from test_attribution import SHAPE, drawn, explain, silent
 from tiny import CLASSES, conv_net, explainer_of, inferer_of, normed_net, scan_of
 
-from agg2exp_core.attribution.ablation import painted
 from agg2exp_core.attribution.attribute import Explainer, Subject, attribute
+from agg2exp_core.attribution.features import painted
 from agg2exp_core.records import Method
 
 ABLATION = Method("ablation")

@@ -8,19 +8,23 @@ from dataclasses import dataclass, field
 import torch
 from monai.inferers import SlidingWindowInferer
 
-from agg2exp_core.attribution.ablation import region_effects
+from agg2exp_core.attribution.ablation import ablation
+from agg2exp_core.attribution.features import FEATURES, feature_map
 from agg2exp_core.attribution.gradient import TOGETHER, Pass, StitchedModel
 from agg2exp_core.attribution.integrated import BASELINES, NODES, baseline_of, path_nodes, path_passes
+from agg2exp_core.attribution.kernelshap import kernelshap
+from agg2exp_core.attribution.perturbation import Perturbed
 from agg2exp_core.attribution.quantile import Quantile
 from agg2exp_core.attribution.smoothgrad import antithetic_passes, plain_passes
 from agg2exp_core.attribution.sums import Recipe, Sums
-from agg2exp_core.attribution.target import MASKS, Maps, masked_targets, target_values
+from agg2exp_core.attribution.target import MASKS, Maps, Target, masked_targets, target_values
 from agg2exp_core.attribution.uncertainty import Tally, unbiased
 from agg2exp_core.model.predict import segment, stitched_logits
 from agg2exp_core.model.windows import plan_windows
 from agg2exp_core.records import InputError, Method
 
-METHODS = ("gradient", "smoothgrad", "integrated_gradients", "gradient_x_input", "quantile_gradient", "ablation")
+PERTURBING = ("ablation", "kernelshap")
+METHODS = ("gradient", "smoothgrad", "integrated_gradients", "gradient_x_input", "quantile_gradient", *PERTURBING)
 ESTIMATORS = ("antithetic", "plain")
 FIRST_PAIRS = 4
 """Before a standard error is believed; fewer where fewer are allowed."""
@@ -92,6 +96,7 @@ def check_method(method: Method) -> Method:
         ("baseline", method.baseline, BASELINES),
         ("nodes", method.nodes, NODES),
         ("mask", method.mask, MASKS),
+        ("features", method.features, FEATURES),
     ):
         if given not in allowed:
             raise InputError(f"{what} must be a known one", repr(given), ", ".join(allowed))
@@ -128,34 +133,21 @@ def attribute(
     prediction, outputs = segment(explainer.network, plan, scan, max(batch, TOGETHER))
     if outputs != len(explainer.classes):
         raise InputError("a bundle must name every output", f"{len(explainer.classes)} names", f"{outputs} outputs")
-    maps = Maps(prediction, label)
+    maps, counter = Maps(prediction, label), _Counter(report)
     targets, absent = masked_targets(maps.padded(plan), explainer.classes, wanted, method.mask)
-    counter = _Counter(report)
     model = StitchedModel(explainer.network, plan, batch, counter.tick)
     kept = [target.name for target in targets if keep is None or target.name in keep]
-    sums = Sums(model, prediction.cpu().numpy(), outputs, kept)
-    baseline = baseline_of(scan, method, explainer.air) if method.name == "integrated_gradients" else None
-    if method.name == "ablation":
-        counter.expect(len(plan.slices))
-        neutral = float(scan.mean()) if explainer.tissue is None else explainer.tissue
-        effects = region_effects(model, scan, prediction, targets, neutral)
-        sums.add_effects(targets, effects.numpy())
-    for recipe in _rounds(model, scan, method, baseline) if method.name != "ablation" else ():
-        if open := [target for target in targets if not _settled(sums.tallies.get(target.name), method)]:
-            counter.expect(sums.windows(open, recipe))
-            sums.add(open, recipe)
+    work = _Work(method, scan, targets, Sums(model, prediction.cpu().numpy(), outputs, kept), counter)
+    work.add(explainer.air, explainer.tissue)
     completeness = {}
-    if baseline is not None:
-        unpadded = masked_targets(maps, explainer.classes, wanted, method.mask)[0]
-        values = [target_values(stitched_logits(explainer.network, plan, x, batch), unpadded) for x in (scan, baseline)]
-        for target, at_scan, at_baseline in zip(unpadded, *values, strict=True):
-            positive, negative = sums.tallies[target.name].sums()
-            completeness[target.name] = Completeness(float((positive - negative).sum()), at_scan - at_baseline)
-    return Explanation(prediction.cpu(), sums.tallies, sums.maps(), absent, completeness)
+    if method.name == "integrated_gradients":
+        unpadded, _ = masked_targets(maps, explainer.classes, wanted, method.mask)
+        completeness = work.completeness(unpadded, explainer.air)
+    return Explanation(prediction.cpu(), work.sums.tallies, work.sums.maps(), absent, completeness)
 
 
 class _Counter:
-    """Windows done so far, passed on to the reporter."""
+    """What is done so far, passed on to the reporter."""
 
     def __init__(self, report: Report):
         self.report, self.total, self.done = report, 0, 0
@@ -163,31 +155,81 @@ class _Counter:
     def expect(self, windows: int) -> None:
         self.total += windows
 
-    def tick(self, windows: int) -> None:
+    def tick(self, windows: int = 1) -> None:
         self.done += windows
         self.report(self.done, self.total, "attributing")
 
 
-def _rounds(
-    model: StitchedModel, scan: torch.Tensor, method: Method, baseline: torch.Tensor | None
-) -> Iterator[Recipe]:
-    """What to compute of every target and, as long as there are some that are not settled, of those."""
-    plan = model.plan
-    padded = plan.pad(scan, plan.fill)
-    once = [Pass(lambda place: padded[place])]
-    if baseline is not None:
-        yield Recipe(path_passes(scan, baseline, plan, path_nodes(model.network, method)), factor=scan - baseline)
-    elif method.name == "gradient":
-        yield Recipe(once)
-    elif method.name == "gradient_x_input":
-        yield Recipe(once, factor=scan)
-    elif method.name == "quantile_gradient":
-        yield Recipe(once, quantile=Quantile(method.samples, method.seed))
-    elif method.estimator == "plain":
-        yield Recipe(plain_passes(scan, plan, method))
-    else:
-        for pairs in _pairs(method.samples):
-            yield Recipe(antithetic_passes(scan, plan, method, pairs), unbiased(len(pairs)))
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """One method on one scan (I, J, K), filling the sums of its targets, whose masks lie on the padded scan."""
+
+    method: Method
+    scan: torch.Tensor
+    targets: list[Target]
+    sums: Sums
+    counter: _Counter
+
+    def add(self, air: float | None, tissue: float | None) -> None:
+        """All that the method computes."""
+        if self.method.name in PERTURBING:
+            self._perturb(air, tissue)
+            return
+        for recipe in self._rounds(air):
+            if open := [one for one in self.targets if not _settled(self.sums.tallies.get(one.name), self.method)]:
+                self.counter.expect(self.sums.windows(open, recipe))
+                self.sums.add(open, recipe)
+
+    def completeness(self, targets: list[Target], air: float | None) -> dict[str, Completeness]:
+        """Of integrated gradients. The masks of these targets lie on the scan."""
+        model, found = self.sums.model, {}
+        ends = self.scan, baseline_of(self.scan, self.method, air)
+        logits = (stitched_logits(model.network, model.plan, end, model.batch) for end in ends)
+        at_scan, at_baseline = (target_values(boxes, targets) for boxes in logits)
+        for target, high, low in zip(targets, at_scan, at_baseline, strict=True):
+            positive, negative = self.sums.tallies[target.name].sums()
+            found[target.name] = Completeness(float((positive - negative).sum()), high - low)
+        return found
+
+    def _rounds(self, air: float | None) -> Iterator[Recipe]:
+        """What to compute of every target and, as long as there are some that are not settled, of those."""
+        scan, method, plan = self.scan, self.method, self.sums.model.plan
+        padded = plan.pad(scan, plan.fill)
+        once = [Pass(lambda place: padded[place])]
+        if method.name == "integrated_gradients":
+            baseline = baseline_of(scan, method, air)
+            nodes = path_nodes(self.sums.model.network, method)
+            yield Recipe(path_passes(scan, baseline, plan, nodes), factor=scan - baseline)
+        elif method.name == "gradient":
+            yield Recipe(once)
+        elif method.name == "gradient_x_input":
+            yield Recipe(once, factor=scan)
+        elif method.name == "quantile_gradient":
+            yield Recipe(once, quantile=Quantile(method.samples, method.seed))
+        elif method.estimator == "plain":
+            yield Recipe(plain_passes(scan, plan, method))
+        else:
+            for pairs in _pairs(method.samples):
+                yield Recipe(antithetic_passes(scan, plan, method, pairs), unbiased(len(pairs)))
+
+    def _perturb(self, air: float | None, tissue: float | None) -> None:
+        """Features of the scan are replaced: by soft tissue, or by the method's baseline."""
+        scan, method = self.scan, self.method
+        features = feature_map("regions" if method.name == "ablation" else method.features, self.sums.regions)
+        count = int(features.max()) + 1
+        if method.name == "ablation":
+            replacement = torch.full_like(scan, float(scan.mean()) if tissue is None else tissue)
+        else:
+            replacement = baseline_of(scan, method, air)
+        on_device = torch.as_tensor(features, device=scan.device)
+        perturbed = Perturbed(self.sums.model, self.targets, scan, replacement, on_device)
+        if method.name == "ablation":
+            self.counter.expect(len(perturbed.model.plan.slices))
+            effects = ablation(perturbed, count)
+        else:
+            self.counter.expect(method.samples)
+            effects = kernelshap(perturbed, count, method.samples, method.seed, self.counter.tick)
+        self.sums.add_effects(self.targets, effects, features)
 
 
 def _pairs(most: int) -> Iterator[range]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from agg2exp_core.aggregation.regions import region_sums
-from agg2exp_core.attribution.ablation import painted
+from agg2exp_core.attribution.features import painted
 from agg2exp_core.attribution.gradient import Pass, StitchedModel, box_gradients
 from agg2exp_core.attribution.quantile import Quantile
 from agg2exp_core.attribution.target import Place, Target
@@ -69,17 +69,14 @@ class Sums:
             for index, target in enumerate(group):
                 self.tallies.setdefault(target.name, Tally()).add(recipe.estimator, sums[:, index])
 
-    def add_effects(self, targets: Sequence[Target], effects: np.ndarray) -> None:
-        """What each region does to each target (targets, regions), from a method that knows no voxels.
-
-        The last regions may be missing, if they have no voxel.
-        """
-        effects = np.pad(effects, ((0, 0), (0, self.count - effects.shape[1])))
+    def add_effects(self, targets: Sequence[Target], effects: np.ndarray, features: np.ndarray) -> None:
+        """What each feature (I, J, K) does to each target (targets, features), spread over its voxels."""
         for target, row in zip(targets, effects, strict=True):
-            both = np.stack([np.maximum(row, 0), np.maximum(-row, 0)])
-            self.tallies.setdefault(target.name, Tally()).add(PLAIN, both[:, None])
+            spread = painted(row, features)
+            sums = np.stack(region_sums(spread[None], self.regions, self.count))
+            self.tallies.setdefault(target.name, Tally()).add(PLAIN, sums)
             if (drawn := self._maps.get(target.name)) is not None:
-                drawn += painted(row, self.regions)
+                drawn += torch.as_tensor(spread)
 
     def maps(self) -> dict[str, torch.Tensor]:
         """Mean attribution (I, J, K) of each kept target over all rounds; not to be added to afterwards."""

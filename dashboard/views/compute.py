@@ -16,7 +16,7 @@ from agg2exp_core.files import read_json
 from agg2exp_core.jobs import queue
 from agg2exp_core.jobs.queue import JobState, Request
 from agg2exp_core.organs import LabelSet
-from agg2exp_core.records import InputError, Method
+from agg2exp_core.records import USUAL_SAMPLES, InputError, Method
 from agg2exp_core.settings import list_models
 from agg2exp_core.store import cohorts
 from dashboard import data, words
@@ -31,6 +31,7 @@ METHODS = {
     "integrated_gradients": "Integrated gradients",
     "quantile_gradient": "Quantile gradient",
     "ablation": "Ablation",
+    "kernelshap": "KernelSHAP",
 }
 MASKS = {
     "prediction": "Where the prediction is",
@@ -43,7 +44,11 @@ MASK_HELP = (
     "The attribution explains the organ’s score summed over these voxels. **False positives** asks why the model drew "
     "the organ where the label has none, **false negatives** what spoke for it where the model missed it."
 )
-SAMPLES = {"integrated_gradients": ("Steps", 24), "quantile_gradient": ("Voxels of the organ", 100)}
+SAMPLES = {
+    "integrated_gradients": "Steps",
+    "quantile_gradient": "Voxels of the organ",
+    "kernelshap": "Coalitions of organs",
+}
 STATUS = {
     "queued": ("waiting", "gray"),
     "running": ("running", "blue"),
@@ -126,12 +131,11 @@ def _ask_method(usual: Method) -> Method:
         return _ask_effort(usual)
     if name not in SAMPLES:
         return Method(name)
-    title, most = SAMPLES[name]
     samples = st.number_input(
-        title,
+        SAMPLES[name],
         min_value=1,
         max_value=10_000,
-        value=usual.samples if name == usual.name else most,
+        value=usual.samples if name == usual.name else USUAL_SAMPLES[name],
         key=f"compute_samples_{name}",
         help="More of them give a steadier map and take proportionally longer.",
     )
@@ -151,7 +155,7 @@ def copies(method: Method) -> str:
     """How many of what a method averages: `4 copies`, `up to 8 pairs`; empty where nothing is."""
     if method.name == "smoothgrad":
         return f"{method.samples} copies" if method.estimator == "plain" else f"up to {method.samples} pairs"
-    return f"{method.samples} {SAMPLES[method.name][0].split()[0].lower()}" if method.name in SAMPLES else ""
+    return f"{method.samples} {SAMPLES[method.name].split()[0].lower()}" if method.name in SAMPLES else ""
 
 
 def method_words(method: Method) -> str:

@@ -1,0 +1,77 @@
+"""What a target's output is when some features of the scan are replaced: asked of the windows that it changes alone.
+
+S_k is a sum over windows, and what a window adds depends on its own features only. Each window is run once for each
+choice among them, for all targets at once, and remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from agg2exp_core.attribution.gradient import TOGETHER, StitchedModel, window_seeds
+from agg2exp_core.attribution.target import Place, Target
+
+
+@dataclass(eq=False)
+class Perturbed:
+    """Values S_t of scans in which features are kept or replaced.
+
+    scan, replacement: (I, J, K). features: (I, J, K) integers from 0. Masks of the targets lie on the padded scan.
+    """
+
+    model: StitchedModel
+    targets: Sequence[Target]
+    scan: torch.Tensor
+    replacement: torch.Tensor
+    features: torch.Tensor
+    _known: dict[tuple[int, bytes], np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        plan = self.model.plan
+        self.scan, self.replacement = (plan.pad(one, plan.fill) for one in (self.scan, self.replacement))
+        self.features = plan.pad(self.features, -1)
+        self._seeds = [window_seeds(plan, self.targets, [window]) for window in plan.slices]
+        self._inside = [_features(self.features[window]) for window in plan.slices]
+
+    def values(self, kept: np.ndarray) -> np.ndarray:
+        """S_t (targets,) float64 of the scan with the features kept that are True, (features,) bool."""
+        return self.many([kept])[0]
+
+    def many(self, choices: Sequence[np.ndarray]) -> np.ndarray:
+        """The same for several choices, (choices, targets)."""
+        total = np.zeros((len(choices), len(self.targets)))
+        for number, seeds in enumerate(self._seeds):
+            if seeds:
+                keys = [(number, kept[self._inside[number]].tobytes()) for kept in choices]
+                unknown = {key: kept for key, kept in zip(keys, choices, strict=True) if key not in self._known}
+                self._run(number, unknown)
+                total += np.stack([self._known[key] for key in keys])
+        return total
+
+    def _run(self, number: int, unknown: dict[tuple[int, bytes], np.ndarray]) -> None:
+        window, keys = self.model.plan.slices[number], list(unknown)
+        for start in range(0, len(keys), TOGETHER):
+            some = keys[start : start + TOGETHER]
+            with torch.no_grad():
+                scans = torch.stack([self._scan(window, unknown[key]) for key in some])
+                logits = self.model.network(scans[:, None])
+            for key, one in zip(some, logits, strict=True):
+                self._known[key] = np.zeros(len(self.targets))
+                for (index, channel), seed in self._seeds[number].items():
+                    self._known[key][index] = float((one[channel] * seed[0]).double().sum())
+
+    def _scan(self, window: Place, kept: np.ndarray) -> torch.Tensor:
+        features = self.features[window]
+        # The last entry is for the padding, which is never replaced.
+        stays = torch.as_tensor(np.append(kept, True), device=features.device)[features.long()]
+        return torch.where(stays, self.scan[window], self.replacement[window])
+
+
+def _features(features: torch.Tensor) -> np.ndarray:
+    """Those of a window, in order."""
+    there = features.unique().cpu().numpy()
+    return there[there >= 0]
