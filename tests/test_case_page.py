@@ -99,6 +99,15 @@ def test_bars_are_sorted_and_stand_before_their_cohort() -> None:
     assert list(outer.base) == pytest.approx([30, 10, 20]) and list(outer.x) == pytest.approx([20, 20, 20])
 
 
+def test_a_case_alone_has_no_cohort_behind_it() -> None:
+    numbers = dict.fromkeys(("value", "q05", "q25", "median", "q75", "q95"), 0.1)
+    table = pd.DataFrame(
+        [{"region": name, "absent": None, "percentile": np.nan} | numbers for name in ("aorta", "heart")]
+    )
+    names = {trace.name for trace in importance_bars(table, LABELS, {}, "mass").data}
+    assert "this case" in names and not {name for name in names if "cohort" in name}
+
+
 def test_masks_are_hatched_bars_above_the_organs() -> None:
     spread = dict.fromkeys(("q05", "q25", "median", "q75", "q95"), 0.1) | {"percentile": 50.0}
     organs = pd.DataFrame([{"region": name, "value": 0.5, "absent": None} | spread for name in ("aorta", "heart")])

@@ -30,14 +30,9 @@ def importance_bars(
     organs = _described(table, labels, colors, measure)
     rows = pd.concat([organs, _described_masks(masked, measure)], ignore_index=True)
     figure = go.Figure()
-    for low, high, width, alpha, name in (
-        ("q05", "q95", 0.86, 0.20, "5–95 % of the cohort"),
-        ("q25", "q75", 0.86, 0.34, "25–75 % of the cohort"),
-    ):
-        figure.add_bar(
-            y=rows["title"], x=rows[high] - rows[low], base=rows[low], width=width, orientation="h",
-            marker={"color": _TINT.format(alpha), "line": {"width": 0}}, name=name, hoverinfo="skip",
-        )  # fmt: skip
+    alone = rows["percentile"].isna().all()  # no other case is there to compare it with
+    if not alone:
+        _add_spread(figure, rows)
     figure.add_bar(
         y=rows["title"], x=rows["value"], width=0.42, orientation="h", name="this case", showlegend=False,
         marker={
@@ -49,14 +44,30 @@ def importance_bars(
         customdata=rows["told"],
         hovertemplate="%{customdata}<extra></extra>",
     )  # fmt: skip
-    figure.add_scatter(
-        y=rows["title"], x=rows["median"], mode="markers", name="cohort median", hoverinfo="skip",
-        marker={"symbol": "line-ns", "size": 17, "line": {"width": 2, "color": "#80868e"}},
-    )  # fmt: skip
+    if not alone:
+        _add_median(figure, rows)
     _name_groups(figure, organs)
     if len(rows) > len(organs):
         figure.add_hline(y=len(organs) - 0.5, line={"width": 1, "dash": "dot", "color": GREY})
     return _laid_out(figure, rows, measure)
+
+
+def _add_spread(figure: go.Figure, rows: pd.DataFrame) -> None:
+    for low, high, width, alpha, name in (
+        ("q05", "q95", 0.86, 0.20, "5–95 % of the cohort"),
+        ("q25", "q75", 0.86, 0.34, "25–75 % of the cohort"),
+    ):
+        figure.add_bar(
+            y=rows["title"], x=rows[high] - rows[low], base=rows[low], width=width, orientation="h",
+            marker={"color": _TINT.format(alpha), "line": {"width": 0}}, name=name, hoverinfo="skip",
+        )  # fmt: skip
+
+
+def _add_median(figure: go.Figure, rows: pd.DataFrame) -> None:
+    figure.add_scatter(
+        y=rows["title"], x=rows["median"], mode="markers", name="cohort median", hoverinfo="skip",
+        marker={"symbol": "line-ns", "size": 17, "line": {"width": 2, "color": "#80868e"}},
+    )  # fmt: skip
 
 
 def _described(table: pd.DataFrame, labels: LabelSet, colors: dict[str, str], measure: str) -> pd.DataFrame:
@@ -98,9 +109,8 @@ def _told(row: dict, measure: str) -> str:
     lines = [f"<b>{row['title']}</b>: {number(row['value'])}"]
     if pd.notna(row["spread"]):
         lines[0] += f" ± {number(row['spread'])}"
-    if pd.notna(row["median"]):
-        lines.append(f"cohort median {number(row['median'])}, 5–95 %: {number(row['q05'])} to {number(row['q95'])}")
     if pd.notna(row.get("percentile")):
+        lines.append(f"cohort median {number(row['median'])}, 5–95 %: {number(row['q05'])} to {number(row['q95'])}")
         lines.append(f"higher than in {row['percentile']:.0f} % of the cohort")
     return "<br>".join(lines)
 
