@@ -118,7 +118,8 @@ def explain(
     sigma: Annotated[float, typer.Option(help="SmoothGrad's noise as a share of the scan's range.")] = 0.1,
     baseline: Annotated[str, typer.Option(help="Start of a path: air, ones, mean, uniform, normal, blurred.")] = "air",
     mask: Annotated[str, typer.Option(help="Explained voxels: prediction, label, tp, fp or fn.")] = "prediction",
-    features: Annotated[str, typer.Option(help="What KernelSHAP replaces: regions or cubes.")] = "regions",
+    features: Annotated[str, typer.Option(help="What KernelSHAP replaces: regions, cubes or supervoxels.")] = "regions",
+    value: Annotated[str, typer.Option(help="Of ablation and KernelSHAP: logits, dice or counts.")] = "logits",
     seed: Seed = 0,
     device: Device = "auto",
     saliency_dtype: Annotated[str, typer.Option(help="Of maps: view (small), float16, float32 or none.")] = "view",
@@ -146,6 +147,7 @@ def explain(
                 estimator,
                 tolerance,
                 features=features,
+                value=value,
             ),
             () if targets == "all" else tuple(name.strip() for name in targets.split(",")),
             device,
@@ -503,8 +505,8 @@ def _say_summed(name: str, regions: str, summary: Summary) -> None:
 
 
 def _usual_samples(method: str, features: str) -> int:
-    """Coalitions of cubes need more: there are more cubes than organs."""
-    return 1000 if (method, features) == ("kernelshap", "cubes") else USUAL_SAMPLES.get(method, 1)
+    """Coalitions of cubes or supervoxels need more: there are more of these than organs."""
+    return 1000 if method == "kernelshap" and features != "regions" else USUAL_SAMPLES.get(method, 1)
 
 
 def _listed(what: str, names: Sequence[str], root: Path) -> Sequence[str]:

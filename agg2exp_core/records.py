@@ -47,7 +47,9 @@ class Method:
     under `tolerance`.
     sigma: SmoothGrad's noise as a share of the scaled scan's range (max − min).
     baseline: where integrated gradients start: air | ones | mean | uniform | normal | blurred.
-    features: what KernelSHAP replaces by its baseline: regions (predicted ones) | cubes.
+    features: what KernelSHAP replaces by its baseline: regions (predicted ones) | cubes | supervoxels.
+    value: what ablation and KernelSHAP watch: logits (their sum) | dice (soft, with the mask) | counts (of true less
+    new false voxels).
     nodes: at which parts of their path they look: linear | logarithmic | auto, as suits network and baseline.
     mask: the voxels whose logits are summed: prediction | label | tp | fp | fn.
     """
@@ -62,6 +64,7 @@ class Method:
     tolerance: float = 0.005
     nodes: str = "auto"
     features: str = "regions"
+    value: str = "logits"
 
     @classmethod
     def of(cls, name: str, parameters: dict[str, Any]) -> Method:
@@ -86,6 +89,8 @@ class Method:
             used += ("estimator", "tolerance")
         if self.name == "integrated_gradients" and self.baseline in ("uniform", "normal"):
             used += ("seed",)
+        if self.name in ("ablation", "kernelshap") and self.value != "logits":
+            used += ("value",)
         if self.mask != "prediction":
             used += ("mask",)
         return {key: value for key, value in asdict(self).items() if key in used}

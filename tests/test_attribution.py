@@ -299,7 +299,7 @@ def test_the_network_is_left_as_it_was():
 def test_broken_weights_are_refused():
     network = conv_net()
     network[-1].bias[0] = float("nan")
-    with pytest.raises(InputError, match=r"finite logits; got NaN or infinity from voxels 0:8, 0:8, 0:8 on"):
+    with pytest.raises(InputError, match=r"finite logits; got NaN or infinity in voxels 0:8, 0:8, 0:8"):
         explain(network, scan_of(SHAPE), Method("gradient"))
 
 

@@ -10,6 +10,7 @@ from test_attribution import SHAPE, drawn, explain
 from tiny import CLASSES, conv_net, inferer_of, normed_net, scan_of
 
 from agg2exp_core.attribution.features import cube_map, feature_map
+from agg2exp_core.attribution.kernelshap import kernelshap
 from agg2exp_core.records import InputError, Method
 
 SHAP = Method("kernelshap", samples=60, seed=2)
@@ -87,3 +88,34 @@ def test_a_coalition_of_a_window_is_run_once_for_all_targets_and_the_global_gene
 def test_the_same_seed_gives_the_same_bits():
     first, again = (drawn(explain(normed_net(), scan_of(SHAPE), SHAP)) for _ in range(2))
     assert torch.equal(first, again)
+
+
+class Additive:
+    """Values that are sums of the kept features' parts, far from 0 as sums of logits are."""
+
+    targets = (None,)
+
+    def __init__(self, count: int):
+        self.parts = np.random.default_rng(0).normal(size=count)
+
+    def values(self, kept: np.ndarray) -> np.ndarray:
+        return np.array([1e6 + self.parts[kept].sum()])
+
+
+@pytest.mark.parametrize(("count", "evaluations"), [(1, 2), (2, 20), (17, 200), (512, 1000)])
+def test_parts_come_back_at_any_number_of_features(count, evaluations):
+    additive = Additive(count)
+    np.testing.assert_allclose(kernelshap(additive, count, evaluations, 0)[0], additive.parts, atol=1e-5)
+
+
+@pytest.mark.parametrize("evaluations", [-1, 0, 1])
+def test_too_few_evaluations_are_refused(evaluations):
+    with pytest.raises(InputError, match=f"evaluations must be 2 or more.*got {evaluations}"):
+        kernelshap(Additive(3), 3, evaluations, 0)
+
+
+def test_a_scan_of_background_alone_is_explained():
+    network = conv_net()
+    network[-1].bias[0] = 1e3
+    explained = explain(network, scan_of(SHAPE), SHAP)
+    assert explained.targets == ("background",)

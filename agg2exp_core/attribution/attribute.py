@@ -9,14 +9,16 @@ import torch
 from monai.inferers import SlidingWindowInferer
 
 from agg2exp_core.attribution.ablation import ablation
-from agg2exp_core.attribution.features import FEATURES, feature_map
+from agg2exp_core.attribution.features import CUBES, FEATURES, feature_map
 from agg2exp_core.attribution.gradient import TOGETHER, Pass, StitchedModel
 from agg2exp_core.attribution.integrated import BASELINES, NODES, baseline_of, path_nodes, path_passes
 from agg2exp_core.attribution.kernelshap import kernelshap
+from agg2exp_core.attribution.outcomes import OUTCOMES, Outcomes
 from agg2exp_core.attribution.perturbation import Perturbed
 from agg2exp_core.attribution.quantile import Quantile
 from agg2exp_core.attribution.smoothgrad import antithetic_passes, plain_passes
 from agg2exp_core.attribution.sums import Recipe, Sums
+from agg2exp_core.attribution.supervoxels import supervoxels
 from agg2exp_core.attribution.target import MASKS, Maps, Target, masked_targets, target_values
 from agg2exp_core.attribution.uncertainty import Tally, unbiased
 from agg2exp_core.model.predict import segment, stitched_logits
@@ -97,11 +99,13 @@ def check_method(method: Method) -> Method:
         ("nodes", method.nodes, NODES),
         ("mask", method.mask, MASKS),
         ("features", method.features, FEATURES),
+        ("value", method.value, ("logits", *OUTCOMES)),
     ):
         if given not in allowed:
             raise InputError(f"{what} must be a known one", repr(given), ", ".join(allowed))
-    if not 1 <= method.samples <= 10_000:
-        raise InputError("samples must be from 1 to 10000", method.samples)
+    least = 2 if method.name == "kernelshap" else 1  # all features, and none
+    if not least <= method.samples <= 10_000:
+        raise InputError(f"samples must be from {least} to 10000", method.samples)
     if not 0 <= method.seed < 2**32:
         raise InputError("seed must be from 0 to 4294967295", method.seed)
     if not 0 <= method.sigma <= 10:
@@ -215,17 +219,22 @@ class _Work:
     def _perturb(self, air: float | None, tissue: float | None) -> None:
         """Features of the scan are replaced: by soft tissue, or by the method's baseline."""
         scan, method = self.scan, self.method
-        features = feature_map("regions" if method.name == "ablation" else method.features, self.sums.regions)
+        kind = "regions" if method.name == "ablation" else method.features
+        if kind == "supervoxels":
+            features = supervoxels(scan.cpu().numpy(), CUBES, seed=method.seed)
+        else:
+            features = feature_map(kind, self.sums.regions)
         count = int(features.max()) + 1
         if method.name == "ablation":
             replacement = torch.full_like(scan, float(scan.mean()) if tissue is None else tissue)
         else:
             replacement = baseline_of(scan, method, air)
         on_device = torch.as_tensor(features, device=scan.device)
-        perturbed = Perturbed(self.sums.model, self.targets, scan, replacement, on_device)
+        parts = self.sums.model, self.targets, scan, replacement, on_device
+        perturbed = Perturbed(*parts) if method.value == "logits" else Outcomes(*parts, value=method.value)
         if method.name == "ablation":
-            self.counter.expect(len(perturbed.model.plan.slices))
-            effects = ablation(perturbed, count)
+            self.counter.expect(count)
+            effects = ablation(perturbed, count, self.counter.tick)
         else:
             self.counter.expect(method.samples)
             effects = kernelshap(perturbed, count, method.samples, method.seed, self.counter.tick)

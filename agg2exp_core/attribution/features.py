@@ -9,7 +9,7 @@ import numpy as np
 
 from agg2exp_core.records import InputError
 
-FEATURES = ("regions", "cubes")
+FEATURES = ("regions", "cubes", "supervoxels")
 CUBES = 512
 """About so many of them (arXiv 2407.16653)."""
 

@@ -14,6 +14,7 @@ import torch
 
 from agg2exp_core.attribution.gradient import TOGETHER, StitchedModel, window_seeds
 from agg2exp_core.attribution.target import Place, Target
+from agg2exp_core.model.predict import check_finite
 
 
 @dataclass(eq=False)
@@ -34,7 +35,7 @@ class Perturbed:
         plan = self.model.plan
         self.scan, self.replacement = (plan.pad(one, plan.fill) for one in (self.scan, self.replacement))
         self.features = plan.pad(self.features, -1)
-        self._seeds = [window_seeds(plan, self.targets, [window]) for window in plan.slices]
+        self._seeded = [any(bool(one.mask(window).any()) for one in self.targets) for window in plan.slices]
         self._inside = [_features(self.features[window]) for window in plan.slices]
 
     def values(self, kept: np.ndarray) -> np.ndarray:
@@ -44,8 +45,8 @@ class Perturbed:
     def many(self, choices: Sequence[np.ndarray]) -> np.ndarray:
         """The same for several choices, (choices, targets)."""
         total = np.zeros((len(choices), len(self.targets)))
-        for number, seeds in enumerate(self._seeds):
-            if seeds:
+        for number, seeded in enumerate(self._seeded):
+            if seeded:
                 keys = [(number, kept[self._inside[number]].tobytes()) for kept in choices]
                 unknown = {key: kept for key, kept in zip(keys, choices, strict=True) if key not in self._known}
                 self._run(number, unknown)
@@ -54,14 +55,16 @@ class Perturbed:
 
     def _run(self, number: int, unknown: dict[tuple[int, bytes], np.ndarray]) -> None:
         window, keys = self.model.plan.slices[number], list(unknown)
+        seeds = window_seeds(self.model.plan, self.targets, [window]) if unknown else {}
         for start in range(0, len(keys), TOGETHER):
             some = keys[start : start + TOGETHER]
             with torch.no_grad():
                 scans = torch.stack([self._scan(window, unknown[key]) for key in some])
                 logits = self.model.network(scans[:, None])
             for key, one in zip(some, logits, strict=True):
+                check_finite(one, window)
                 self._known[key] = np.zeros(len(self.targets))
-                for (index, channel), seed in self._seeds[number].items():
+                for (index, channel), seed in seeds.items():
                     self._known[key][index] = float((one[channel] * seed[0]).double().sum())
 
     def _scan(self, window: Place, kept: np.ndarray) -> torch.Tensor:

@@ -26,15 +26,20 @@ def stitched_logits(
         some = plan.slices[start : start + batch]
         with torch.no_grad():
             logits = network(torch.stack([padded[window] for window in some])[:, None])
-        if not torch.isfinite(logits).all():
-            first = ", ".join(f"{edge.start}:{edge.stop}" for edge in some[0])
-            raise InputError("a network must give finite logits", f"NaN or infinity from voxels {first} on")
         for number, (window, part) in enumerate(zip(some, logits, strict=True), start):
+            check_finite(part, window)
             mosaic.add(number, (0, 0), part * plan.share(window))
         tick()
         for number in range(start, start + len(some)):
             for place, sums in mosaic.finished(number):
                 yield place, sums[0, 0]
+
+
+def check_finite(logits: torch.Tensor, window: Place) -> None:
+    """InputError: logits of a window that are NaN or infinite."""
+    if not torch.isfinite(logits).all():
+        voxels = ", ".join(f"{edge.start}:{edge.stop}" for edge in window)
+        raise InputError("a network must give finite logits", f"NaN or infinity in voxels {voxels}")
 
 
 def segment(
