@@ -15,6 +15,7 @@ from itertools import product
 import torch
 
 from agg2exp_core.attribution.target import Place, Target
+from agg2exp_core.model.forward import run
 from agg2exp_core.model.mosaic import Mosaic
 from agg2exp_core.model.windows import WindowPlan
 
@@ -87,7 +88,7 @@ def _add_together(
     """One forward pass serves all targets; a target without a voxel in these windows costs nothing."""
     windows = [model.plan.slices[number] for number in numbers]
     image = torch.stack([one.scan(window) for one in passes for window in windows])[:, None].requires_grad_()
-    logits = model.network(image)
+    logits = run(model.network, image)
     last = max(seeds)
     for (index, channel), seed in seeds.items():
         (gradients,) = torch.autograd.grad(

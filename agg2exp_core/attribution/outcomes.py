@@ -17,6 +17,7 @@ import torch
 from agg2exp_core.attribution.gradient import TOGETHER
 from agg2exp_core.attribution.perturbation import Perturbed
 from agg2exp_core.attribution.target import WHOLE, Place
+from agg2exp_core.model.forward import run
 from agg2exp_core.model.mosaic import Mosaic
 from agg2exp_core.model.predict import check_finite, predicted_organs
 from agg2exp_core.model.windows import WindowPlan
@@ -120,7 +121,7 @@ class Outcomes(Perturbed):
         """The same of windows that are run now, in one forward pass."""
         windows = [self.model.plan.slices[number] for number in numbers]
         with torch.no_grad():
-            logits = self.model.network(torch.stack([self._scan(window, kept) for window in windows])[:, None])
+            logits = run(self.model.network, torch.stack([self._scan(window, kept) for window in windows])[:, None])
         for window, one in zip(windows, logits, strict=True):
             check_finite(one, window)
         return [one * self.model.plan.share(window) for window, one in zip(windows, logits, strict=True)]

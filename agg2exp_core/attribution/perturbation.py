@@ -14,6 +14,7 @@ import torch
 
 from agg2exp_core.attribution.gradient import TOGETHER, StitchedModel, window_seeds
 from agg2exp_core.attribution.target import Place, Target
+from agg2exp_core.model.forward import run
 from agg2exp_core.model.predict import check_finite
 
 
@@ -60,7 +61,7 @@ class Perturbed:
             some = keys[start : start + TOGETHER]
             with torch.no_grad():
                 scans = torch.stack([self._scan(window, unknown[key]) for key in some])
-                logits = self.model.network(scans[:, None])
+                logits = run(self.model.network, scans[:, None])
             for key, one in zip(some, logits, strict=True):
                 check_finite(one, window)
                 self._known[key] = np.zeros(len(self.targets))

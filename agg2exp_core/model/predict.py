@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from agg2exp_core.model.forward import run
 from agg2exp_core.model.mosaic import Mosaic
 from agg2exp_core.model.windows import WindowPlan
 from agg2exp_core.records import InputError
@@ -25,7 +26,7 @@ def stitched_logits(
     for start in range(0, len(plan.slices), batch):
         some = plan.slices[start : start + batch]
         with torch.no_grad():
-            logits = network(torch.stack([padded[window] for window in some])[:, None])
+            logits = run(network, torch.stack([padded[window] for window in some])[:, None])
         for number, (window, part) in enumerate(zip(some, logits, strict=True), start):
             check_finite(part, window)
             mosaic.add(number, (0, 0), part * plan.share(window))
