@@ -117,7 +117,10 @@ def explain(
     ] = 0.005,
     sigma: Annotated[float, typer.Option(help="SmoothGrad's noise as a share of the scan's range.")] = 0.1,
     baseline: Annotated[str, typer.Option(help="Start of a path: air, ones, mean, uniform, normal, blurred.")] = "air",
-    mask: Annotated[str, typer.Option(help="Explained voxels: prediction, label, tp, fp or fn.")] = "prediction",
+    mask: Annotated[
+        str,
+        typer.Option(help="Explained voxels: prediction, label, tp, fp, fn, or a mask's file (--cohort: a folder)."),
+    ] = "prediction",
     features: Annotated[str, typer.Option(help="What KernelSHAP replaces: regions, cubes or supervoxels.")] = "regions",
     value: Annotated[str, typer.Option(help="Of ablation and KernelSHAP: logits, dice or counts.")] = "logits",
     seed: Seed = 0,
@@ -135,6 +138,7 @@ def explain(
             volumes.check_header(image)  # before seconds of loading what computes
         from agg2exp_core import pipeline
 
+        mask, drawn = _mask(mask, image is not None)
         plan = pipeline.Plan(
             model,
             Method(
@@ -152,6 +156,7 @@ def explain(
             () if targets == "all" else tuple(name.strip() for name in targets.split(",")),
             device,
             saliency_dtype,
+            drawn,
         )
         if image is not None:
             one, folder = _scan_alone(image, label, cohort, out)
@@ -502,6 +507,19 @@ def _say_summed(name: str, regions: str, summary: Summary) -> None:
         cases = [case_id for case_id, why in summary.left.items() if why == reason]
         more = ", …" if len(cases) > 5 else ""
         print(f"left out, {reason}: {len(cases)} cases ({', '.join(cases[:5])}{more})")
+
+
+def _mask(given: str, alone: bool) -> tuple[str, Path | None]:
+    """A mask's name and, if it is not a known one, the file of --image or the folder of a cohort it is drawn in."""
+    from agg2exp_core.attribution.target import DRAWN, MASKS
+
+    path, kind = Path(given), "a file" if alone else "a folder"
+    if given in MASKS:
+        return given, None
+    if not (path.is_file() if alone else path.is_dir()):
+        raise InputError(f"mask must be a known one or {kind}", repr(given), ", ".join(MASKS))
+    stem = path.resolve().name.removesuffix(".gz").removesuffix(".nii")
+    return DRAWN + (re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip(".-")[:20] or "mask"), path.resolve()
 
 
 def _usual_samples(method: str, features: str) -> int:

@@ -28,7 +28,7 @@ from agg2exp_core.model.windows import plan_windows
 from agg2exp_core.organs import BACKGROUND
 from agg2exp_core.records import InputError, Method, SumTable, Volume
 from agg2exp_core.store import results
-from agg2exp_core.store.cohorts import Case
+from agg2exp_core.store.cohorts import Case, scans_of
 
 SALIENCY_DTYPES = ("view", "float16", "float32", "none")
 VERSIONED = ("torch", "monai", "numpy", "nibabel")
@@ -38,13 +38,17 @@ Report = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """How cases are explained. targets empty: every class of the model. saliency: one of SALIENCY_DTYPES."""
+    """How cases are explained. targets empty: every class of the model. saliency: one of SALIENCY_DTYPES.
+
+    drawn: the file of a mask `file-<name>`, or a folder of <case_id>.nii.gz.
+    """
 
     model: str
     method: Method = field(default_factory=Method)
     targets: tuple[str, ...] = ()
     device: str = "auto"
     saliency: str = "view"
+    drawn: Path | None = None
 
 
 class Explaining:
@@ -55,6 +59,7 @@ class Explaining:
         if plan.saliency not in SALIENCY_DTYPES:
             raise InputError("saliency dtype must be known", repr(plan.saliency), ", ".join(SALIENCY_DTYPES))
         self.root, self.plan = root, plan
+        self._masks = scans_of(plan.drawn) if plan.drawn is not None and plan.drawn.is_dir() else {}
         self.bundle = find_bundle(root, plan.model)
         self.targets = _known_targets(self.bundle, plan.targets)
         device = pick_device(plan.device)
@@ -84,13 +89,13 @@ class Explaining:
         if not missing:
             return folder
         started = time.monotonic()
-        label = _checked(case, self.plan.method.mask)
+        label, drawn = self._checked(case)
         if cohort is not None:
             more = {"classes": list(self.bundle.classes), "versions": identity["versions"]}
             results.write_run(self.root, cohort, self.run, self._run_info() | more)
         scan = load_scan(self.bundle, _image_of(case))
-        labels = None if label is None else on_model_grid(label, scan)
-        subject = Subject(scan.voxels, None if labels is None else torch.as_tensor(labels))
+        labels, mask = (None if one is None else torch.as_tensor(on_model_grid(one, scan)) for one in (label, drawn))
+        subject = Subject(scan.voxels, labels, None if mask is None else mask > 0)
         kept = () if self.plan.saliency == "none" else None
         explained = attribute(self.explainer, subject, missing, self.plan.method, report, kept)
         with nullcontext() if cohort is None else results.publishing(folder):
@@ -98,7 +103,7 @@ class Explaining:
             known = _finished(folder, identity)
             with results.case_folder(folder, identity) as new:
                 self._write(new, folder if known else None, scan, explained)
-                self._write_agreement(new, explained, labels)
+                self._write_agreement(new, explained, None if labels is None else labels.numpy())
                 identity["targets"] = list(results.read_importance(new).targets)
                 identity["viewing"] = self._for_viewing(known, explained)
                 identity["device"] = str(self.explainer.device)
@@ -113,6 +118,26 @@ class Explaining:
         if folder.is_file() or (inside and not sound):
             rule = "--out must be new, empty or hold sound results of this scan, model and method and nothing else"
             raise InputError(rule, folder.name)
+
+    def _checked(self, case: Case) -> tuple[Volume | None, Volume | None]:
+        """The case's labels and drawn mask, if any. InputError, before long work, if they or the scan do not serve."""
+        mask, drawn = self.plan.method.mask, self._drawn(case)
+        if mask != "prediction" and drawn is None and case.label is None:
+            raise InputError(f"mask {mask} needs a label map", f"case {case.case_id} without one", "prediction")
+        header = volumes.check_scan(_image_of(case))
+        return (
+            volumes.read_labels(case.label, like=header) if case.label else None,
+            volumes.read_labels(drawn, like=header) if drawn else None,
+        )
+
+    def _drawn(self, case: Case) -> Path | None:
+        """The file of the case's drawn mask, if it is one that is explained."""
+        drawn = self.plan.drawn
+        if drawn is None or not drawn.is_dir():
+            return drawn
+        if case.case_id not in self._masks:
+            raise InputError(f"a mask must be there as <case_id>.nii.gz in {drawn.name}", f"none of {case.case_id}")
+        return self._masks[case.case_id]
 
     def _missing(self, folder: Path, known: dict[str, Any] | None) -> tuple[str, ...]:
         return tuple(name for name in self.targets if known is None or not self._has(folder, known, name))
@@ -174,23 +199,16 @@ class Explaining:
         }
 
     def _identity(self, case: Case) -> dict[str, Any]:
-        parameters = self.plan.method.parameters()
+        parameters, drawn = self.plan.method.parameters(), self._drawn(case)
         return {
             "case_id": case.case_id,
             **self._run_info(),
             "input_sha256": volumes.content_sha256(_image_of(case)),
             "label_sha256": volumes.content_sha256(case.label) if case.label else "",
+            **({"mask_sha256": volumes.content_sha256(drawn)} if drawn else {}),
             "parameters_hash": hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest(),
             "versions": {name: version(name) for name in VERSIONED},
         }
-
-
-def _checked(case: Case, mask: str) -> Volume | None:
-    """The case's label map, if it has one. InputError, before any long work, if scan or labels do not serve."""
-    if mask != "prediction" and case.label is None:
-        raise InputError(f"mask {mask} needs a label map", f"case {case.case_id} without one", "prediction")
-    header = volumes.check_scan(_image_of(case))
-    return volumes.read_labels(case.label, like=header) if case.label else None
 
 
 def run_id(model: str, method: Method) -> str:
@@ -261,8 +279,8 @@ def _finished(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     manifest = results.read_manifest(folder)
     if manifest is None or results.verify(folder):
         return None
-    same = ("model_hash", "input_sha256", "label_sha256", "parameters_hash", "method")
-    return manifest if all(manifest.get(key) == identity[key] for key in same) else None
+    same = ("model_hash", "input_sha256", "label_sha256", "mask_sha256", "parameters_hash", "method")
+    return manifest if all(manifest.get(key) == identity.get(key) for key in same) else None
 
 
 def _merged(old: SumTable, new: SumTable, classes: tuple[str, ...]) -> SumTable:

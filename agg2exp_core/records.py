@@ -51,7 +51,7 @@ class Method:
     value: what ablation and KernelSHAP watch: logits (their sum) | dice (soft, with the mask) | counts (of true less
     new false voxels).
     nodes: at which parts of their path they look: linear | logarithmic | auto, as suits network and baseline.
-    mask: the voxels whose logits are summed: prediction | label | tp | fp | fn.
+    mask: the voxels whose logits are summed: prediction | label | tp | fp | fn | file-<name>, drawn in a file.
     """
 
     name: str = "smoothgrad"

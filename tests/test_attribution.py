@@ -157,6 +157,24 @@ def test_an_empty_mask_is_absent_in_its_own_words(mask, reason):
     assert nothing.absent == (dict.fromkeys(CLASSES, words) if words else {})
 
 
+def test_a_drawn_mask_is_every_targets_own():
+    network, scan, inferer = normed_net(), scan_of(SHAPE), inferer_of()
+    mask = torch.rand(SHAPE, generator=torch.Generator().manual_seed(6)) < 0.2
+    method = Method("gradient", mask="file-lesion")
+    explained = attribute(explainer_of(network), Subject(scan, drawn=mask), CLASSES, method, silent)
+    assert explained.targets == CLASSES
+    oracle = autograd_through_monai(network, inferer, scan, explained, [mask] * len(CLASSES))
+    assert (drawn(explained) - oracle).abs().max() <= 1e-4 * oracle.abs().max()
+    nothing = attribute(explainer_of(network), Subject(scan, drawn=mask & False), CLASSES, method, silent)
+    assert nothing.absent == dict.fromkeys(CLASSES, "no voxels in the mask file")
+
+
+@pytest.mark.parametrize("mask", ["file-lesion", "file-", "lesion"])
+def test_a_drawn_mask_needs_its_file_and_a_name(mask):
+    with pytest.raises(InputError, match="needs its file" if mask == "file-lesion" else "mask must be a known one"):
+        explain(normed_net(), scan_of(SHAPE), Method("gradient", mask=mask))
+
+
 def test_a_mask_of_the_label_needs_one():
     with pytest.raises(InputError, match="mask fn needs a label map; got a case without one; allowed: prediction"):
         explain(normed_net(), scan_of(SHAPE), Method("gradient", mask="fn"))

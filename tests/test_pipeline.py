@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import itertools
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -380,6 +381,40 @@ def test_a_run_of_false_positives_is_another_run_and_needs_a_label(root, scan, t
     info = json.loads((root / "runs" / "c" / "tiny-gradient-fp" / "run.json").read_text())
     assert info["parameters"] == {"mask": "fp"}
     assert json.loads((root / "runs" / "c" / "tiny-gradient" / "run.json").read_text())["parameters"] == {}
+
+
+def test_a_mask_from_a_file_is_another_run_and_another_file_is_computed_anew(root, tmp_path):
+    image, label = labelled(tmp_path)
+    heart, drawn = volumes.read_labels(label), tmp_path / "heart.nii.gz"
+    volumes.write_volume(drawn, Volume((heart.array == 1).astype(np.uint8), heart.affine))
+    words = ["explain", "--model", "tiny", "--method", "gradient", "--image", image, "--data", root]
+    assert run(*words, "--out", tmp_path / "drawn", "--mask", drawn) == 0
+    assert run(*words, "--out", tmp_path / "label", "--mask", "label", "--label", label) == 0
+    manifest = results.read_manifest(tmp_path / "drawn")
+    assert manifest["parameters"] == {"mask": "file-heart"} and len(manifest["mask_sha256"]) == 64
+    both = [results.read_importance(tmp_path / name) for name in ("drawn", "label")]
+    rows = [table.positive[table.targets.index(CLASSES[1])] for table in both]
+    assert rows[0] == pytest.approx(rows[1], rel=1e-6)
+    volumes.write_volume(drawn, Volume((heart.array == 2).astype(np.uint8), heart.affine))
+    assert run(*words, "--out", tmp_path / "drawn", "--mask", drawn) == 2  # the folder holds another mask's results
+
+
+def test_masks_of_a_cohort_come_from_a_folder_named_by_case(root, tmp_path, capsys):
+    image, label = labelled(tmp_path)
+    (root / "cohorts" / "c").mkdir(parents=True)
+    (root / "cohorts" / "c" / "cases.csv").write_text(f"case_id,image,label\na,{image},\nb,{image},\n")
+    (tmp_path / "lesions").mkdir()
+    shutil.copy(label, tmp_path / "lesions" / "a.nii.gz")
+    words = ["explain", "--model", "tiny", "--cohort", "c", "--method", "gradient", "--data", root]
+    assert run(*words, "--mask", tmp_path / "lesions") == 2
+    assert "a mask must be there as <case_id>.nii.gz in lesions; got none of b" in capsys.readouterr().err
+    made = root / "runs" / "c" / "tiny-gradient-file-lesions" / "cases"
+    assert [path.name for path in made.glob("[!.]*")] == ["a"]
+    assert run(*words, "--mask", label) == 2
+    assert "mask must be a known one or a folder" in capsys.readouterr().err
+    volumes.write_volume(tmp_path / "lesions" / "b.nii.gz", Volume(np.ones((5, 5, 5), np.uint8), np.eye(4)))
+    assert run(*words, "--mask", tmp_path / "lesions", "--case", "b") == 2
+    assert [path.name for path in made.glob("[!.]*")] == ["a"]
 
 
 def test_the_integrated_gap_is_stored(root, scan, tmp_path):

@@ -19,7 +19,7 @@ from agg2exp_core.attribution.quantile import Quantile
 from agg2exp_core.attribution.smoothgrad import antithetic_passes, plain_passes
 from agg2exp_core.attribution.sums import Recipe, Sums
 from agg2exp_core.attribution.supervoxels import supervoxels
-from agg2exp_core.attribution.target import MASKS, Maps, Target, masked_targets, target_values
+from agg2exp_core.attribution.target import Maps, Target, check_mask, masked_targets, target_values
 from agg2exp_core.attribution.uncertainty import Tally, unbiased
 from agg2exp_core.model.predict import segment, stitched_logits
 from agg2exp_core.model.windows import plan_windows
@@ -51,10 +51,11 @@ class Explainer:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A scan (1, I, J, K) to explain and, for masks that need it, its label map (I, J, K) on the same grid."""
+    """A scan (1, I, J, K) to explain; for masks that need them, its labels and a drawn mask on the same grid."""
 
     image: torch.Tensor
     label: torch.Tensor | None = None
+    drawn: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,12 +98,12 @@ def check_method(method: Method) -> Method:
         ("estimator", method.estimator, ESTIMATORS),
         ("baseline", method.baseline, BASELINES),
         ("nodes", method.nodes, NODES),
-        ("mask", method.mask, MASKS),
         ("features", method.features, FEATURES),
         ("value", method.value, ("logits", *OUTCOMES)),
     ):
         if given not in allowed:
             raise InputError(f"{what} must be a known one", repr(given), ", ".join(allowed))
+    check_mask(method.mask)
     least = 2 if method.name == "kernelshap" else 1  # all features, and none
     if not least <= method.samples <= 10_000:
         raise InputError(f"samples must be from {least} to 10000", method.samples)
@@ -130,14 +131,14 @@ def attribute(
     """
     check_method(method)
     scan = subject.image.to(explainer.device)[0]
-    label = None if subject.label is None else subject.label.to(explainer.device)
+    label, drawn = (None if one is None else one.to(explainer.device) for one in (subject.label, subject.drawn))
     plan = plan_windows(explainer.inferer, tuple(scan.shape), scan)
     batch = max(explainer.inferer.sw_batch_size, 1)
     report(0, len(plan.slices), "segmenting")
     prediction, outputs = segment(explainer.network, plan, scan, max(batch, TOGETHER))
     if outputs != len(explainer.classes):
         raise InputError("a bundle must name every output", f"{len(explainer.classes)} names", f"{outputs} outputs")
-    maps, counter = Maps(prediction, label), _Counter(report)
+    maps, counter = Maps(prediction, label, drawn), _Counter(report)
     targets, absent = masked_targets(maps.padded(plan), explainer.classes, wanted, method.mask)
     model = StitchedModel(explainer.network, plan, batch, counter.tick)
     kept = [target.name for target in targets if keep is None or target.name in keep]

@@ -19,6 +19,8 @@ MASKS = {
     "fn": "no false negatives",
 }
 """Masks by name, and why a target without a voxel in it is absent."""
+DRAWN, DRAWN_EMPTY = "file-", "no voxels in the mask file"
+"""A mask that was read from a file is called `file-<its name>`, and is the same for all targets."""
 
 Place = tuple[slice, ...]
 WHOLE: Place = (slice(None),) * 3
@@ -35,15 +37,18 @@ class Target:
 
 @dataclass(frozen=True, eq=False)
 class Maps:
-    """Prediction (I, J, K) and, where there is one, the label map on the same grid: what masks are made of."""
+    """What masks are made of, on one grid (I, J, K): prediction and, where there are any, label map and drawn mask."""
 
     prediction: torch.Tensor
     label: torch.Tensor | None = None
+    drawn: torch.Tensor | None = None
 
     def mask(self, channel: int, name: str, place: Place = WHOLE) -> torch.Tensor:
-        """M_k (box) bool of one class: one of MASKS. InputError: an unknown one, or one that needs a label map."""
-        if name not in MASKS:
-            raise InputError("mask must be a known one", repr(name), ", ".join(MASKS))
+        """M_k (box) bool of one class. InputError: an unknown one, or one that needs a map that is not there."""
+        if check_mask(name).startswith(DRAWN):
+            if self.drawn is None:
+                raise InputError(f"mask {name} needs its file", "a case without one", "prediction")
+            return self.drawn[place]
         predicted = self.prediction[place] == channel
         if name == "prediction":
             return predicted
@@ -62,7 +67,15 @@ class Maps:
         if plan.padded == plan.shape:
             return self
         label = None if self.label is None else plan.pad(self.label.to(torch.int16), -1)
-        return replace(self, prediction=plan.pad(self.prediction.to(torch.int16), -1), label=label)
+        drawn = None if self.drawn is None else plan.pad(self.drawn)
+        return replace(self, prediction=plan.pad(self.prediction.to(torch.int16), -1), label=label, drawn=drawn)
+
+
+def check_mask(name: str) -> str:
+    """The name itself if it is one of MASKS or a drawn one, else InputError."""
+    if name in MASKS or name.removeprefix(DRAWN) not in ("", name):
+        return name
+    raise InputError("mask must be a known one or a file", repr(name), ", ".join(MASKS))
 
 
 def masked_targets(
@@ -77,7 +90,7 @@ def masked_targets(
         if maps.mask(channel, mask).any():
             targets.append(Target(name, channel, partial(maps.mask, channel, mask)))
         else:
-            absent[name] = MASKS[mask]
+            absent[name] = MASKS.get(mask, DRAWN_EMPTY)
     return targets, absent
 
 

@@ -243,7 +243,10 @@ def _headline(labels: LabelSet, job: JobState) -> str:
 
 def mask_words(method: Method) -> list[str]:
     """The mask in words, if it is not the usual one."""
-    return [] if method.mask == "prediction" else [MASKS.get(method.mask, method.mask).lower()]
+    if method.mask == "prediction":
+        return []
+    drawn = f"in mask {method.mask.removeprefix('file-')}"
+    return [MASKS[method.mask].lower() if method.mask in MASKS else words.plain(drawn)]
 
 
 def _pace(job: JobState) -> str:
