@@ -123,6 +123,9 @@ def explain(
     ] = "prediction",
     features: Annotated[str, typer.Option(help="What KernelSHAP replaces: regions, cubes or supervoxels.")] = "regions",
     value: Annotated[str, typer.Option(help="Of ablation and KernelSHAP: logits, dice or counts.")] = "logits",
+    skip: Annotated[
+        float, typer.Option(help="Leave out windows with less than this share of a target; counted as an error.")
+    ] = 0.0,
     seed: Seed = 0,
     device: Device = "auto",
     saliency_dtype: Annotated[str, typer.Option(help="Of maps: view (small), float16, float32 or none.")] = "view",
@@ -152,6 +155,7 @@ def explain(
                 tolerance,
                 features=features,
                 value=value,
+                skip=skip,
             ),
             () if targets == "all" else tuple(name.strip() for name in targets.split(",")),
             device,

@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -216,7 +216,7 @@ def run_id(model: str, method: Method) -> str:
 
     Samples that are antithetic pairs are called so.
     """
-    parameters, usual = method.parameters(), Method(method.name).parameters()
+    parameters, usual = method.parameters(), asdict(Method(method.name))
     words = [model, method.name] + (["pairs"] if "estimator" in parameters else [])
     words += [str(parameters["samples"])] if "samples" in parameters else []
     others = {key: value for key, value in parameters.items() if key not in ("samples", "estimator", "mask")}

@@ -50,6 +50,7 @@ class Method:
     features: what KernelSHAP replaces by its baseline: regions (predicted ones) | cubes | supervoxels.
     value: what ablation and KernelSHAP watch: logits (their sum) | dice (soft, with the mask) | counts (of true less
     new false voxels).
+    skip: windows in which less than this share of a target lies are left out; the rest counts as an error.
     nodes: at which parts of their path they look: linear | logarithmic | auto, as suits network and baseline.
     mask: the voxels whose logits are summed: prediction | label | tp | fp | fn | file-<name>, drawn in a file.
     """
@@ -65,6 +66,7 @@ class Method:
     nodes: str = "auto"
     features: str = "regions"
     value: str = "logits"
+    skip: float = 0.0
 
     @classmethod
     def of(cls, name: str, parameters: dict[str, Any]) -> Method:
@@ -93,6 +95,8 @@ class Method:
             used += ("value",)
         if self.mask != "prediction":
             used += ("mask",)
+        if self.skip:
+            used += ("skip",)
         return {key: value for key, value in asdict(self).items() if key in used}
 
 

@@ -319,6 +319,19 @@ def test_run_ids_name_what_differs():
     )
 
 
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        (Method("ablation", value="dice"), "ablation-valuedice"),
+        (Method("integrated_gradients", samples=24, baseline="uniform"), "integrated_gradients-24-baselineuniform"),
+        (Method("gradient", skip=0.005, mask="file-cyst"), "gradient-skip0.005-file-cyst"),
+        (Method("kernelshap", samples=9, features="cubes", seed=2), "kernelshap-9-seed2-featurescubes"),
+    ],
+)
+def test_run_ids_tell_what_is_not_usual(method, words):
+    assert pipeline.run_id("net", method) == f"net-{words}"
+
+
 def test_the_usual_mask_leaves_runs_as_they_were(root, scan):
     """Ids, parameters and hashes of runs made before there were other masks; see the shipped manifests."""
     method = Method(samples=4, mask="prediction", estimator="plain")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,9 @@ from scipy.stats import t
 from test_attribution import drawn, silent
 from tiny import CLASSES, explainer_of, inferer_of, normed_net, scan_of
 
-from agg2exp_core.attribution.attribute import Explanation, Subject, attribute
+from agg2exp_core.attribution.attribute import Explanation, Subject, attribute, check_method
 from agg2exp_core.attribution.uncertainty import PLAIN, Tally, unbiased
-from agg2exp_core.records import Method
+from agg2exp_core.records import InputError, Method
 
 
 def kinked_net(seed: int = 0) -> torch.nn.Module:
@@ -156,3 +158,50 @@ def test_a_single_gradient_says_nothing_of_its_error():
     tally = Tally()
     tally.add(PLAIN, np.ones((2, 1, 3)))
     assert tally.mass_se() is None and tally.pairs == 1
+
+
+# ---- windows that are left out --------------------------------------------------------------------
+
+
+def skipped(skip: float, method: Method | None = None) -> Explanation:
+    """Of a scan of many windows, in some of which little of a target lies."""
+    explainer = explainer_of(kinked_net(), inferer_of((8, 8, 8), overlap=0.5))
+    method = replace(method or Method(samples=4), skip=skip)
+    return attribute(explainer, Subject(scan_of((20, 18, 11))), CLASSES, method, silent, ())
+
+
+@pytest.mark.parametrize("method", [Method(samples=4), Method("gradient"), Method(samples=2, estimator="plain")])
+def test_leaving_windows_out_changes_less_than_the_error_says(method):
+    whole, less = skipped(0, method), skipped(0.02, method)
+    left = np.array([tally.left_out for tally in less.tallies.values()])
+    assert 0 < left.max() < 0.5 and all(tally.left_out == 0 for tally in whole.tallies.values())
+    off = np.abs(masses(whole) - masses(less))
+    assert off.max() > 0 and (off <= 1.96 * errors(less)).all()
+    if method.estimator != "plain" and method.name == "smoothgrad":
+        assert errors(less) == pytest.approx(np.hypot(errors(whole), left[:, None]), rel=0.5)
+
+
+def test_no_window_is_left_out_that_holds_more():
+    whole, less = skipped(0), skipped(1e-9)
+    assert (masses(whole) == masses(less)).all() and (errors(whole) == errors(less)).all()
+
+
+def test_what_was_left_out_counts_more_in_shares_without_the_background():
+    tally = Tally(left_out=0.01)
+    tally.add(PLAIN, np.array([[[0.75, 0.25, 0.0]], [[0.0, 0.0, 0.0]]]))
+    assert tally.mass_se() == pytest.approx([0.01] * 3)
+    assert tally.mass_se(np.array([False, True, True]))[1:] == pytest.approx([0.04, 0.04])
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        (Method(skip=-0.1), "skip must be from 0 to 0.1"),
+        (Method(skip=0.2), "skip must be from 0 to 0.1"),
+        (Method(skip=float("nan")), "skip must be from 0 to 0.1"),
+        (Method("ablation", skip=0.01), "skip goes with a method of whole gradients"),
+    ],
+)
+def test_what_cannot_be_left_out_is_refused(method, said):
+    with pytest.raises(InputError, match=said):
+        check_method(method)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from monai.inferers import SlidingWindowInferer
@@ -19,7 +19,14 @@ from agg2exp_core.attribution.quantile import Quantile
 from agg2exp_core.attribution.smoothgrad import antithetic_passes, plain_passes
 from agg2exp_core.attribution.sums import Recipe, Sums
 from agg2exp_core.attribution.supervoxels import supervoxels
-from agg2exp_core.attribution.target import Maps, Target, check_mask, masked_targets, target_values
+from agg2exp_core.attribution.target import (
+    Maps,
+    Target,
+    check_mask,
+    masked_targets,
+    target_values,
+    without_small_windows,
+)
 from agg2exp_core.attribution.uncertainty import Tally, unbiased
 from agg2exp_core.model.predict import segment, stitched_logits
 from agg2exp_core.model.windows import plan_windows
@@ -27,7 +34,9 @@ from agg2exp_core.records import InputError, Method
 
 PERTURBING = ("ablation", "kernelshap")
 METHODS = ("gradient", "smoothgrad", "integrated_gradients", "gradient_x_input", "quantile_gradient", *PERTURBING)
+SKIPPING = ("gradient", "smoothgrad", "integrated_gradients", "gradient_x_input")
 ESTIMATORS = ("antithetic", "plain")
+MOST_SKIPPED = 0.1
 FIRST_PAIRS = 4
 """Before a standard error is believed; fewer where fewer are allowed."""
 
@@ -113,6 +122,10 @@ def check_method(method: Method) -> Method:
         raise InputError("sigma must be from 0 to 10", method.sigma)
     if not 0 < method.tolerance < 1:
         raise InputError("tolerance must be between 0 and 1", method.tolerance)
+    if not 0 <= method.skip <= MOST_SKIPPED:
+        raise InputError(f"skip must be from 0 to {MOST_SKIPPED}", method.skip)
+    if method.skip and method.name not in SKIPPING:
+        raise InputError("skip goes with a method of whole gradients", method.name, ", ".join(SKIPPING))
     return method
 
 
@@ -140,6 +153,7 @@ def attribute(
         raise InputError("a bundle must name every output", f"{len(explainer.classes)} names", f"{outputs} outputs")
     maps, counter = Maps(prediction, label, drawn), _Counter(report)
     targets, absent = masked_targets(maps.padded(plan), explainer.classes, wanted, method.mask)
+    targets = [without_small_windows(target, plan, method.skip) for target in targets]
     model = StitchedModel(explainer.network, plan, batch, counter.tick)
     kept = [target.name for target in targets if keep is None or target.name in keep]
     work = _Work(method, scan, targets, Sums(model, prediction.cpu().numpy(), outputs, kept), counter)
@@ -253,6 +267,6 @@ def _pairs(most: int) -> Iterator[range]:
 
 
 def _settled(tally: Tally | None, method: Method) -> bool:
-    """Whether twice the largest standard error is under the tolerance."""
-    errors = None if tally is None else tally.mass_se()
+    """Whether twice the largest standard error is under the tolerance; of the noise, which more pairs lessen."""
+    errors = None if tally is None else replace(tally, left_out=0.0).mass_se()
     return errors is not None and 2 * float(errors.max()) < method.tolerance

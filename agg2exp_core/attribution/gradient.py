@@ -64,7 +64,7 @@ def box_gradients(
     batch = max(model.batch, TOGETHER // min(len(passes), TOGETHER))
     for start in range(0, len(windows), batch):
         numbers = range(start, min(start + batch, len(windows)))
-        seeds = window_seeds(model.plan, targets, [windows[number] for number in numbers])
+        seeds = window_seeds(model.plan, targets, numbers)
         for first in range(0, len(passes), TOGETHER):
             some = passes[first : first + TOGETHER]
             if seeds:
@@ -99,13 +99,13 @@ def _add_together(
 
 
 def window_seeds(
-    plan: WindowPlan, targets: Sequence[Target], windows: Sequence[Place]
+    plan: WindowPlan, targets: Sequence[Target], numbers: Sequence[int]
 ) -> dict[tuple[int, int], torch.Tensor]:
     """(target's index, channel) → M · B_w / Σ_w' B_w' (windows, window), for targets with a voxel in these windows."""
-    masks = [torch.stack([target.mask(window) for window in windows]) for target in targets]
-    shares = torch.stack([plan.share(window) for window in windows])
-    return {
-        (index, target.channel): mask * shares
-        for index, (target, mask) in enumerate(zip(targets, masks, strict=True))
-        if mask.any()
-    }
+    shares, seeds = torch.stack([plan.share(plan.slices[number]) for number in numbers]), {}
+    for index, target in enumerate(targets):
+        masks = torch.stack([target.mask(plan.slices[number]) for number in numbers])
+        masks[[number in target.skipped for number in numbers]] = False
+        if masks.any():
+            seeds[index, target.channel] = masks * shares
+    return seeds

@@ -56,7 +56,7 @@ class Perturbed:
 
     def _run(self, number: int, unknown: dict[tuple[int, bytes], np.ndarray]) -> None:
         window, keys = self.model.plan.slices[number], list(unknown)
-        seeds = window_seeds(self.model.plan, self.targets, [window]) if unknown else {}
+        seeds = window_seeds(self.model.plan, self.targets, [number]) if unknown else {}
         for start in range(0, len(keys), TOGETHER):
             some = keys[start : start + TOGETHER]
             with torch.no_grad():

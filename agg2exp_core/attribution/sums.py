@@ -67,7 +67,7 @@ class Sums:
                 if (drawn := self._maps.get(group[index].name)) is not None:
                     drawn[place] += recipe.estimator.pairs * rows[0].cpu()
             for index, target in enumerate(group):
-                self.tallies.setdefault(target.name, Tally()).add(recipe.estimator, sums[:, index])
+                self.tallies.setdefault(target.name, Tally(target.left_out)).add(recipe.estimator, sums[:, index])
 
     def add_effects(self, targets: Sequence[Target], effects: np.ndarray, features: np.ndarray) -> None:
         """What each feature (I, J, K) does to each target (targets, features), spread over its voxels."""

@@ -28,11 +28,16 @@ WHOLE: Place = (slice(None),) * 3
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """One class to explain: its name, its output channel and its mask M_k, asked for place by place: bool (box)."""
+    """One class to explain: its name, its output channel and its mask M_k, asked for place by place: bool (box).
+
+    skipped: numbers of windows that are not looked at. left_out: the share of the mask that is weighed there.
+    """
 
     name: str
     channel: int
     mask: Callable[[Place], torch.Tensor]
+    skipped: frozenset[int] = frozenset()
+    left_out: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +97,16 @@ def masked_targets(
         else:
             absent[name] = MASKS.get(mask, DRAWN_EMPTY)
     return targets, absent
+
+
+def without_small_windows(target: Target, plan: WindowPlan, least: float) -> Target:
+    """The target without the windows in which less than a share `least` of its mask is weighed."""
+    if not least:
+        return target
+    weighed = [float((target.mask(window) * plan.share(window)).sum(dtype=torch.float64)) for window in plan.slices]
+    shares = [weight / sum(weighed) for weight in weighed]
+    skipped = frozenset(number for number, share in enumerate(shares) if share < least)
+    return replace(target, skipped=skipped, left_out=sum(shares[number] for number in skipped))
 
 
 def target_values(boxes: Iterable[tuple[Place, torch.Tensor]], targets: Sequence[Target]) -> list[float]:

@@ -61,8 +61,12 @@ class _Round:
 
 @dataclass
 class Tally:
-    """What rounds of pairs have shown of one target; rounds are independent and count by their pairs."""
+    """What rounds of pairs have shown of one target; rounds are independent and count by their pairs.
 
+    left_out: the share of the target that was not looked at.
+    """
+
+    left_out: float = 0.0
     rounds: list[_Round] = field(default_factory=list)
 
     def add(self, estimator: Estimator, sums: np.ndarray) -> None:
@@ -80,21 +84,18 @@ class Tally:
         return positive, negative
 
     def mass_se(self, inside: np.ndarray | None = None) -> np.ndarray | None:
-        """Standard error of each region's share of Σ|a| (regions,); None where there are no two pairs.
+        """Standard error of each region's share of Σ|a| (regions,); None where nothing is known of it.
 
         inside: (regions,) bool, of which regions it is a share; the others have none (NaN).
-        Widened as Student's t is for few pairs, so that 1.96 of it to both sides hold 95 % whatever their number.
+        What was left out may lie anywhere: it is added as an error of its full size.
         """
-        amounts = self._estimates()[:, 1:].sum(axis=0)
-        if inside is not None:
-            amounts = np.where(inside, amounts, 0)
-        count = len(amounts)
-        if count < 2:
-            return None
-        masses = amounts / np.maximum(amounts.sum(axis=1, keepdims=True), np.finfo(float).tiny)
-        widened = t.ppf(0.975, count - 1) / norm.ppf(0.975)
-        errors = widened * np.sqrt((count - 1) * masses.var(axis=0))
-        return errors if inside is None else np.where(inside, errors, np.nan)
+        amounts = self._estimates().sum(axis=0)
+        inside = np.ones(amounts.shape[1], dtype=bool) if inside is None else inside
+        errors, left_out = _jackknife(np.where(inside, amounts[1:], 0)), self.left_out
+        if left_out:
+            left_out *= amounts[0].sum() / max(amounts[0, inside].sum(), np.finfo(float).tiny)
+            errors = np.hypot(0.0 if errors is None else errors, np.full(len(inside), left_out))
+        return None if errors is None else np.where(inside, errors, np.nan)
 
     def _estimates(self) -> np.ndarray:
         """The rounds' weighted mean, then the same without each pair of each round (2, 1 + replicates, regions)."""
@@ -105,3 +106,16 @@ class Tally:
             for out in range(1, one.estimates.shape[1])
         ]
         return np.maximum(np.stack([whole / self.pairs, *replicates], axis=1), 0)
+
+
+def _jackknife(amounts: np.ndarray) -> np.ndarray | None:
+    """Standard error of each region's share, of amounts without each pair (pairs, regions); None without two pairs.
+
+    Widened as Student's t is for few pairs, so that 1.96 of it to both sides hold 95 % whatever their number.
+    """
+    count = len(amounts)
+    if count < 2:
+        return None
+    masses = amounts / np.maximum(amounts.sum(axis=1, keepdims=True), np.finfo(float).tiny)
+    widened = t.ppf(0.975, count - 1) / norm.ppf(0.975)
+    return np.asarray(widened * np.sqrt((count - 1) * masses.var(axis=0)))
