@@ -126,6 +126,9 @@ def explain(
     skip: Annotated[
         float, typer.Option(help="Leave out windows with less than this share of a target; counted as an error.")
     ] = 0.0,
+    precision: Annotated[
+        str, typer.Option(help="Of gradients: float32, bfloat16, or auto: what `model check` chose for the device.")
+    ] = "auto",
     seed: Seed = 0,
     device: Device = "auto",
     saliency_dtype: Annotated[str, typer.Option(help="Of maps: view (small), float16, float32 or none.")] = "view",
@@ -156,6 +159,7 @@ def explain(
                 features=features,
                 value=value,
                 skip=skip,
+                precision=precision,
             ),
             () if targets == "all" else tuple(name.strip() for name in targets.split(",")),
             device,
@@ -389,6 +393,26 @@ def model_list(data: Root = None) -> None:
     for name in _listed("models", list_models(root), root):
         bundle = find_bundle(root, name)
         print(f"{name}\t{len(bundle.classes)} classes\t{bundle.weights.stat().st_size / 2**20:.1f} MiB")
+
+
+@model_app.command("check")
+def model_check(
+    name: Annotated[str, typer.Argument(help="A model of the data root.")],
+    image: Annotated[Path | None, typer.Option("--image", help="A scan to try it on (default: a phantom).")] = None,
+    device: Device = "auto",
+    data: Root = None,
+) -> None:
+    """Run a model on a scan and measure what half precision does to its explanations; `explain` then goes by it."""
+    from agg2exp_core import pipeline
+
+    root = data_root(data)
+    with progress("Checking") as report:
+        report(0, 1, name)
+        kind, measured = pipeline.check_model(root, name, device, image)
+    print(
+        f"{name} on {kind}: bfloat16 is off by {measured.mass_error:.4f} and {measured.speedup:.1f} times as fast; "
+        f"{measured.chosen} chosen"
+    )
 
 
 @review_app.command("list")

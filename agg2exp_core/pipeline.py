@@ -9,28 +9,33 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 
-from agg2exp_core import maps, volumes
+from agg2exp_core import maps, phantom, volumes
 from agg2exp_core.aggregation.agreement import dice_iou
 from agg2exp_core.aggregation.regions import count_voxels
 from agg2exp_core.attribution.attribute import Completeness, Explainer, Explanation, Subject, attribute, check_method
+from agg2exp_core.attribution.precision import compare_precisions
 from agg2exp_core.model.bundle import Bundle, find_bundle
 from agg2exp_core.model.predict import pick_device, segment
 from agg2exp_core.model.preprocess import AIR_HU, TISSUE_HU, Scan, load_scan, on_grid_of, on_model_grid, scaled
 from agg2exp_core.model.windows import plan_windows
 from agg2exp_core.organs import BACKGROUND
+from agg2exp_core.precision import AUTO, PRECISIONS, Measured, read_measured, write_measured
 from agg2exp_core.records import InputError, Method, SumTable, Volume
 from agg2exp_core.store import results
 from agg2exp_core.store.cohorts import Case, scans_of
 
 SALIENCY_DTYPES = ("view", "float16", "float32", "none")
+PHANTOM_SEED = 20_000
+"""Of the scan that models are tried on; none is trained on it."""
 VERSIONED = ("torch", "monai", "numpy", "nibabel")
 
 Report = Callable[[int, int, str], None]
@@ -55,6 +60,11 @@ class Explaining:
     """A bundle ready on its device, to explain any number of cases by one plan."""
 
     def __init__(self, root: Path, plan: Plan):
+        device = pick_device(plan.device)
+        if plan.method.precision == AUTO:
+            measured = read_measured(root, plan.model, device.type)
+            method = replace(plan.method, precision=measured.chosen if measured else PRECISIONS[0])
+            plan = replace(plan, method=method)
         check_method(plan.method)
         if plan.saliency not in SALIENCY_DTYPES:
             raise InputError("saliency dtype must be known", repr(plan.saliency), ", ".join(SALIENCY_DTYPES))
@@ -62,15 +72,7 @@ class Explaining:
         self._masks = scans_of(plan.drawn) if plan.drawn is not None and plan.drawn.is_dir() else {}
         self.bundle = find_bundle(root, plan.model)
         self.targets = _known_targets(self.bundle, plan.targets)
-        device = pick_device(plan.device)
-        self.explainer = Explainer(
-            self.bundle.network(device),
-            self.bundle.inferer(),
-            self.bundle.classes,
-            device,
-            scaled(self.bundle, AIR_HU),
-            scaled(self.bundle, TISSUE_HU),
-        )
+        self.explainer = explainer_of(self.bundle, device)
 
     @property
     def run(self) -> str:
@@ -237,6 +239,29 @@ def sum_table(classes: tuple[str, ...], explained: Explanation) -> SumTable:
             table[row] = np.nan if known is None else known
     voxels = count_voxels(explained.prediction.numpy(), len(classes))
     return SumTable(targets, classes, positive, negative, voxels, dict(explained.absent), *errors)
+
+
+def explainer_of(bundle: Bundle, device: torch.device) -> Explainer:
+    """The bundle's network with all that explaining needs, on a device."""
+    if device.type == "cuda":
+        # Else convolutions would round to 10 bits without a word, and float32 would not be float32.
+        torch.backends.cudnn.allow_tf32 = False
+    neutral = scaled(bundle, AIR_HU), scaled(bundle, TISSUE_HU)
+    return Explainer(bundle.network(device), bundle.inferer(), bundle.classes, device, *neutral)
+
+
+def check_model(root: Path, model: str, device: str, image: Path | None = None) -> tuple[str, Measured]:
+    """Explain a scan, or a phantom, in both precisions, store what was measured; the kind of device, and that."""
+    bundle, on = find_bundle(root, model), pick_device(device)
+    explainer = explainer_of(bundle, on)
+    with TemporaryDirectory() as folder:
+        if image is None:
+            image = Path(folder) / "phantom.nii.gz"
+            volumes.write_volume(image, phantom.generate(PHANTOM_SEED).image)
+        voxels = load_scan(bundle, image).voxels
+    measured = Measured(*compare_precisions(explainer, voxels.to(on)))
+    write_measured(root, model, on.type, measured)
+    return on.type, measured
 
 
 class Segmenting:

@@ -51,6 +51,7 @@ class Method:
     value: what ablation and KernelSHAP watch: logits (their sum) | dice (soft, with the mask) | counts (of true less
     new false voxels).
     skip: windows in which less than this share of a target lies are left out; the rest counts as an error.
+    precision: of gradients: float32 | bfloat16. Predictions, and so masks, are always float32.
     nodes: at which parts of their path they look: linear | logarithmic | auto, as suits network and baseline.
     mask: the voxels whose logits are summed: prediction | label | tp | fp | fn | file-<name>, drawn in a file.
     """
@@ -67,6 +68,7 @@ class Method:
     features: str = "regions"
     value: str = "logits"
     skip: float = 0.0
+    precision: str = "float32"
 
     @classmethod
     def of(cls, name: str, parameters: dict[str, Any]) -> Method:
@@ -97,6 +99,8 @@ class Method:
             used += ("mask",)
         if self.skip:
             used += ("skip",)
+        if self.precision != "float32" and self.name not in ("ablation", "kernelshap"):
+            used += ("precision",)
         return {key: value for key, value in asdict(self).items() if key in used}
 
 

@@ -30,6 +30,7 @@ from agg2exp_core.attribution.target import (
 from agg2exp_core.attribution.uncertainty import Tally, unbiased
 from agg2exp_core.model.predict import segment, stitched_logits
 from agg2exp_core.model.windows import plan_windows
+from agg2exp_core.precision import PRECISIONS
 from agg2exp_core.records import InputError, Method
 
 PERTURBING = ("ablation", "kernelshap")
@@ -109,6 +110,7 @@ def check_method(method: Method) -> Method:
         ("nodes", method.nodes, NODES),
         ("features", method.features, FEATURES),
         ("value", method.value, ("logits", *OUTCOMES)),
+        ("precision", method.precision, PRECISIONS),
     ):
         if given not in allowed:
             raise InputError(f"{what} must be a known one", repr(given), ", ".join(allowed))
@@ -154,7 +156,7 @@ def attribute(
     maps, counter = Maps(prediction, label, drawn), _Counter(report)
     targets, absent = masked_targets(maps.padded(plan), explainer.classes, wanted, method.mask)
     targets = [without_small_windows(target, plan, method.skip) for target in targets]
-    model = StitchedModel(explainer.network, plan, batch, counter.tick)
+    model = StitchedModel(explainer.network, plan, batch, counter.tick, method.precision)
     kept = [target.name for target in targets if keep is None or target.name in keep]
     work = _Work(method, scan, targets, Sums(model, prediction.cpu().numpy(), outputs, kept), counter)
     work.add(explainer.air, explainer.tissue)

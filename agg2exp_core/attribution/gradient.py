@@ -24,13 +24,14 @@ from agg2exp_core.model.windows import WindowPlan
 class StitchedModel:
     """A network with the windows it slides over one scan; `batch` windows share a forward pass.
 
-    tick: told how many windows are done, after their last backward pass.
+    tick: told how many windows are done, after their last backward pass. precision: of gradients.
     """
 
     network: torch.nn.Module
     plan: WindowPlan
     batch: int = 1
     tick: Callable[[int], None] = lambda windows: None
+    precision: str = "float32"
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +89,7 @@ def _add_together(
     """One forward pass serves all targets; a target without a voxel in these windows costs nothing."""
     windows = [model.plan.slices[number] for number in numbers]
     image = torch.stack([one.scan(window) for one in passes for window in windows])[:, None].requires_grad_()
-    logits = run(model.network, image)
+    logits = run(model.network, image, model.precision)
     last = max(seeds)
     for (index, channel), seed in seeds.items():
         (gradients,) = torch.autograd.grad(

@@ -12,11 +12,14 @@ FAST = torch.channels_last_3d
 UNIT = (1, 1, 1)
 
 
-def run(network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+def run(network: torch.nn.Module, images: torch.Tensor, precision: str = "float32") -> torch.Tensor:
     """Logits (windows, classes, window) of images (windows, 1, window); the gradient of the images can be taken.
 
-    The numbers are those of `network(images)`, but for rounding.
+    The numbers are those of `network(images)`, but for rounding: to bfloat16 where that is the precision.
     """
+    if precision == "bfloat16":
+        with torch.autocast(images.device.type, dtype=torch.bfloat16):
+            return network(images).float()
     with _FastConvolutions():
         return network(images)
 

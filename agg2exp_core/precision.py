@@ -1,0 +1,48 @@
+"""What half precision does to a model's explanations on a kind of device: measured once, stored beside the model.
+
+Torch-free: the dashboard says it, the pipeline goes by it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from agg2exp_core.files import read_json, write_json
+from agg2exp_core.settings import checked_id
+
+PRECISIONS = ("float32", "bfloat16")
+AUTO = "auto"
+LARGEST_ERROR, LEAST_SPEEDUP = 0.002, 1.2
+
+
+@dataclass(frozen=True)
+class Measured:
+    """bfloat16 against float32. mass_error: the largest difference of a share; speedup: how many times as fast."""
+
+    mass_error: float
+    speedup: float
+
+    @property
+    def chosen(self) -> str:
+        """bfloat16 where it is worth it and changes less than few noisy copies leave open."""
+        return PRECISIONS[self.mass_error <= LARGEST_ERROR and self.speedup >= LEAST_SPEEDUP]
+
+
+def read_measured(root: Path, model: str, device: str) -> Measured | None:
+    """What was measured of a model on a kind of device (cpu, cuda); None where nothing was, or it cannot be read."""
+    try:
+        found: Any = read_json(_file(root, model))[device]
+        return Measured(float(found["mass_error"]), float(found["speedup"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def write_measured(root: Path, model: str, device: str, measured: Measured) -> None:
+    """Store it, beside what was measured on other kinds of device."""
+    write_json(_file(root, model), read_json(_file(root, model)) | {device: asdict(measured)})
+
+
+def _file(root: Path, model: str) -> Path:
+    return root / "models" / checked_id("model", model) / "precision.json"
