@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import command
 import pytest
 
-from agg2exp_core import files
+from agg2exp_core import files, pipeline
 from agg2exp_core.jobs import progress, queue
 from agg2exp_core.jobs.progress import Reporter
 from agg2exp_core.jobs.queue import Request
@@ -45,9 +46,39 @@ def test_command_says_everything_the_numbers_depend_on(tmp_path: Path) -> None:
     words = " ".join(queue.command(tmp_path, "j1", REQUEST))
     assert "-m agg2exp_core explain" in words and f"--data {tmp_path}" in words and "--job j1" in words
     assert "--cohort reference --case case_001 --model model" in words
-    assert "--method smoothgrad --targets heart --estimator antithetic --samples 4 --sigma 0.1 --seed 0" in words
-    plain = Request("reference", "case_001", "model", Method("smoothgrad", 4, estimator="plain"))
-    assert "--estimator plain --samples 4" in " ".join(queue.command(tmp_path, "j1", plain))
+    assert "--method smoothgrad --targets heart" in words
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Method("smoothgrad", 4),
+        Method("smoothgrad", 4, sigma=0.2, seed=3, tolerance=0.02, skip=0.01, precision="bfloat16"),
+        Method("smoothgrad", 4, estimator="plain"),
+        Method("gradient", mask="fn"),
+        Method("gradient_x_input", mask="tp"),
+        Method("integrated_gradients", 12, baseline="uniform", seed=4, nodes="linear"),
+        Method("quantile_gradient", 30, seed=1),
+        Method("ablation", value="dice"),
+        Method("kernelshap", 50, features="cubes", value="counts", baseline="blurred"),
+    ],
+    ids=lambda method: method.name,
+)
+def test_the_command_line_understands_every_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method) -> None:
+    folder = tmp_path / "cohorts" / "reference"
+    folder.mkdir(parents=True)
+    (folder / "cases.csv").write_text("case_id,image,label\ncase_001,,\n")
+    plans = []
+
+    def explaining(root: Path, plan: pipeline.Plan) -> None:
+        plans.append(plan)
+        raise InputError("this is far enough", "a plan")
+
+    monkeypatch.setattr(pipeline, "Explaining", explaining)
+    asked = queue.command(tmp_path, "j1", Request("reference", "case_001", "model", method))
+    words = asked[asked.index("explain") : asked.index("--job")]
+    assert command.run(*words) == 2
+    assert plans[0].method.parameters() == method.parameters() and plans[0].method.precision == method.precision
 
 
 def test_an_unusual_mask_is_on_the_command_line_and_the_usual_one_is_not(tmp_path: Path) -> None:

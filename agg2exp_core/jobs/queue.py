@@ -78,7 +78,9 @@ def command(root: Path, job_id: str, request: Request) -> list[str]:
     words = [sys.executable, "-m", "agg2exp_core", "explain", "--data", str(root)]
     words += ["--cohort", request.cohort, "--case", request.case_id, "--model", request.model]
     words += ["--method", request.method.name, "--targets", ",".join(request.targets) or "all"]
-    for name, value in {"estimator": request.method.estimator, **method}.items():
+    # Their usual values depend on more than the method, so they are said even where they are those.
+    said = {"estimator": request.method.estimator, "precision": request.method.precision}
+    for name, value in (said | method).items():
         words += [f"--{name}", str(value)]
     return [*words, "--device", request.device, "--job", job_id]
 
