@@ -30,6 +30,8 @@ class Volume:
         return float(i), float(j), float(k)
 
 
+PERTURBING = ("ablation", "kernelshap")
+"""Methods that take no gradients."""
 USUAL_SAMPLES = {"smoothgrad": 20, "integrated_gradients": 24, "quantile_gradient": 100, "kernelshap": 200}
 """Of which kind, `Method` says."""
 
@@ -93,13 +95,13 @@ class Method:
             used += ("estimator", "tolerance")
         if self.name == "integrated_gradients" and self.baseline in ("uniform", "normal"):
             used += ("seed",)
-        if self.name in ("ablation", "kernelshap") and self.value != "logits":
+        if self.name in PERTURBING and self.value != "logits":
             used += ("value",)
         if self.mask != "prediction":
             used += ("mask",)
         if self.skip:
             used += ("skip",)
-        if self.precision != "float32" and self.name not in ("ablation", "kernelshap"):
+        if self.precision != "float32" and self.name not in PERTURBING:
             used += ("precision",)
         return {key: value for key, value in asdict(self).items() if key in used}
 

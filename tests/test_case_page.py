@@ -28,7 +28,7 @@ from agg2exp_core.store import cohorts, published_csv, results
 from agg2exp_core.volumes import read_volume, write_volume
 from dashboard import data
 from dashboard.charts.bars import importance_bars
-from dashboard.views import choosing, compute, effort
+from dashboard.views import choosing, compute, effort, methods
 
 LABELS = load_label_set("thorax17")
 RUN = "thorax17_swinunetr-smoothgrad-4"
@@ -134,33 +134,6 @@ def test_run_titles_name_the_method() -> None:
     assert choosing.run_title({"run": "published", "method": None, "parameters": None}) == "published"
     quick = record | {"parameters": effort.EFFORTS["Quick look"].parameters()}
     assert choosing.run_title(quick) == "SmoothGrad, quick look, m"
-
-
-@pytest.mark.parametrize(
-    ("method", "told"),
-    [
-        (Method(samples=20), "SmoothGrad, settled"), (Method(samples=8), "SmoothGrad, up to 8 pairs"),
-        (Method(samples=20, estimator="plain"), "SmoothGrad, as published"), (Method("gradient"), "Gradient"),
-        (Method("integrated_gradients", samples=24), "Integrated gradients × 24"),
-    ],
-)  # fmt: skip
-def test_methods_are_told_in_words(method: Method, told: str) -> None:
-    assert compute.method_words(method) == told
-
-
-def test_the_time_is_judged_from_what_the_model_needed_last(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert effort.seconds(tmp_path, "m", Method("gradient"), 1) is None
-    method = Method(samples=2)  # four copies
-    manifest = {"model": "m", "method": "smoothgrad", "parameters": method.parameters(), "seconds": 36.0}
-    place = {"cohort": "c", "run": "r", "case_id": "one"}
-    with results.case_folder(results.case_path(tmp_path, **place), manifest | {"targets": ["aorta", "heart"]}):
-        pass
-    job = queue.JobState("j", Request("c", "one", "m", method), 0.0, "done", result=place)
-    monkeypatch.setattr(queue, "list_jobs", lambda root: [job])
-    each = 36 / (4 * 3)  # a pass forwards and two backwards for each copy
-    assert effort.seconds(tmp_path, "m", method, 17) == pytest.approx(effort.START_SECONDS + each * 4 * 18)
-    assert effort.seconds(tmp_path, "m", Method("gradient"), 1) == pytest.approx(effort.START_SECONDS + each * 2)
-    assert effort.seconds(tmp_path, "another", method, 17) is None
 
 
 # ---- a data root ------------------------------------------------------------------------------
@@ -320,7 +293,7 @@ def test_voxels_to_explain_are_asked_for_where_there_is_a_label(
     cohorts.write_cases(root, "tiny", listed)
     app = _drawn(monkeypatch, root)
     box = next(box for box in app.selectbox if box.label == "Explained voxels")
-    assert box.options == list(compute.MASKS.values()) and box.value == "prediction"
+    assert box.options == list(methods.MASKS.values()) and box.value == "prediction"
     box.select("fn").run()
     next(button for button in app.button if button.label == "Explain").click().run()
     assert [request.method.mask for request in submitted] == ["fn"] and not app.exception

@@ -31,9 +31,8 @@ from agg2exp_core.attribution.uncertainty import Tally, unbiased
 from agg2exp_core.model.predict import segment, stitched_logits
 from agg2exp_core.model.windows import plan_windows
 from agg2exp_core.precision import PRECISIONS
-from agg2exp_core.records import InputError, Method
+from agg2exp_core.records import PERTURBING, InputError, Method
 
-PERTURBING = ("ablation", "kernelshap")
 METHODS = ("gradient", "smoothgrad", "integrated_gradients", "gradient_x_input", "quantile_gradient", *PERTURBING)
 SKIPPING = ("gradient", "smoothgrad", "integrated_gradients", "gradient_x_input")
 ESTIMATORS = ("antithetic", "plain")

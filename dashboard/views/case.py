@@ -26,7 +26,7 @@ from dashboard.viewer import layers, niivue, slices
 from dashboard.viewer.scene import Sources, load_scene
 from dashboard.viewer.slices import Voxel
 from dashboard.viewer.stage import Legend, Look, Scene, moved_to, stage, stage_data, voxel_inside
-from dashboard.views import choosing, compute, unusual
+from dashboard.views import choosing, compute, methods, unusual
 from dashboard.views.legend import legend
 
 ADDRESS = Address("case")
@@ -73,7 +73,7 @@ class Chosen:
     @property
     def method(self) -> Method | None:
         name, parameters = self.record.get("method"), self.record.get("parameters") or {}
-        return Method.of(name, parameters) if name in compute.METHODS else None
+        return Method.of(name, parameters) if name in methods.METHODS else None
 
     def title(self, organ: str) -> str:
         return common.organ_of(self.labels, organ).title

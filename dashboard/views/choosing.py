@@ -12,7 +12,7 @@ from dashboard import data, filters, words
 from dashboard.address import Address
 from dashboard.charts.common import organ_of
 from dashboard.filters import Choice
-from dashboard.views import compute, effort
+from dashboard.views import methods
 
 NO_COHORT = "No cohort is here yet. `agg2exp demo` brings two, `agg2exp cohort add` takes a folder of your scans."
 EXPLAIN = "Open a scan on the Case page and press **Explain**, or run `agg2exp explain --cohort`."
@@ -72,10 +72,14 @@ def run_title(record: dict[str, Any]) -> str:
     An unusual mask comes first of them: `SmoothGrad × 20, false positives, …`.
     """
     name, parameters = str(record.get("method")), record.get("parameters") or {}
-    if name not in compute.METHODS:
+    if name not in methods.METHODS:
         return str(record["run"])
     method = Method.of(name, parameters)
-    told = ("samples", "estimator", "mask", *(["tolerance"] if effort.effort_of(method) else []))
-    usual = Method(name).parameters()
-    unusual = [f"{key} {value}" for key, value in parameters.items() if key not in told and value != usual.get(key)]
-    return ", ".join([compute.method_words(method), *compute.mask_words(method), *unusual, str(record.get("model"))])
+    return ", ".join(
+        [
+            methods.method_words(method),
+            *methods.mask_words(method),
+            *methods.parameter_words(method),
+            str(record.get("model")),
+        ]
+    )

@@ -16,39 +16,14 @@ from agg2exp_core.files import read_json
 from agg2exp_core.jobs import queue
 from agg2exp_core.jobs.queue import JobState, Request
 from agg2exp_core.organs import LabelSet
-from agg2exp_core.records import USUAL_SAMPLES, InputError, Method
+from agg2exp_core.records import PERTURBING, InputError, Method
 from agg2exp_core.settings import list_models
 from agg2exp_core.store import cohorts
 from dashboard import data, words
 from dashboard.charts import common
-from dashboard.views import effort
+from dashboard.views import effort, methods
 
 UPLOADS = "uploads"
-METHODS = {
-    "smoothgrad": "SmoothGrad",
-    "gradient": "Gradient",
-    "gradient_x_input": "Gradient × input",
-    "integrated_gradients": "Integrated gradients",
-    "quantile_gradient": "Quantile gradient",
-    "ablation": "Ablation",
-    "kernelshap": "KernelSHAP",
-}
-MASKS = {
-    "prediction": "Where the prediction is",
-    "label": "Where the label is",
-    "tp": "Correct voxels",
-    "fp": "False positives",
-    "fn": "False negatives",
-}
-MASK_HELP = (
-    "The attribution explains the organ’s score summed over these voxels. **False positives** asks why the model drew "
-    "the organ where the label has none, **false negatives** what spoke for it where the model missed it."
-)
-SAMPLES = {
-    "integrated_gradients": "Steps",
-    "quantile_gradient": "Voxels of the organ",
-    "kernelshap": "Coalitions of organs",
-}
 STATUS = {
     "queued": ("waiting", "gray"),
     "running": ("running", "blue"),
@@ -89,7 +64,13 @@ def ask(subject: Subject) -> None:
     if told := described(subject.root, model):
         st.caption(words.plain(told))
     usual = subject.method or effort.EFFORTS["Quick look"]
-    method = replace(_ask_method(usual), mask=_ask_mask(usual.mask) if subject.labelled else "prediction")
+    method = methods.ask_method(usual)
+    measured = effort.measured(subject.root, model)
+    method = replace(
+        method,
+        mask=methods.ask_mask(usual.mask) if subject.labelled else "prediction",
+        precision=methods.ask_precision(measured) if method.name not in PERTURBING else "float32",
+    )
     scope = st.radio("Organs", [title, "All organs"], format_func=words.plain, horizontal=True, key="compute_scope")
     targets = (subject.target,) if scope == title else ()
     expected = effort.seconds(subject.root, model, method, 1 if targets else len(subject.labels.organs))
@@ -108,64 +89,6 @@ def described(root: Path, model: str) -> str:
     """What the bundle's metadata says the model is, and what it is for."""
     metadata = read_json(root / "models" / model / "configs" / "metadata.json")
     return " ".join(str(metadata[name]) for name in ("description", "intended_use") if metadata.get(name))
-
-
-def _ask_mask(usual: str) -> str:
-    names = list(MASKS)
-    return st.selectbox(
-        "Explained voxels",
-        names,
-        index=names.index(usual) if usual in names else 0,
-        format_func=MASKS.__getitem__,
-        key="compute_mask",
-        help=MASK_HELP,
-    )
-
-
-def _ask_method(usual: Method) -> Method:
-    names = list(METHODS)
-    name = st.selectbox(
-        "Method", names, index=names.index(usual.name), format_func=METHODS.__getitem__, key="compute_method"
-    )
-    if name == "smoothgrad":
-        return _ask_effort(usual)
-    if name not in SAMPLES:
-        return Method(name)
-    samples = st.number_input(
-        SAMPLES[name],
-        min_value=1,
-        max_value=10_000,
-        value=usual.samples if name == usual.name else USUAL_SAMPLES[name],
-        key=f"compute_samples_{name}",
-        help="More of them give a steadier map and take proportionally longer.",
-    )
-    return replace(usual if name == usual.name else Method(name), samples=int(samples))
-
-
-def _ask_effort(usual: Method) -> Method:
-    """SmoothGrad by what it is for; or as the run that is shown has it, if that is none of these."""
-    choices = dict(effort.EFFORTS)
-    if usual.name == "smoothgrad" and effort.effort_of(usual) is None:
-        choices = {f"As this run ({copies(usual)})": usual} | choices
-    word = st.selectbox("Effort", list(choices), key="compute_effort", help=effort.HELP)
-    return choices[word]
-
-
-def copies(method: Method) -> str:
-    """How many of what a method averages: `4 copies`, `up to 8 pairs`; empty where nothing is."""
-    if method.name == "smoothgrad":
-        return f"{method.samples} copies" if method.estimator == "plain" else f"up to {method.samples} pairs"
-    return f"{method.samples} {SAMPLES[method.name].split()[0].lower()}" if method.name in SAMPLES else ""
-
-
-def method_words(method: Method) -> str:
-    """A method with how much of it there is: `SmoothGrad, settled`, `SmoothGrad × 4`, `Integrated gradients × 24`."""
-    name = METHODS.get(method.name) or words.plain(method.name)
-    if method.name == "smoothgrad" and (word := effort.effort_of(method)):
-        return f"{name}, {word.lower()}"
-    if method.name == "smoothgrad" and method.estimator != "plain":
-        return f"{name}, {copies(method)}"
-    return f"{name} × {method.samples}" if method.name in ("smoothgrad", *SAMPLES) else name
 
 
 def jobs(root: Path, labels: LabelSet, here: tuple[str, str] | None) -> None:
@@ -237,16 +160,8 @@ def _headline(labels: LabelSet, job: JobState) -> str:
     organs = ", ".join(words.plain(common.organ_of(labels, name).title) for name in job.request.targets) or "All organs"
     method = job.request.method
     word, color = STATUS[job.status]
-    what = ", ".join([organs, method_words(method), *mask_words(method)])
+    what = ", ".join([organs, methods.method_words(method), *methods.mask_words(method)])
     return f"**{words.plain(job.request.case_id)}** :{color}-badge[{word}]  \n{what}"
-
-
-def mask_words(method: Method) -> list[str]:
-    """The mask in words, if it is not the usual one."""
-    if method.mask == "prediction":
-        return []
-    drawn = f"in mask {method.mask.removeprefix('file-')}"
-    return [MASKS[method.mask].lower() if method.mask in MASKS else words.plain(drawn)]
 
 
 def _pace(job: JobState) -> str:

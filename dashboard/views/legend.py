@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dashboard.viewer.stage import Attribution, Legend
-from dashboard.views.compute import METHODS
+from dashboard.views.methods import METHODS
+
+CONTRIBUTIONS = ("integrated_gradients", "gradient_x_input", "ablation", "kernelshap")
+"""Methods that share out the score; the others tell what a little more brightness would do to it."""
 
 
 def legend(organ: str, method: str, attribution: Attribution, signed: bool) -> Legend:
     """organ: the target's title. method: its id, "" where it is not known."""
     if not signed:
         low, high = "no influence", "strong influence"
-    elif method == "integrated_gradients":
+    elif method in CONTRIBUTIONS:
         low, high = "speaks against", "speaks for"
     else:
         low, high = f"higher HU here: less {organ.lower()}", f"higher HU here: more {organ.lower()}"
