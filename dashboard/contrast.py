@@ -125,7 +125,7 @@ def headline(comparison: Comparison, sides: tuple[Side, Side], measure: str) -> 
     told = largest_changes(comparison, len(comparison.table))
     told = told[told["p_adjusted"] <= FALSE_DISCOVERIES]
     if told.empty:
-        return f"{second} against {first}: no difference that chance could not explain"
+        return f"Chance could explain every difference of {second} from {first}"
     row: Row = told.iloc[0].to_dict()
     target, region = (plain(organ_of(sides[0].labels, row[name]).title) for name in ("target", "region"))
     amount = _amount(row, measure)

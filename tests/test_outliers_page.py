@@ -272,6 +272,26 @@ def test_from_points_to_a_list(chromium: Browser, server: Callable[[Path], str],
     assert not errors and not [url for url in elsewhere if not url.startswith(("data:", "blob:"))]
 
 
+@pytest.mark.browser
+def test_the_published_table_shows_its_outliers(chromium: Browser, server: Callable[[Path], str], root: Path) -> None:
+    page = chromium.new_page(viewport={"width": 1440, "height": 900}, base_url=server(root))
+    page.set_default_timeout(120_000)
+    page.goto("/outliers?cohort=published&detector=robust_z")
+    points = page.locator("[class*=st-key-outliers_chart] .scatterlayer .point")
+    points.nth(31).wait_for(state="attached")
+    drawn = page.locator("[class*=st-key-outliers_chart] .js-plotly-plot").evaluate(
+        "chart => chart._fullData.filter((trace) => trace.customdata).flatMap((trace) => Array.from(trace.y))"
+    )
+    assert len(drawn) == points.count() == 32
+    _lasso(page)
+    page.get_by_text("Selected · ").wait_for()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="CSV of").click()
+    rows = pd.read_csv(download.value.path())
+    assert 1 <= len(rows) < 32 and rows["score"].min() >= np.sort(drawn)[-len(rows)] - 1e-6
+    page.get_by_text("No image is stored").first.wait_for()
+
+
 def _lasso(page: Page) -> None:
     """Around the chart's upper half, all of which is above the limit."""
     area = page.locator("[class*=st-key-outliers_chart] .nsewdrag").first.bounding_box()
