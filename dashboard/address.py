@@ -55,6 +55,14 @@ class Address:
         """What the link asks for under this name, once."""
         return st.session_state.get(self._asked, {}).pop(self._named(name), None)
 
+    def unanswered(self, beginnings: tuple[str, ...]) -> list[str]:
+        """Rests of the names that a link from outside asks for, begin so and answer to nothing here; told once."""
+        asked = st.session_state.get(self._asked, {})
+        found = [(name, start) for name in asked for start in map(self._named, beginnings) if name.startswith(start)]
+        for name, _ in found:
+            del asked[name]
+        return [name.removeprefix(start) for name, start in found] if self.from_outside else []
+
     @property
     def from_outside(self) -> bool:
         """Whether a user followed a link, and so should hear of what is not here."""

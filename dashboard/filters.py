@@ -20,6 +20,8 @@ from dashboard.charts.common import Pick, organ_of
 SIGNS = {"abs": "Absolute", "pos": "Positive", "neg": "Negative"}
 VALUES = {"mass": "Share", "mean": "Mean per voxel"}
 ALL_DICE = (0.0, 1.0)
+COLUMNS_OF_LINKS = ("is.", "in.")
+"""What the names of filters by metadata begin with."""
 _NEUTRAL = "neutral"
 _IN, _NOT_IN = "list", "not_list"
 
@@ -76,9 +78,10 @@ def scans_link(selection: Selection) -> Link:
     return link
 
 
-def _asked_range(address: Address, name: str, low: float, high: float) -> tuple[float, float] | None:
+def _asked_range(wish: str, low: float, high: float) -> tuple[float, float] | None:
+    """The part of a range `first~last` that lies between the ends; None where none does."""
     try:
-        first, last = (float(text) for text in (address.asked(name) or [""])[0].split("~"))
+        first, last = (float(text) for text in wish.split("~"))
     except ValueError:
         return None
     return (max(first, low), min(last, high)) if low <= last and first <= high and first <= last else None
@@ -194,6 +197,8 @@ class Filters:
         present = self._several("Organ present", "present", organs, titles.__getitem__)
         within, without = self._lists([saved.name for saved in data.lists(root, self.cohort)])
         st.session_state[self.address.key(_NEUTRAL)] = self.neutral
+        for name in self.address.unanswered(COLUMNS_OF_LINKS):
+            words.not_here("Column", name)
         return replace(selection, where=where, dice=dice, present=tuple(present), within=within, without=without)
 
     def _key(self, name: str) -> str:
@@ -203,35 +208,36 @@ class Filters:
         name = column["column"]
         if column["kind"] == "number":
             return self._between(name, float(column["low"]), float(column["high"]))
-        title = words.plain(str(name).capitalize())
-        chosen = self._several(title, f"is.{name}", list(column["values"]), in_words)
+        chosen = self._several(str(name).capitalize(), f"is.{name}", list(column["values"]), in_words)
         return Condition(name, values=tuple(chosen)) if chosen else None
 
     def _lists(self, known: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Saved lists a case must be in one of, and in none of; what a link names and is not here is told."""
+        """Saved lists a case must be in one of, and in none of."""
         chosen: list[tuple[str, ...]] = []
         for label, name in (("In list", _IN), ("Not in list", _NOT_IN)):
-            key, wish = self._key(name), self.address.asked(name)
-            gone = [one for one in wish or [] if one not in known]
-            if gone and self.address.from_outside:
-                words.not_here("List", gone[0])
             # A list may have been removed while it was chosen.
-            kept = st.session_state.get(key, []) if wish is None else wish
-            st.session_state[key] = [one for one in kept if one in known]
-            chosen.append(tuple(self._several(label, name, known, str) if known else []))
+            st.session_state[self._key(name)] = [
+                one for one in st.session_state.get(self._key(name), []) if one in known
+            ]
+            chosen.append(tuple(self._several(label, name, known, str)))
         return chosen[0], chosen[1]
 
     def _several(self, label: str, name: str, options: list[Any], shown: Callable[[Any], str]) -> list[Any]:
         key, wish = self._key(name), self.address.asked(name)
         if wish is not None:
             st.session_state[key] = [option for option in options if str(option) in wish]
+            gone = [one for one in wish if one not in map(str, options)]
+            if gone and self.address.from_outside:
+                words.not_here(label, gone[0])
         self.neutral[key] = []
-        return st.multiselect(label, options, key=key, format_func=shown, placeholder="Any")
+        if not options:
+            return []
+        return st.multiselect(words.plain(label), options, key=key, format_func=shown, placeholder="Any")
 
     def _between(self, name: str, low: float, high: float) -> Condition | None:
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             return None
-        chosen = self._slider(words.plain(str(name).capitalize()), f"in.{name}", (low, high))
+        chosen = self._slider(str(name).capitalize(), f"in.{name}", (low, high))
         return None if chosen == (low, high) else Condition(name, low=chosen[0], high=chosen[1])
 
     def _dice(self, titles: dict[str, str]) -> tuple[str, float, float] | None:
@@ -239,6 +245,8 @@ class Filters:
         key, wish = self._key("dice_of"), self.address.asked("dice_of")
         if wish and wish[0] in titles:
             st.session_state[key] = wish[0]
+        elif wish and self.address.from_outside:
+            words.not_here("Dice of", wish[0])
         self.neutral[key] = ""
         organ = st.selectbox(
             "Dice of", ["", *titles], key=key, format_func=lambda name: titles.get(name, "Mean over organs"),
@@ -252,11 +260,14 @@ class Filters:
         whole = low.is_integer() and high.is_integer() and high - low > 2
         step = 1.0 if whole else 10.0 ** math.floor(math.log10((high - low) / 50))
         low, high = math.floor(low / step) * step, math.ceil(high / step) * step
-        if wish := _asked_range(self.address, name, low, high):
-            st.session_state[key] = wish
+        for wish in self.address.asked(name) or []:
+            if asked := _asked_range(wish, low, high):
+                st.session_state[key] = asked
+            elif self.address.from_outside:
+                words.not_here(label, wish)
         self.neutral[key] = (low, high)
         st.session_state.setdefault(key, (low, high))
-        chosen: Any = st.slider(label, low, high, step=step, key=key, format="%d" if whole else "%g")
+        chosen: Any = st.slider(words.plain(label), low, high, step=step, key=key, format="%d" if whole else "%g")
         first, last = chosen
         return (ends[0] if first <= low else first), (ends[1] if last >= high else last)
 

@@ -119,9 +119,19 @@ def test_clear_lets_all_cases_through_and_keeps_the_measures() -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_nonsense_in_a_link_filters_nothing(link: Link) -> None:
-    said = _opened(link).session_state["said"]
+def test_nonsense_in_a_link_filters_nothing_and_is_told(link: Link) -> None:
+    app = _opened(link)
+    said = app.session_state["said"]
     assert (said.sign, said.where, said.dice, said.present) == ("abs", (), None, ())
+    if "sign" not in link:
+        (warning,) = app.warning
+        assert "of the link is not here" in warning.value
+        app.run()
+        assert not app.warning
+
+
+def test_a_column_of_another_name_is_told_by_its_name() -> None:
+    assert "Column of the link is not here: 'gone'" in _opened({"is.gone": ["1"]}).warning[0].value
 
 
 def test_active_filters_in_words() -> None:
@@ -135,7 +145,7 @@ def test_active_filters_in_words() -> None:
 def test_a_list_of_the_link_that_is_not_here_is_told() -> None:
     app = _opened({"list": ["gone", "seen"]})
     assert app.session_state["said"].within == ("seen",)
-    assert "List of the link is not here" in app.warning[0].value
+    assert "In list of the link is not here" in app.warning[0].value
 
 
 def test_a_list_that_is_removed_while_chosen_filters_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

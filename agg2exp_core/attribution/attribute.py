@@ -10,7 +10,7 @@ from monai.inferers import SlidingWindowInferer
 
 from agg2exp_core.attribution.ablation import ablation
 from agg2exp_core.attribution.features import CUBES, FEATURES, feature_map
-from agg2exp_core.attribution.gradient import TOGETHER, Pass, StitchedModel
+from agg2exp_core.attribution.gradient import Pass, StitchedModel
 from agg2exp_core.attribution.integrated import BASELINES, NODES, baseline_of, path_nodes, path_passes
 from agg2exp_core.attribution.kernelshap import kernelshap
 from agg2exp_core.attribution.outcomes import OUTCOMES, Outcomes
@@ -149,7 +149,7 @@ def attribute(
     plan = plan_windows(explainer.inferer, tuple(scan.shape), scan)
     batch = max(explainer.inferer.sw_batch_size, 1)
     report(0, len(plan.slices), "segmenting")
-    prediction, outputs = segment(explainer.network, plan, scan, max(batch, TOGETHER))
+    prediction, outputs = segment(explainer.network, plan, scan, batch)
     if outputs != len(explainer.classes):
         raise InputError("a bundle must name every output", f"{len(explainer.classes)} names", f"{outputs} outputs")
     maps, counter = Maps(prediction, label, drawn), _Counter(report)

@@ -65,11 +65,11 @@ def box_gradients(
     batch = max(model.batch, TOGETHER // min(len(passes), TOGETHER))
     for start in range(0, len(windows), batch):
         numbers = range(start, min(start + batch, len(windows)))
-        seeds = window_seeds(model.plan, targets, numbers)
+        here = {index: one for index, one in enumerate(targets) if window_mask(model.plan, one, numbers).any()}
         for first in range(0, len(passes), TOGETHER):
             some = passes[first : first + TOGETHER]
-            if seeds:
-                _add_together(model, some, numbers, seeds, mosaic)
+            if here:
+                _add_together(model, some, numbers, here, mosaic)
             model.tick(len(numbers) * len(some))
         for number in numbers:
             for place, parts in mosaic.finished(number):
@@ -83,30 +83,28 @@ def _add_together(
     model: StitchedModel,
     passes: Sequence[Pass],
     numbers: Sequence[int],
-    seeds: dict[tuple[int, int], torch.Tensor],
+    targets: dict[int, Target],
     mosaic: Mosaic,
 ) -> None:
-    """One forward pass serves all targets; a target without a voxel in these windows costs nothing."""
+    """One forward pass serves all targets, each known by its index; seeds are made one by one, as they are large."""
     windows = [model.plan.slices[number] for number in numbers]
     image = torch.stack([one.scan(window) for one in passes for window in windows])[:, None].requires_grad_()
     logits = run(model.network, image, model.precision)
-    last = max(seeds)
-    for (index, channel), seed in seeds.items():
-        (gradients,) = torch.autograd.grad(
-            logits[:, channel], image, seed.repeat(len(passes), 1, 1, 1), retain_graph=(index, channel) != last
-        )
+    shares, last = window_shares(model.plan, numbers), max(targets)
+    for index, target in targets.items():
+        seed = (window_mask(model.plan, target, numbers) * shares).repeat(len(passes), 1, 1, 1)
+        (gradients,) = torch.autograd.grad(logits[:, target.channel], image, seed, retain_graph=index != last)
         for (one, number), gradient in zip(product(passes, numbers), gradients[:, 0], strict=True):
             mosaic.add(number, (index, one.slot), gradient * one.weight)
 
 
-def window_seeds(
-    plan: WindowPlan, targets: Sequence[Target], numbers: Sequence[int]
-) -> dict[tuple[int, int], torch.Tensor]:
-    """(target's index, channel) → M · B_w / Σ_w' B_w' (windows, window), for targets with a voxel in these windows."""
-    shares, seeds = torch.stack([plan.share(plan.slices[number]) for number in numbers]), {}
-    for index, target in enumerate(targets):
-        masks = torch.stack([target.mask(plan.slices[number]) for number in numbers])
-        masks[[number in target.skipped for number in numbers]] = False
-        if masks.any():
-            seeds[index, target.channel] = masks * shares
-    return seeds
+def window_mask(plan: WindowPlan, target: Target, numbers: Sequence[int]) -> torch.Tensor:
+    """M of a target in windows, bool (windows, window); empty in those that it skips."""
+    mask = torch.stack([target.mask(plan.slices[number]) for number in numbers])
+    mask[[number in target.skipped for number in numbers]] = False
+    return mask
+
+
+def window_shares(plan: WindowPlan, numbers: Sequence[int]) -> torch.Tensor:
+    """B_w / Σ_w' B_w' of windows (windows, window): times a mask, where a backward pass starts from."""
+    return torch.stack([plan.share(plan.slices[number]) for number in numbers])

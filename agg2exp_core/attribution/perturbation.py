@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from agg2exp_core.attribution.gradient import TOGETHER, StitchedModel, window_seeds
+from agg2exp_core.attribution.gradient import TOGETHER, StitchedModel, window_shares
 from agg2exp_core.attribution.target import Place, Target
 from agg2exp_core.model.forward import run
 from agg2exp_core.model.predict import check_finite
@@ -56,7 +56,7 @@ class Perturbed:
 
     def _run(self, number: int, unknown: dict[tuple[int, bytes], np.ndarray]) -> None:
         window, keys = self.model.plan.slices[number], list(unknown)
-        seeds = window_seeds(self.model.plan, self.targets, [number]) if unknown else {}
+        shares = window_shares(self.model.plan, [number])[0] if unknown else None
         for start in range(0, len(keys), TOGETHER):
             some = keys[start : start + TOGETHER]
             with torch.no_grad():
@@ -65,8 +65,9 @@ class Perturbed:
             for key, one in zip(some, logits, strict=True):
                 check_finite(one, window)
                 self._known[key] = np.zeros(len(self.targets))
-                for (index, channel), seed in seeds.items():
-                    self._known[key][index] = float((one[channel] * seed[0]).double().sum())
+                for index, target in enumerate(self.targets):
+                    weighed = one[target.channel] * target.mask(window) * shares
+                    self._known[key][index] = float(weighed.sum(dtype=torch.float64))
 
     def _scan(self, window: Place, kept: np.ndarray) -> torch.Tensor:
         features = self.features[window]

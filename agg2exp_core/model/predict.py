@@ -29,7 +29,7 @@ def stitched_logits(
             logits = run(network, torch.stack([padded[window] for window in some])[:, None])
         for number, (window, part) in enumerate(zip(some, logits, strict=True), start):
             check_finite(part, window)
-            mosaic.add(number, (0, 0), part * plan.share(window))
+            mosaic.add(number, (0, 0), part.mul_(plan.share(window)))  # in place: logits of many classes are large
         tick()
         for number in range(start, start + len(some)):
             for place, sums in mosaic.finished(number):
