@@ -369,6 +369,11 @@ def test_saliency_and_scan_are_where_they_should_be(page: Page, told: dict[str, 
     mirrored = _place(BRIGHT) * [-1, 1, 1]
     assert max(_seen(page, AXIAL, mirrored + off)) < 60
     assert "right is on your left" in page.locator(".words").inner_text()
+    for plane in slices.PLANES:
+        tile = page.locator(f'.tile[data-plane="{plane.name}"]').first
+        assert [tile.locator(f".at-{side}").inner_text() for side in ("left", "right", "top", "bottom")] == [
+            plane.left, plane.right, plane.top, plane.bottom,
+        ]  # fmt: skip
     assert told["errors"] == [] and set(told["hosts"]) <= {"127.0.0.1", "in the page"}
 
 

@@ -3,9 +3,9 @@
 // Shown as slices.py shows them: voxel indices grow towards the patient's right, anterior and superior side,
 // the screen's horizontal axis runs against its index, its vertical axis runs with it upwards.
 export const PLANES = [
-  { name: "axial", type: 0, across: 2, horizontal: 0, vertical: 1 },
-  { name: "coronal", type: 1, across: 1, horizontal: 0, vertical: 2 },
-  { name: "sagittal", type: 2, across: 0, horizontal: 1, vertical: 2 },
+  { name: "axial", type: 0, across: 2, horizontal: 0, vertical: 1, sides: "RLAP", from: "the feet" },
+  { name: "coronal", type: 1, across: 1, horizontal: 0, vertical: 2, sides: "RLSI", from: "the front" },
+  { name: "sagittal", type: 2, across: 0, horizontal: 1, vertical: 2, sides: "APSI", from: "the left" },
 ];
 
 export function multiply(a, b) {

@@ -14,7 +14,7 @@ const UNITS = { scan: 11, attribution: 12, labels: 13, organs: 14 };
 const OPTIONS = {
   isRadiologicalConvention: true,
   sagittalNoseLeft: true,
-  showAllOrientationMarkers: true,
+  isOrientationTextVisible: false, // the tiles write it, legible over bone too
   dragAndDropEnabled: false,
   interactive: false, // app.js listens itself: NiiVue's keys would change what is shown
   isSliceMM: false,
@@ -22,9 +22,6 @@ const OPTIONS = {
   loadingText: "",
   logLevel: "error",
   backColor: [0, 0, 0, 1],
-  fontColor: [1, 0.88, 0.54, 1],
-  fontMinPx: 13,
-  fontSizeScaling: 0.3,
   crosshairWidth: 0, // the tiles draw it: a line of one pixel at every scale
 };
 

@@ -6,6 +6,7 @@ import { PLANES, spacing } from "./geometry.js";
 const GAP = 4; // px between pictures
 const PANEL = 236; // px, beside the pictures where there is room
 const ROOMY = 860;
+const EDGES = ["left", "right", "top", "bottom"];
 const TITLES = { axial: "Axial", coronal: "Coronal", sagittal: "Sagittal" };
 
 export class Screen {
@@ -136,10 +137,11 @@ class Tile {
     this.box.tabIndex = 0;
     this.box.dataset.plane = plane.name;
     this.box.setAttribute("role", "slider");
-    this.box.setAttribute("aria-label", `${TITLES[plane.name]} slice`);
+    this.box.setAttribute("aria-label", `${TITLES[plane.name]} slice, seen from ${plane.from}`);
     this.title = element("span", "title");
     this.ruler = element("span", "ruler", "5 cm");
-    this.box.append(this.title, this.ruler);
+    const sides = [...plane.sides].map((side, n) => element("span", `side at-${EDGES[n]}`, side));
+    this.box.append(this.title, this.ruler, element("span", "from", `seen from ${plane.from}`), ...sides);
     this.listen();
   }
 
