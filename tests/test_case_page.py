@@ -203,6 +203,19 @@ def test_agreement_with_ablation_is_told_where_it_was_computed(monkeypatch: pyte
     assert "Agreement with" not in texts(_drawn(monkeypatch, root, case="one", target="heart", run="ablated"))
 
 
+@pytest.mark.parametrize(
+    ("case_id", "age", "told"), [("one", 1e6, True), ("two", 60, True), ("two", 1e6, False)]
+)  # fmt: skip
+def test_jobs_that_ended_long_ago_are_told_at_their_own_case(
+    monkeypatch: pytest.MonkeyPatch, root: Path, case_id: str, age: float, told: bool
+) -> None:
+    request = Request("tiny", case_id, "thorax17_swinunetr", Method(samples=4))
+    job = queue.JobState("j", request, time.time() - age, "failed", reason="no room on the disk")
+    monkeypatch.setattr(queue, "list_jobs", lambda root: [job])
+    app = _drawn(monkeypatch, root, case="one")
+    assert [error.value for error in app.error] == (["no room on the disk"] if told else [])
+
+
 def test_ranks_are_compared_where_both_have_a_value() -> None:
     one = pd.DataFrame({"region": list("abcdef"), "value": [1, 2, 3, 4, 5, np.nan]})
     assert rank_agreement(one, one.assign(value=[5, 4, 3, 2, 1, 0])) == (pytest.approx(-1), 5)

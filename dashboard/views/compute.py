@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,6 +33,7 @@ STATUS = {
     "cancelled": ("stopped", "gray"),
 }
 SHOWN_JOBS = 3
+LATELY_SECONDS = 3600.0
 WATCHED = "compute_watched"
 
 
@@ -116,8 +118,14 @@ def _jobs(root: Path, labels: LabelSet, here: tuple[str, str] | None) -> None:
             if job.result and (job.request.cohort, job.request.case_id) == here:
                 open_result(job)
             st.rerun(scope="app")
-    for job in [*unfinished, *ended[: max(SHOWN_JOBS - len(unfinished), 1)]]:
+    told = [job for job in ended if (job.request.cohort, job.request.case_id) == here or _lately(job)]
+    for job in [*unfinished, *told[: max(SHOWN_JOBS - len(unfinished), 1)]]:
         _job(root, labels, job)
+
+
+def _lately(job: JobState) -> bool:
+    """Whether it was asked for so lately that who looks at another case wants to hear how it ended."""
+    return time.time() - job.created < LATELY_SECONDS
 
 
 def open_result(job: JobState) -> None:
