@@ -36,6 +36,7 @@ SAME = Method(samples=2, estimator="plain")
 REFERENCE = Method(samples=128, tolerance=1e-9)
 """256 noisy copies."""
 FEW = (2, 4, 8)
+SOME = ("heart", "aorta", "lung_lower_lobe_left")
 
 
 def main() -> list[tuple[str, str]]:
@@ -66,16 +67,19 @@ def _speed(model: str) -> list[tuple[str, str]]:
 
 
 def errors(model: str) -> list[tuple[str, str]]:
-    """Largest error of a mass, all targets, against 256 copies: of the published estimator and of few pairs.
+    """Largest error of a mass, some targets, against 256 copies: of the published estimator and of few pairs.
 
     The mean over two seeds: a single one may be lucky.
     """
     explainer, image = _ready(model)
-    settled, rows = _masses(_explain(explainer, image, REFERENCE)), []
+
+    def masses(method: Method) -> np.ndarray:
+        return _masses(_explain(explainer, image, method, SOME))
+
+    settled, rows = masses(REFERENCE), []
     few = [Method(samples=pairs, tolerance=1e-9, precision=one) for one in PRECISIONS for pairs in FEW]
     for method in (Method(samples=PUBLISHED, estimator="plain"), *few):
-        seeds = (_explain(explainer, image, replace(method, seed=seed)) for seed in (1, 2))
-        off = np.mean([np.abs(_masses(explained) - settled).max() for explained in seeds])
+        off = np.mean([np.abs(masses(replace(method, seed=seed)) - settled).max() for seed in (1, 2)])
         name = f"largest error of a mass, {model}, {method.estimator} × {method.samples}, {method.precision}"
         rows.append((name, f"{off:.4f}"))
     return rows
@@ -95,8 +99,8 @@ def _asked(explainer: Explainer, image: torch.Tensor) -> tuple[WindowPlan, torch
     return plan, prediction, targets
 
 
-def _explain(explainer: Explainer, image: torch.Tensor, method: Method) -> Explanation:
-    return attribute(explainer, Subject(image), explainer.classes, method, lambda *_: None, keep=())
+def _explain(explainer: Explainer, image: torch.Tensor, method: Method, some: tuple[str, ...] = ()) -> Explanation:
+    return attribute(explainer, Subject(image), some or explainer.classes, method, lambda *_: None, keep=())
 
 
 def _masses(explained: Explanation) -> np.ndarray:

@@ -164,6 +164,10 @@ def case_importance(root: Path, selection: Selection, case_id: str, target: str)
     return _ask(root, "case_importance", selection, case_id, target)
 
 
+def ablation_agreement(root: Path, place: tuple[str, str], case_id: str, target: str) -> tuple[float, int] | None:
+    return _ask(root, "ablation_agreement", place, case_id, target)
+
+
 def case_masked(root: Path, selection: Selection, case_id: str, target: str) -> pd.DataFrame:
     return _ask(root, "case_masked", selection, case_id, target)
 

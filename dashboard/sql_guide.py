@@ -8,6 +8,7 @@ from dataclasses import dataclass
 VIEWS = {
     "importance": "Where the attribution of each target lies: one row a scan, target, region and sign",
     "agreement": "How well prediction and label agree: one row a scan and organ",
+    "ablation_agreement": "Do a run’s shares rank the regions as taking each away does: one row a scan and target",
     "cases": "The scans of all cohorts with their metadata, one column each",
     "outliers": "How unusual each scan’s evidence is; filled by the Outliers page or `agg2exp outliers`",
     "lists": "Saved lists of scans",
@@ -38,6 +39,9 @@ COLUMNS = {
     "detector": "what measured how unusual",
     "score": "higher is more unusual",
     "flagged": "beyond what is usual",
+    "ablation": "the run that took organs away",
+    "rho": "Spearman’s ρ of the regions’ shares with what taking them away does",
+    "regions": "that both runs have a share of",
     "list": "the list’s name",
     "model": "the network’s name",
     "method": "how attribution was computed",

@@ -19,7 +19,6 @@ from playwright.sync_api import Browser, Page
 from scipy.stats import spearmanr
 from streamlit.testing.v1 import AppTest
 
-from agg2exp_core.analysis.checks import rank_agreement
 from agg2exp_core.jobs import queue
 from agg2exp_core.jobs.queue import Request
 from agg2exp_core.organs import load_label_set
@@ -214,12 +213,6 @@ def test_jobs_that_ended_long_ago_are_told_at_their_own_case(
     monkeypatch.setattr(queue, "list_jobs", lambda root: [job])
     app = _drawn(monkeypatch, root, case="one")
     assert [error.value for error in app.error] == (["no room on the disk"] if told else [])
-
-
-def test_ranks_are_compared_where_both_have_a_value() -> None:
-    one = pd.DataFrame({"region": list("abcdef"), "value": [1, 2, 3, 4, 5, np.nan]})
-    assert rank_agreement(one, one.assign(value=[5, 4, 3, 2, 1, 0])) == (pytest.approx(-1), 5)
-    assert rank_agreement(one, one.head(4)) is None and rank_agreement(one, one.assign(value=1.0)) is None
 
 
 def _drawn(monkeypatch: pytest.MonkeyPatch, root: Path, **asked: str) -> AppTest:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 
 from agg2exp_core.aggregation.groups import join_regions
 from agg2exp_core.analysis import summary
@@ -526,6 +527,36 @@ def test_the_view_of_cases_unites_the_cohorts(con: duckdb.DuckDBPyConnection) ->
     assert table["age"].dtype == float and table["age"].iloc[-1] == 41.5
     assert list(table["code"].iloc[[0, -1]]) == ["007", "12"]
     assert table["site"].notna().sum() == 1 and table["image"].notna().sum() == 1
+
+
+def test_ranks_of_a_run_and_its_ablation(tmp_path: Path) -> None:
+    """SciPy's ρ, ties included, for runs of one model and mask; absent organs, few regions and constants have none."""
+    regions = ("background", "aorta", "heart", "ribs", "sternum", "trachea")
+    targets = ("aorta", "heart", "ribs", "sternum")
+    rng = np.random.default_rng(3)
+    kinds = {"own": {}, "other": {"model_hash": "1"}, "false": {"parameters": {"mask": "fp"}}}
+    kinds |= {"taken": {"method": "ablation", "parameters": {}}}
+    sums = {run: rng.integers(1, 4, (len(targets), len(regions))).astype(float) for run in kinds}
+    voxels = np.full(6, 10)
+    voxels[5] = 0
+    for run, info in kinds.items():
+        results.write_run(tmp_path, "clinic", run, INFO | info)
+        sums[run][:, 5], sums[run][2] = 0, 1.0
+        sums[run][3] = np.nan
+        table = SumTable(
+            targets, regions, sums[run], np.where(np.isnan(sums[run]), np.nan, 0), voxels, {"sternum": "no"}
+        )
+        with results.case_folder(
+            tmp_path / "runs/clinic" / run / "cases/one", {"case_id": "one", "targets": [*targets]}
+        ) as new:
+            results.write_importance(new, table)
+    con = catalog.connect(tmp_path)
+    found = con.execute("FROM ablation_agreement ORDER BY target").fetchall()
+    expected = [spearmanr(sums["own"][row, :5], sums["taken"][row, :5]).statistic for row in (0, 1)]
+    assert [row[:5] for row in found] == [("clinic", "own", "taken", "one", name) for name in targets[:2]]
+    assert [row[5] for row in found] == pytest.approx(expected) and {row[6] for row in found} == {5}
+    assert queries.ablation_agreement(con, ("clinic", "own"), "one", "aorta") == (pytest.approx(expected[0]), 5)
+    assert queries.ablation_agreement(con, ("clinic", "other"), "one", "aorta") is None
 
 
 def test_an_empty_root_has_all_views(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 
 import torch
 
@@ -24,11 +23,15 @@ def noisy_copies(scan: torch.Tensor, plan: WindowPlan, method: Method) -> Callab
     if sigma == 0 < method.sigma:
         raise InputError("SmoothGrad's noise is a share of the scan's range", f"a scan of one value, {scan.max():.4g}")
 
-    @lru_cache(maxsize=1)  # the two of a pair are asked for in turn
+    drawn: dict[int, torch.Tensor] = {}
+
     def noise(copy: int) -> torch.Tensor:
-        # Drawn on the CPU: a seed then means the same noise on every device.
-        generator = torch.Generator().manual_seed((method.seed << 20) + copy)
-        return plan.pad(torch.randn(scan.shape, generator=generator).mul_(sigma).to(scan))
+        if copy not in drawn:  # the two of a pair are asked for in turn
+            drawn.clear()  # before the next is drawn: each is as large as the scan
+            # On the CPU: a seed then means the same noise on every device.
+            generator = torch.Generator().manual_seed((method.seed << 20) + copy)
+            drawn[copy] = plan.pad(torch.randn(scan.shape, generator=generator).mul_(sigma).to(scan))
+        return drawn[copy]
 
     return lambda copy, sign, place: padded[place] + sign * noise(copy)[place]
 

@@ -1,7 +1,8 @@
 """DuckDB in memory over the files of a data root: views to read, nothing to write.
 
-The views are `cases`, `importance`, `agreement`, `runs`, `outliers` and `lists`. The schema `store` holds what they
-are made of: a table of typed metadata for each cohort, a view of one run's numbers for each run, the order of organs.
+The views are `cases`, `importance`, `agreement`, `ablation_agreement`, `runs`, `outliers` and `lists`. The schema
+`store` holds what they are made of: a table of typed metadata for each cohort, a view of one run's numbers for each
+run, the order of organs.
 """
 
 from __future__ import annotations
@@ -60,6 +61,17 @@ NOTHING = """
         0.0::DOUBLE AS mass, 0.0::DOUBLE AS mean, 0::BIGINT AS voxels, '' AS absent, 0.0::DOUBLE AS organ_mass,
         0.0::DOUBLE AS mass_se, 0.0::DOUBLE AS organ_mass_se
     WHERE false"""
+RANK = """
+            rank() OVER (PARTITION BY case_id, target ORDER BY {0}.mass)
+            + (count(*) OVER (PARTITION BY case_id, target, {0}.mass) - 1) / 2 AS {0}"""
+RANKED = f"""
+    SELECT case_id, target, corr(own, taken) AS rho, count(*) AS regions FROM (
+        SELECT case_id, target, {RANK.format("own")}, {RANK.format("taken")}
+        FROM {{own}} AS own JOIN {{taken}} AS taken USING (case_id, target, region)
+        WHERE own.sign = 'abs' AND taken.sign = 'abs' AND isfinite(own.mass) AND isfinite(taken.mass))
+    GROUP BY case_id, target HAVING count(*) >= 5 AND isfinite(corr(own, taken))"""
+"""Spearman's ρ: the correlation of ranks, of which equal values share the mean."""
+NO_RANKS = "SELECT '' AS ablation, '' AS case_id, '' AS target, 0.0::DOUBLE AS rho, 0::BIGINT AS regions WHERE false"
 NO_AGREEMENT = "SELECT '' AS case_id, '' AS target, 0.0::DOUBLE AS dice, 0.0::DOUBLE AS iou WHERE false"
 
 RUN_COLUMNS = {
@@ -269,7 +281,7 @@ def _run_folders(root: Path) -> Iterator[Path]:
 
 
 def _add_runs(con: duckdb.DuckDBPyConnection, root: Path) -> None:
-    rows, organs, places, masked = [], [], [], []
+    rows, organs, places, masked, infos = [], [], [], [], []
     for folder in _run_folders(root):
         place, info, cache = (folder.parent.name, folder.name), read_json(folder / "run.json"), None
         cache = parquet_cache.current(folder)
@@ -278,6 +290,7 @@ def _add_runs(con: duckdb.DuckDBPyConnection, root: Path) -> None:
         rows.append(_run_row(place, info, cache))
         organs += _organ_rows(place, info, cache, root)
         places.append(place)
+        infos.append((place, info))
     _insert(con, "store.runs", pa.Table.from_pylist(rows, pa.schema(RUN_COLUMNS)))
     _insert(con, "store.organs", pa.Table.from_pylist(organs, pa.schema(ORGAN_COLUMNS)))
     con.execute("CREATE VIEW runs AS FROM store.runs")
@@ -286,6 +299,25 @@ def _add_runs(con: duckdb.DuckDBPyConnection, root: Path) -> None:
     _add_view(con, "importance", local, views, NOTHING)
     scores = [(place, agreement_view(*place)) for place in places]
     _add_view(con, "agreement", "case_id, target, dice, iou", scores, NO_AGREEMENT)
+    _add_ablations(con, infos)
+
+
+def _add_ablations(con: duckdb.DuckDBPyConnection, runs: list[tuple[tuple[str, str], dict[str, Any]]]) -> None:
+    """The view that compares each run with those that took organs away from the same model under the same mask."""
+    views = []
+    for own, info in runs:
+        for taken, other in runs:
+            methods = info.get("method"), other.get("method")
+            alike = all(_asked(info)) and (own[0], _asked(info)) == (taken[0], _asked(other))
+            if alike and methods[0] not in (None, "ablation") and methods[1] == "ablation":
+                ranks = RANKED.format(own=run_view(*own), taken=run_view(*taken))
+                views.append((own, f"(SELECT {_literal(taken[1])} AS ablation, * FROM ({ranks}))"))
+    _add_view(con, "ablation_agreement", "ablation, case_id, target, rho, regions", views, NO_RANKS)
+
+
+def _asked(info: dict[str, Any]) -> tuple[str, str]:
+    """Which network, and which of its voxels."""
+    return str(info.get("model_hash") or ""), str((info.get("parameters") or {}).get("mask", "prediction"))
 
 
 def _add_view(

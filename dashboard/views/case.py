@@ -11,7 +11,6 @@ import pandas as pd
 import streamlit as st
 
 from agg2exp_core import spreadsheet
-from agg2exp_core.analysis.checks import rank_agreement
 from agg2exp_core.organs import BACKGROUND, LabelSet
 from agg2exp_core.records import InputError, Method, Selection
 from agg2exp_core.settings import data_root
@@ -410,7 +409,7 @@ def _importance(chosen: Chosen, dice: bool = True) -> None:
     whole = _table(chosen, Selection(chosen.cohort, chosen.run))
     _key_figures(chosen, whole)
     _completeness(chosen)
-    _against_ablation(chosen, whole)
+    _against_ablation(chosen)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         shares_only = chosen.record.get("values") == "shares"
         sign, value, background = filters.measures(ADDRESS, shares_only)
@@ -472,26 +471,16 @@ def _completeness(chosen: Chosen) -> None:
         st.warning(text + "The map does not account for the output; read it with care.", icon=":material/warning:")
 
 
-def _against_ablation(chosen: Chosen, whole: pd.DataFrame) -> None:
+def _against_ablation(chosen: Chosen) -> None:
     """The first honest check: do the shares rank the organs as taking them away does, where that was computed?"""
-    if chosen.method is None or chosen.method.name == "ablation":
-        return
-    for run, record in data.run_records(chosen.root, chosen.cohort).items():
-        alike = (record.get("method"), record.get("model")) == ("ablation", chosen.record.get("model"))
-        if not alike or Method.of("ablation", record.get("parameters") or {}).mask != chosen.method.mask:
-            continue
-        try:
-            taken = _table(replace(chosen, run=run, record=record), Selection(chosen.cohort, run))
-        except InputError:  # which does not know this organ
-            continue
-        if found := rank_agreement(whole, taken):
-            rho, regions = found
-            st.caption(
-                f"Agreement with ablation: **ρ = {rho:.2f}** over {regions} regions, background included.",
-                help="Spearman’s rank correlation of these shares with what taking each organ away (replacing it by "
-                "soft tissue) changes in the output. Near 1: the map ranks the organs as the network itself does.",
-            )
-            return
+    place = chosen.cohort, str(chosen.run)
+    if found := data.ablation_agreement(chosen.root, place, chosen.case.case_id, chosen.target):
+        rho, regions = found
+        st.caption(
+            f"Agreement with ablation: **ρ = {rho:.2f}** over {regions} regions, background included.",
+            help="Spearman’s rank correlation of these shares with what taking each organ away (replacing it by "
+            "soft tissue) changes in the output. Near 1: the map ranks the organs as the network itself does.",
+        )
 
 
 def _agreement(chosen: Chosen, expanded: bool = False) -> None:
