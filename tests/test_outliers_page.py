@@ -197,6 +197,7 @@ def test_too_few_to_learn_from_is_told(monkeypatch: pytest.MonkeyPatch, root: Pa
         monkeypatch, root, **{"cohort": "clinic", "run": RUN, "usual": f"clinic:{RUN}", "usual.is.scanner": "Scanner B"}
     )
     assert "outliers need more than 8 cases to fit on" in app.error[0].value
+    assert {"detector", "usual.is.scanner"} <= set(app.query_params)  # the address is a link to this too
 
 
 def test_a_link_to_an_unknown_organ_is_told(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:

@@ -22,7 +22,7 @@ from agg2exp_core.analysis.outliers import (
     usual_folds,
 )
 from agg2exp_core.organs import BACKGROUND
-from agg2exp_core.records import Selection
+from agg2exp_core.records import InputError, Selection
 from agg2exp_core.settings import data_root
 from dashboard import data, filters, saved, words
 from dashboard.address import Link
@@ -213,12 +213,16 @@ def _explore(chosen: Chosen) -> None:
             usual = Filters(USUAL, chosen.usual.cohort).narrow(chosen.root, chosen.usual, chosen.labels)
         saved.shelf(ADDRESS, chosen.root, chosen.cohort)
     chosen = replace(chosen, usual=usual)
-    waiting = st.empty()
-    with st.spinner(f"{TITLES[detector]}: learning what is usual …"):
-        scores = scored(chosen.question, detector, _reporter(waiting, detector))
-    waiting.empty()
     learned = {name: values for name, values in filters.scans_link(usual).items() if name not in ("cohort", "run")}
     link = filters.scans_link(selection) | USUAL.own(learned)
+    waiting = st.empty()
+    try:
+        with st.spinner(f"{TITLES[detector]}: learning what is usual …"):
+            scores = scored(chosen.question, detector, _reporter(waiting, detector))
+    except InputError:  # as of too few scans to learn from, which a link may show to a colleague too
+        _write(chosen, detector, link)
+        raise
+    waiting.empty()
     cases = _explained(chosen, selection)
     if cases.empty:
         st.info("No explained scan passes these filters. Widen one of them.", icon=":material/filter_alt_off:")
