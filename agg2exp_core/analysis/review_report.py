@@ -21,7 +21,7 @@ PHASE_TITLES = {"segmentation": "before the evidence", "final": "final", "adjudi
 COLUMNS = (
     "session", "cohort", "run", "case_id", "target", "phase", "reviewer", "verdict", "tags", "note", "given", "seconds",
     "holds", "independent", "replaces", "file", "scan_sha256", "prediction_sha256", "saliency_sha256",
-    "importance_sha256", "model_hash", "window",
+    "importance_sha256", "model_hash", "window", "map",
 )  # fmt: skip
 CSS = """
 body { font: 15px/1.45 system-ui, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif; color: #17212b; margin: 2rem auto;
@@ -73,7 +73,7 @@ def _row(one: Verdict, holds: bool) -> dict[str, Any]:
         "independent": "yes" if one.independent else "no", "scan_sha256": one.seen.scan,
         "prediction_sha256": one.seen.prediction, "saliency_sha256": one.seen.saliency,
         "importance_sha256": one.seen.importance, "model_hash": one.seen.model,
-        "window": one.seen.settings.get("window"),
+        "window": one.seen.settings.get("window"), "map": one.seen.settings.get("map"),
     }  # fmt: skip
 
 
