@@ -30,10 +30,13 @@ from agg2exp_core.model.windows import plan_windows
 from agg2exp_core.organs import BACKGROUND
 from agg2exp_core.precision import AUTO, PRECISIONS, Measured, read_measured, write_measured
 from agg2exp_core.records import InputError, Method, SumTable, Volume
+from agg2exp_core.settings import LONGEST_ID
 from agg2exp_core.store import results
 from agg2exp_core.store.cohorts import Case, scans_of
 
 SALIENCY_DTYPES = ("view", "float16", "float32", "none")
+SAME_PREDICTION = 0.01
+"""Share of an organ's voxels by which devices may differ, so that targets explained on both stand in one table."""
 PHANTOM_SEED = 20_000
 """Of the scan that models are tried on; none is trained on it."""
 VERSIONED = ("torch", "monai", "numpy", "nibabel")
@@ -81,7 +84,7 @@ class Explaining:
 
     def cohort_case(self, cohort: str, case: Case, report: Report) -> Path:
         """Explain a cohort's case into its run's folder; what is there and verifies is not computed again."""
-        folder = self.root / "runs" / cohort / self.run / "cases" / case.case_id
+        folder = results.case_path(self.root, cohort, self.run, case.case_id)
         return self.case(case, folder, report, cohort)
 
     def case(self, case: Case, folder: Path, report: Report, cohort: str | None = None) -> Path:
@@ -103,6 +106,7 @@ class Explaining:
         with nullcontext() if cohort is None else results.publishing(folder):
             # Looked at again: another process may have explained other targets of this case meanwhile.
             known = _finished(folder, identity)
+            explained = self._without_worse_maps(known, explained)
             with results.case_folder(folder, identity) as new:
                 self._write(new, folder if known else None, scan, explained)
                 self._write_agreement(new, explained, None if labels is None else labels.numpy())
@@ -156,12 +160,21 @@ class Explaining:
         gaps = (results.read_completeness(old) if old is not None else {}) | _gaps(explained.completeness)
         if gaps:
             results.write_completeness(new, gaps)
-        volumes.write_volume(new / "prediction.nii.gz", scan.volume(prediction))
+        volumes.write_volume(new / results.PREDICTION, scan.volume(prediction))
         if self.plan.saliency != "none":
             saliency.mkdir(exist_ok=True)
             for name, drawn in explained.saliency.items():
                 kept, step = self._kept(drawn.numpy())
-                volumes.write_volume(saliency / f"{name}.nii.gz", scan.volume(kept), step)
+                volumes.write_volume(new / results.map_name(name), scan.volume(kept), step)
+
+    def _without_worse_maps(self, known: dict[str, Any] | None, explained: Explanation) -> Explanation:
+        """Without maps to look at of targets that another process has kept in full meanwhile."""
+        if known is None or self.plan.saliency != "view":
+            return explained
+        full = {name for name in explained.saliency if results.map_name(name) in known["files"]}
+        full -= set(known.get("viewing", ()))
+        kept = {name: drawn for name, drawn in explained.saliency.items() if name not in full}
+        return replace(explained, saliency=kept)
 
     def _kept(self, drawn: np.ndarray) -> tuple[np.ndarray, float]:
         """A map as it is stored, and what one unit of it is worth."""
@@ -185,7 +198,7 @@ class Explaining:
     def _has(self, folder: Path, manifest: dict[str, Any], target: str) -> bool:
         if target not in manifest["targets"]:
             return False
-        drawn = f"saliency/{target}.nii.gz" in manifest["files"]
+        drawn = results.map_name(target) in manifest["files"]
         if drawn and self.plan.saliency in ("float16", "float32") and target in manifest.get("viewing", ()):
             return False
         return drawn or self.plan.saliency == "none" or target in results.read_importance(folder).absent
@@ -216,14 +229,18 @@ class Explaining:
 def run_id(model: str, method: Method) -> str:
     """`<model>-<method>-<samples>`, then the parameters that differ from the usual ones, then an unusual mask.
 
-    Samples that are antithetic pairs are called so.
+    Samples that are antithetic pairs are called so. What would be too long ends with a digest instead.
     """
     parameters, usual = method.parameters(), asdict(Method(method.name))
     words = [model, method.name] + (["pairs"] if "estimator" in parameters else [])
     words += [str(parameters["samples"])] if "samples" in parameters else []
     others = {key: value for key, value in parameters.items() if key not in ("samples", "estimator", "mask")}
     words += [f"{key}{value}" for key, value in others.items() if value != usual[key]]
-    return "-".join([*words, *([method.mask] if "mask" in parameters else [])])
+    name = "-".join([*words, *([method.mask] if "mask" in parameters else [])])
+    if len(name) <= LONGEST_ID:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name[: LONGEST_ID - 9]}-{digest}"
 
 
 def sum_table(classes: tuple[str, ...], explained: Explanation) -> SumTable:
@@ -315,7 +332,10 @@ def _merged(old: SumTable, new: SumTable, classes: tuple[str, ...]) -> SumTable:
     def both(numbers: Callable[[SumTable], np.ndarray]) -> np.ndarray:
         return np.stack([numbers(table)[row] for table, row in (rows[name] for name in targets)])
 
-    absent = {**old.absent, **new.absent}
+    if not np.allclose(old.voxels, new.voxels, rtol=SAME_PREDICTION, atol=1):
+        got = "organs of other sizes than before: another device, or another version of PyTorch"
+        raise InputError("targets of one case must be explained on one prediction", got)
+    absent = {name: table.absent[name] for name, (table, _) in rows.items() if name in table.absent}
     sums = both(lambda table: table.positive), both(lambda table: table.negative)
     errors = both(lambda table: table.mass_se), both(lambda table: table.organ_mass_se)
     return SumTable(targets, classes, *sums, new.voxels, absent, *errors)

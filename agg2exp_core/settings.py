@@ -12,7 +12,8 @@ from agg2exp_core.records import InputError
 SHIPPED = Path(__file__).resolve().parents[1] / "data"
 """The demo as it comes with the project: label sets, model, precomputed runs."""
 
-ID = re.compile(r"(?!\.+$)[A-Za-z0-9_.-]{1,64}")
+LONGEST_ID = 64
+ID = re.compile(rf"(?!\.+$)[A-Za-z0-9_.-]{{1,{LONGEST_ID}}}")
 
 
 def data_root(given: Path | None = None) -> Path:

@@ -190,7 +190,10 @@ def _read_header(name: str, stream: BufferedIOBase) -> ScanHeader:
     raw = _parse(name, stream)
     dtype = _real_dtype(raw)
     offset, slope, intercept = float(raw["vox_offset"]), float(raw["scl_slope"]), float(raw["scl_inter"])
-    shape = _checked_shape(raw.get_data_shape())
+    shape = _checked_shape(_declared_shape(raw))
+    if not offset >= raw.sizeof_hdr + 4:
+        # At 0, readers disagree about where the voxels are.
+        raise InputError("vox_offset must lie behind the header", f"{offset:g}", f"{raw.sizeof_hdr + 4} or more")
     _check_memory(shape, dtype, offset)
     if not (math.isfinite(slope) and math.isfinite(intercept)) or (slope == 0 and intercept != 0):
         raise InputError("scl_slope and scl_inter must be finite, or both 0", f"{slope}, {intercept}")
@@ -227,6 +230,13 @@ def _real_dtype(raw: nib.Nifti1Header) -> np.dtype:
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise InputError("voxels must be real numbers", dtype, "integers and floats of 8 to 64 bits")
     return dtype
+
+
+def _declared_shape(raw: nib.Nifti1Header) -> tuple[int, ...]:
+    try:
+        return tuple(raw.get_data_shape())
+    except HeaderDataError as error:
+        raise InputError("a scan must say how many voxels it has", error) from None
 
 
 def _checked_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -322,7 +332,7 @@ def _check_same_grid(labels: ScanHeader, scan: ScanHeader | Volume) -> None:
     if labels.shape != shape:
         raise InputError("labels must lie on the scan's grid", f"shape {labels.shape}", f"shape {shape}")
     corners = np.array([[i, j, k, 1] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])])
-    apart = np.abs(corners @ (labels.affine - scan.affine).T).max()
+    apart = np.linalg.norm(corners @ (labels.affine - scan.affine).T, axis=1).max()
     allowed = GRID_TOLERANCE * min(scan.spacing)
     if not apart <= allowed:
         raise InputError("labels must lie on the scan's grid", f"{apart:.3g} mm apart", f"to {allowed:.3g} mm")

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from agg2exp_core import volumes
@@ -121,6 +122,25 @@ def test_a_cohort_is_not_overwritten(tmp_path, scans):
     cohorts.add_cohort(tmp_path, "m", scans)
     with pytest.raises(InputError, match="free"):
         cohorts.add_cohort(tmp_path, "m", scans)
+
+
+def test_of_two_cohorts_of_a_name_made_at_once_one_is_told(tmp_path, scans, monkeypatch):
+    real = cohorts._write_new
+
+    def late(path, columns, rows):
+        monkeypatch.setattr(cohorts, "_write_new", real)
+        cohorts.write_cases(tmp_path, "m", pd.DataFrame({"case_id": ["other"], "image": "", "label": ""}))
+        real(path, columns, rows)
+
+    monkeypatch.setattr(cohorts, "_write_new", late)
+    with pytest.raises(InputError, match="free"):
+        cohorts.add_cohort(tmp_path, "m", scans)
+    assert list(cohorts.read_cases(tmp_path, "m")["case_id"]) == ["other"]
+
+
+def test_a_folder_that_is_named_as_a_scan_is_none(tmp_path, scans):
+    (scans / "folder.nii.gz").mkdir()
+    assert "folder" not in cohorts.scans_of(scans)
 
 
 def test_cases_brought_at_once_are_all_kept(tmp_path):

@@ -151,6 +151,21 @@ def test_words_before_the_first_report_are_the_reason(tmp_path: Path, monkeypatc
     assert "model must exist" in queue.log(tmp_path, job)
 
 
+def test_an_unknown_job_cannot_be_stopped(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="job must be one that was submitted"):
+        queue.cancel(tmp_path, "20260101-000000-abcdef")
+
+
+def test_a_process_that_ends_while_it_is_stopped_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "jobs" / "one"
+    folder.mkdir(parents=True)
+    files.write_json(folder / "job.json", {})
+    files.write_json(folder / "process.json", {"pid": 2**22 + 1})
+    monkeypatch.setattr(queue, "_alive", lambda folder: True)
+    queue.cancel(tmp_path, "one")
+    assert (folder / "cancel").exists()
+
+
 def test_cancel_before_the_first_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _runs(monkeypatch, "import time\ntime.sleep(20)", header="")
     job = queue.submit(tmp_path, REQUEST)

@@ -20,7 +20,9 @@ from tiny import CLASSES, threshold_net, write_bundle
 
 from agg2exp_core import maps, pipeline, volumes
 from agg2exp_core.aggregation.regions import mass
-from agg2exp_core.records import InputError, Method, Volume
+from agg2exp_core.attribution.attribute import Explanation
+from agg2exp_core.records import InputError, Method, SumTable, Volume
+from agg2exp_core.settings import checked_id
 from agg2exp_core.store import results
 from agg2exp_core.store.cohorts import Case
 
@@ -330,6 +332,44 @@ def test_run_ids_name_what_differs():
 )
 def test_run_ids_tell_what_is_not_usual(method, words):
     assert pipeline.run_id("net", method) == f"net-{words}"
+
+
+def test_a_run_id_is_never_too_long_and_stays_its_own():
+    long = Method(
+        "kernelshap", samples=256, baseline="blurred", features="supervoxels", value="counts", mask="file-nodule"
+    )
+    ids = [pipeline.run_id(model, long) for model in ("m" * 64, "thorax17", "thorax18")]
+    assert all(checked_id("run", one) == one for one in ids) and len(set(ids)) == 3
+    assert ids[1].startswith("thorax17-kernelshap-256-baselineblurred")
+
+
+def sums_of(target: str, heart: int, absent: str = "") -> SumTable:
+    sums = np.full((1, 3), np.nan if absent else 2.0)
+    return SumTable((target,), CLASSES, sums, sums, np.array([900, 50, heart]), {target: absent} if absent else {})
+
+
+def test_targets_of_two_predictions_do_not_mix():
+    merged = pipeline._merged(sums_of("aorta", 1000), sums_of("heart", 1005), CLASSES)
+    assert merged.targets == ("aorta", "heart") and merged.voxels.tolist() == [900, 50, 1005]
+    with pytest.raises(InputError, match="must be explained on one prediction"):
+        pipeline._merged(sums_of("aorta", 1000), sums_of("heart", 800), CLASSES)
+
+
+def test_a_target_that_is_there_now_is_absent_no_more():
+    assert pipeline._merged(sums_of("heart", 50, "not predicted"), sums_of("heart", 50), CLASSES).absent == {}
+    assert pipeline._merged(sums_of("heart", 50), sums_of("heart", 50, "gone"), CLASSES).absent == {"heart": "gone"}
+
+
+def test_maps_that_another_process_kept_in_full_meanwhile_stay(root, scan, tmp_path):
+    plan = pipeline.Plan("tiny", Method("gradient"), ("heart",), saliency="float32")
+    out = explain(root, scan, tmp_path / "out", plan)
+    viewing = pipeline.Explaining(root, replace(plan, saliency="view"))
+    mean = torch.zeros((2, 2, 2))
+    explained = Explanation(mean, {}, {"heart": mean, "aorta": mean}, {})
+    known = results.read_manifest(out)
+    assert list(viewing._without_worse_maps(known, explained).saliency) == ["aorta"]
+    seen = known | {"viewing": ["heart"]}
+    assert list(viewing._without_worse_maps(seen, explained).saliency) == ["heart", "aorta"]
 
 
 def test_the_usual_mask_leaves_runs_as_they_were(root, scan):

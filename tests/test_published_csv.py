@@ -297,4 +297,6 @@ def test_an_export_of_what_is_not_there_is_refused(imported: Path, tmp_path: Pat
         export_csv(imported, cohort, run, tmp_path / "out.csv")
     with pytest.raises(InputError):
         export_csv(imported, "tsv2", "published", tmp_path / "no" / "out.csv")
+    with pytest.raises(InputError, match="must be a file"):
+        export_csv(imported, "tsv2", "published", tmp_path)
     assert _files(tmp_path) == []

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from agg2exp_core.jobs.progress import Cancelled
 from agg2exp_core.records import InputError, SumTable
 from agg2exp_core.store import results
 
@@ -64,6 +65,25 @@ def test_a_failure_while_writing_leaves_what_was_there(tmp_path):
     with pytest.raises(RuntimeError), results.case_folder(tmp_path / "c2", {}):
         raise RuntimeError
     assert not (tmp_path / "c2").exists()
+
+
+@pytest.mark.parametrize("stopped", [Cancelled, KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_stop_between_the_renames_keeps_the_old_case(tmp_path, monkeypatch, stopped, at):
+    folder, renamed = write_case(tmp_path / "c1"), []
+    before, rename = (folder / "importance.csv").read_bytes(), Path.rename
+
+    def stopping(path: Path, to: Path) -> Path:
+        renamed.append(to)
+        if len(renamed) == at:
+            raise stopped()
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", stopping)
+    with pytest.raises(stopped):
+        write_case(folder, table_of(absent=True))
+    assert (folder / "importance.csv").read_bytes() == before and results.verify(folder) == []
+    assert {path.name for path in tmp_path.iterdir()} <= {"c1", ".publish"}
 
 
 def test_a_case_is_replaced_as_a_whole(tmp_path):

@@ -18,7 +18,7 @@ from agg2exp_core.volumes import check_scan, read_labels, read_volume, sha256, t
 
 AFFINE = np.array([[-1.5, 0, 0, 20], [0, -1.5, 0, 30], [0, 0, 2.5, -40], [0, 0, 0, 1.0]])
 # Byte offsets of NIfTI-1 header fields (nifti1.h).
-DIM, DATATYPE, PIXDIM, SCL_SLOPE, SCL_INTER, SROW_X = 40, 70, 76, 112, 116, 280
+DIM, DATATYPE, PIXDIM, VOX_OFFSET, SCL_SLOPE, SCL_INTER, SROW_X = 40, 70, 76, 108, 112, 116, 280
 ORIENTATIONS = [
     np.column_stack([order, signs])
     for order in itertools.permutations(range(3))
@@ -165,6 +165,9 @@ def test_200_flipped_bits_are_refused_or_change_nothing(tmp_path: Path) -> None:
     [
         (DIM, "<5h", (4, 7, 6, 5, 1), "3 dimensions"),
         (DIM, "<4h", (3, 7, 0, 5), "a voxel along every axis"),
+        (DIM, "<5h", (3, -1, 1, 1, 1), "how many voxels|a voxel along every axis"),
+        (VOX_OFFSET, "<f", (0,), "behind the header"),
+        (VOX_OFFSET, "<f", (351,), "too low"),
         (DIM, "<4h", (3, 7, 6, 6), "every voxel that its header declares"),
         (DIM, "<4h", (3, 7, 6, 4), "end with its last voxel"),
         (DATATYPE, "<2h", (32, 64), "real numbers"),  # complex64

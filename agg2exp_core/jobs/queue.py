@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -125,11 +126,17 @@ def list_jobs(root: Path, limit: int = 100) -> list[JobState]:
 
 
 def cancel(root: Path, job_id: str) -> None:
-    """Ask the job to stop. Nothing happens to a process that merely has the same number by now."""
+    """Ask the job to stop. Nothing happens to a process that merely has the same number by now.
+
+    InputError when there is no such job.
+    """
     folder = _folder(root, job_id)
+    if not (folder / "job.json").is_file():
+        raise InputError("job must be one that was submitted", repr(job_id))
     (folder / "cancel").touch()
     if _alive(folder):
-        os.kill(int(read_json(folder / "process.json")["pid"]), signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):  # it may end at this very moment
+            os.kill(int(read_json(folder / "process.json")["pid"]), signal.SIGTERM)
 
 
 def log(root: Path, job_id: str, most: int = 20_000) -> str:

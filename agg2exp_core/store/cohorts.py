@@ -125,8 +125,7 @@ def add_cohort(root: Path, name: str, folder: Path, labels: Path | None = None, 
         | extra.get(case_id, {})
         for case_id, scan in scans.items()
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, [*COLUMNS, *columns], rows)
+    _write_new(path, [*COLUMNS, *columns], rows)
     return len(rows)
 
 
@@ -142,10 +141,15 @@ def append_case(root: Path, cohort: str, row: dict[str, Any]) -> None:
 
 
 def write_cases(root: Path, cohort: str, table: pd.DataFrame) -> None:
-    """Write a new cohort's cases.csv at once."""
-    path = _cases_csv(root, cohort)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, list(table.columns), table.to_dict("records"))
+    """Write a new cohort's cases.csv at once. InputError: another process made one of that name meanwhile."""
+    _write_new(_cases_csv(root, cohort), list(table.columns), table.to_dict("records"))
+
+
+def _write_new(path: Path, columns: list[str], rows: list[dict[Any, Any]]) -> None:
+    with locked(path.parent / ".cases"):
+        if path.exists():
+            raise InputError("a new cohort needs a name that is free", repr(path.parent.name))
+        _write(path, columns, rows)
 
 
 def _cases_csv(root: Path, cohort: str) -> Path:
@@ -169,7 +173,7 @@ def scans_of(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         ending = next((ending for ending in SCANS if path.name.lower().endswith(ending)), None)
-        if ending is None or path.name.startswith("."):
+        if ending is None or path.name.startswith(".") or not path.is_file():
             continue
         case_id = checked_id("a scan's name, without its ending,", path.name[: -len(ending)])
         if case_id in found:

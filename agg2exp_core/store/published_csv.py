@@ -97,8 +97,8 @@ def export_csv(root: Path, cohort: str, run: str, file: Path) -> None:
     Cases in the order of the cohort's list. What no case stores (var and mean, Dice and IoU) has no columns.
     InputError: unknown cohort or run, no case in it, or a damaged case.
     """
-    if not file.parent.is_dir():
-        raise InputError("the table's folder must be there", str(file.parent))
+    if not file.parent.is_dir() or file.is_dir():
+        raise InputError("the table must be a file in a folder that is there", str(file))
     con = catalog.connect(root)
     record = queries.runs(con, cohort).set_index("run").to_dict("index").get(run)
     local = queries.exported_importance(con, cohort, run)
@@ -111,7 +111,10 @@ def export_csv(root: Path, cohort: str, run: str, file: Path) -> None:
     scores = queries.exported_agreement(con, cohort, run)
     layout = _stored_layout(root / "runs" / cohort / run / "run.json")
     layout = layout or _layout_of(queries.organ_names(con, cohort, run), local, scores)
-    write_text(file, _wide_text(layout, _wide_rows(local, spread, scores)))
+    try:
+        write_text(file, _wide_text(layout, _wide_rows(local, spread, scores)))
+    except OSError as error:
+        raise InputError("the table must be a file that can be written", f"{file}: {error.strerror}") from None
 
 
 # ---- reading ---------------------------------------------------------------------------------------

@@ -216,11 +216,11 @@ def _replace(folder: Path, new: Path) -> None:
         new.rename(folder)
         return
     old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-old-"))
-    folder.rename(old / "case")
     try:
+        folder.rename(old / "case")
         new.rename(folder)
-    except OSError:
-        (old / "case").rename(folder)
-        raise
     finally:
+        # Also when the user stops the process here: one of the two is then in its place.
+        if not folder.exists():
+            (old / "case").rename(folder)
         shutil.rmtree(old, ignore_errors=True)
