@@ -296,6 +296,7 @@ def test_voxels_to_explain_are_asked_for_where_there_is_a_label(
     assert "Explained voxels" not in [box.label for box in app.selectbox]
     write_volume(root / "cohorts" / "tiny" / "images" / "label.nii.gz", Volume(np.zeros(SHAPE, np.uint8), AFFINE))
     listed = cohorts.read_cases(root, "tiny").assign(label="images/label.nii.gz")
+    (root / "cohorts" / "tiny" / "cases.csv").unlink()
     cohorts.write_cases(root, "tiny", listed)
     app = _drawn(monkeypatch, root)
     box = next(box for box in app.selectbox if box.label == "Explained voxels")
@@ -311,6 +312,7 @@ PICTURE = "![x](https://example.org/p.png)"
 def test_foreign_text_is_shown_and_never_followed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     root = _built(tmp_path, "thorax17")
     listed = cohorts.read_cases(root, "tiny").drop(columns="age").assign(**{PICTURE: PICTURE})
+    (root / "cohorts" / "tiny" / "cases.csv").unlink()
     cohorts.write_cases(root, "tiny", listed)
     app = _drawn(monkeypatch, root, target=PICTURE)
     shown = [element.value for element in (*app.markdown, *app.warning)]

@@ -72,6 +72,7 @@ def test_a_list_that_grows_keeps_its_note_its_link_and_cases_that_left_the_cohor
     extend_list(root, "doubtful", "clinic", ("c2",))
     assert list_lists(root) == [CaseList("doubtful", "clinic", ("c2",))]
     save_list(root, LIST, replacing=True)
+    (root / "cohorts" / "clinic" / "cases.csv").unlink()
     cohorts.write_cases(root, "clinic", pd.DataFrame({"case_id": ["c1", "c3"], "image": "", "label": ""}))
     extend_list(root, "doubtful", "clinic", ("c3", "c1"))
     assert list_lists(root) == [replace(LIST, cases=("c2", "c1", "c3"))]
