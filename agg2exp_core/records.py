@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -74,8 +74,12 @@ class Method:
 
     @classmethod
     def of(cls, name: str, parameters: dict[str, Any]) -> Method:
-        """The method whose `parameters()` were stored; TypeError for one that there is none of."""
-        return cls(name, **{"estimator": "plain", **parameters})
+        """The method whose `parameters()` were stored. InputError: a parameter that is not known here."""
+        try:
+            return cls(name, **{"estimator": "plain", **parameters})
+        except TypeError:
+            known = ", ".join(field.name for field in fields(cls) if field.name != "name")
+            raise InputError("a method's parameters must be known", ", ".join(parameters), known) from None
 
     def parameters(self) -> dict[str, Any]:
         """Only what this method's numbers depend on, for run.json and the manifest.

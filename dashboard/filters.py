@@ -140,7 +140,8 @@ def joining(address: Address, labels: LabelSet) -> bool:
     if wish:
         st.session_state[key] = wish == ["on"]
     parts = "; ".join(
-        ", ".join(organ.title for organ in labels.organs if organ.joined == whole.name) + f" as **{whole.title}**"
+        ", ".join(words.plain(organ.title) for organ in labels.organs if organ.joined == whole.name)
+        + f" as **{words.plain(whole.title)}**"
         for whole in wholes
     )
     # What was chosen stays, even while another page is shown.
@@ -154,7 +155,8 @@ def _join_words(labels: LabelSet) -> str:
         if organ.joined:
             ends.setdefault(organ.joined, set()).add(organ.title.split()[-1].lower())
     kinds = [found.pop() + "s" for found in ends.values() if len(found) == 1]
-    return f"Join {' and '.join(kinds)}" if len(kinds) == len(ends) else "Join parts of one organ"
+    told = words.plain(" and ".join(dict.fromkeys(kinds)))
+    return f"Join {told}" if len(kinds) == len(ends) else "Join parts of one organ"
 
 
 def segments(label: str, key: str, titles: dict[str, str], usual: str, text: str | None = None) -> str:

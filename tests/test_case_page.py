@@ -107,6 +107,13 @@ def test_a_case_alone_has_no_cohort_behind_it() -> None:
     assert "this case" in names and not {name for name in names if "cohort" in name}
 
 
+def test_a_run_of_unknown_parameters_keeps_its_id() -> None:
+    record = {"run": "r", "method": "smoothgrad", "model": "m", "parameters": {"samples": 4, "newer": 1}}
+    assert choosing.method_of(record) is None and choosing.run_title(record) == "r"
+    with pytest.raises(InputError, match="a method's parameters must be known; got samples, newer"):
+        Method.of("smoothgrad", record["parameters"])
+
+
 def test_masks_are_hatched_bars_above_the_organs() -> None:
     spread = dict.fromkeys(("q05", "q25", "median", "q75", "q95"), 0.1) | {"percentile": 50.0}
     organs = pd.DataFrame([{"region": name, "value": 0.5, "absent": None} | spread for name in ("aorta", "heart")])

@@ -90,6 +90,21 @@ def test_kernelshap_asks_what_is_taken_away_and_how_often() -> None:
     assert asked(app) == Method("kernelshap", samples=1000, features="cubes", value="dice")
 
 
+@pytest.mark.parametrize(("samples", "offered"), [(20_000, 10_000), (1, 2)])
+def test_a_run_made_elsewhere_may_have_any_number(samples: int, offered: int) -> None:
+    assert asked(form(Method("kernelshap", samples=samples))).samples == offered
+
+
+def test_what_a_run_made_elsewhere_took_away_need_not_be_known() -> None:
+    assert asked(form(Method("kernelshap", samples=50, features="slabs"))).features == "regions"
+
+
+def test_organs_need_their_own_number_of_coalitions_again() -> None:
+    app = form(Method("kernelshap", samples=1000, features="cubes"))
+    app.selectbox(key="compute_features_kernelshap").select("regions").run()
+    assert asked(app).samples == 200
+
+
 def test_a_baseline_can_be_chosen() -> None:
     app = form(Method("integrated_gradients", samples=12, baseline="blurred"))
     assert asked(app).baseline == "blurred"

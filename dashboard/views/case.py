@@ -25,7 +25,7 @@ from dashboard.viewer import layers, niivue, slices
 from dashboard.viewer.scene import Sources, load_scene
 from dashboard.viewer.slices import Voxel
 from dashboard.viewer.stage import Legend, Look, Scene, moved_to, stage, stage_data, voxel_inside
-from dashboard.views import choosing, compute, methods, unusual
+from dashboard.views import choosing, compute, unusual
 from dashboard.views.legend import legend
 
 ADDRESS = Address("case")
@@ -71,8 +71,7 @@ class Chosen:
 
     @property
     def method(self) -> Method | None:
-        name, parameters = self.record.get("method"), self.record.get("parameters") or {}
-        return Method.of(name, parameters) if name in methods.METHODS else None
+        return choosing.method_of(self.record)
 
     def title(self, organ: str) -> str:
         return common.organ_of(self.labels, organ).title
@@ -96,7 +95,7 @@ def page() -> None:
         return
     linked = ADDRESS.asked("at")
     if linked:
-        st.session_state[LINKED] = linked[0]
+        st.session_state[LINKED] = (chosen.cohort, chosen.case.case_id, linked[0])
     ADDRESS.write(_link(chosen))
     _heading(chosen)
     if chosen.case.image is None:
@@ -314,7 +313,7 @@ def _absent(chosen: Chosen) -> str | None:
 def _viewer(chosen: Chosen, scene: Scene) -> None:
     """A fragment: what the pictures send draws this again and nothing else."""
     place = _place(chosen)
-    linked = _linked_voxel(scene.shape)
+    linked = _linked_voxel(chosen, scene.shape)
     if linked is not None:  # else the browser keeps where it was when this scan was seen last
         niivue.point_at(VIEWER, slices.world(scene.scan.affine, linked))
     cursor = linked or st.session_state.get(place) or scene.peak or scene.middle
@@ -381,9 +380,10 @@ def _slices(chosen: Chosen, scene: Scene, place: str) -> None:
     stage(stage_data(scene, look, st.session_state[place], told), STAGE, moved)
 
 
-def _linked_voxel(shape: Voxel) -> Voxel | None:
+def _linked_voxel(chosen: Chosen, shape: Voxel) -> Voxel | None:
     """The position that the link names, if it lies in this scan. It counts once: for the case linked to."""
-    return voxel_inside(st.session_state.pop(LINKED, "").split("."), shape)
+    *place, at = st.session_state.pop(LINKED, ("", "", ""))
+    return voxel_inside(at.split("."), shape) if place == [chosen.cohort, chosen.case.case_id] else None
 
 
 def _legends(chosen: Chosen, scene: Scene) -> dict[str, Legend]:

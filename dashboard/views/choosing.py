@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from agg2exp_core.organs import LabelSet
-from agg2exp_core.records import Method
+from agg2exp_core.records import InputError, Method
 from dashboard import data, filters, words
 from dashboard.address import Address
 from dashboard.charts.common import organ_of
@@ -71,10 +71,9 @@ def run_title(record: dict[str, Any]) -> str:
 
     An unusual mask comes first of them: `SmoothGrad × 20, false positives, …`.
     """
-    name, parameters = str(record.get("method")), record.get("parameters") or {}
-    if name not in methods.METHODS:
+    method = method_of(record)
+    if method is None:
         return str(record["run"])
-    method = Method.of(name, parameters)
     return ", ".join(
         [
             methods.method_words(method),
@@ -83,3 +82,12 @@ def run_title(record: dict[str, Any]) -> str:
             str(record.get("model")),
         ]
     )
+
+
+def method_of(record: dict[str, Any]) -> Method | None:
+    """The method of a run; None for one that this version does not know, or not all parameters of."""
+    name, parameters = str(record.get("method")), record.get("parameters") or {}
+    try:
+        return Method.of(name, parameters) if name in methods.METHODS else None
+    except InputError:
+        return None

@@ -24,6 +24,7 @@ from dashboard.views.choosing import ChosenRun
 from dashboard.views.cohort_charts import ADDRESS, PICKED, Shown
 from dashboard.views.masked import on_masked_regions
 
+RANKED = ["value", "target_dice"]
 TABLE_HEIGHT = 420
 NOT_SHOWN = ("cohort", "dice", "explained", *NO_METADATA)
 
@@ -147,11 +148,13 @@ def _table(chosen: Chosen, selection: Selection, cases: pd.DataFrame, picked: Pi
     shown = table_of(cases)
     if picked:
         ranked = data.ranked(chosen.root, selection, *picked).rename(columns={"dice": "target_dice"})
-        shown = ranked.merge(shown, on="case_id", how="left")
+        # Metadata of the same names gives way to what was asked for.
+        shown = ranked.merge(shown.drop(columns=RANKED, errors="ignore"), on="case_id", how="left")
     key = f"cohort_table_{chosen.cohort}_{chosen.run}"
     columns = _column_config(chosen, selection, picked)
     event = st.dataframe(
-        _scaled(shown, selection), hide_index=True, column_config=columns, key=key, on_select="rerun",
+        _in_percent(shown) if picked and selection.value == "mass" else shown, hide_index=True,
+        column_config=columns, key=key, on_select="rerun",
         selection_mode="single-cell", placeholder="–", height=TABLE_HEIGHT,
     )  # fmt: skip
     if event["selection"]["cells"]:
@@ -192,8 +195,8 @@ def table_of(cases: pd.DataFrame) -> pd.DataFrame:
     return shown
 
 
-def _scaled(shown: pd.DataFrame, selection: Selection) -> pd.DataFrame:
-    return shown.assign(value=100 * shown["value"]) if "value" in shown and selection.value == "mass" else shown
+def _in_percent(shown: pd.DataFrame) -> pd.DataFrame:
+    return shown.assign(value=100 * shown["value"])
 
 
 def _column_config(chosen: Chosen, selection: Selection, picked: Pick | None) -> dict[str, Any]:

@@ -37,6 +37,7 @@ SAMPLES = {
     "quantile_gradient": "Voxels of the organ",
     "kernelshap": "Coalitions",
 }
+MOST = 10_000
 MORE = {"cubes": 1000, "supervoxels": 1000}
 """Coalitions, where there are more features than organs."""
 
@@ -88,12 +89,14 @@ def ask_method(usual: Method) -> Method:
     method = replace(method, **asked)
     if name not in SAMPLES:
         return method
-    wanted = method.samples if method.features == usual.features else MORE.get(method.features, method.samples)
+    alike = (name, method.features) == (usual.name, usual.features)
+    wanted = usual.samples if alike else MORE.get(method.features, USUAL_SAMPLES[name])
+    least = 2 if name == "kernelshap" else 1
     samples = st.number_input(
         SAMPLES[name],
-        min_value=2 if name == "kernelshap" else 1,
-        max_value=10_000,
-        value=wanted,
+        min_value=least,
+        max_value=MOST,
+        value=min(max(wanted, least), MOST),  # a run made elsewhere may have any number
         key=f"compute_samples_{name}_{method.features}",
         help="More of them give a steadier map and take proportionally longer.",
     )
@@ -175,7 +178,7 @@ def _choose(name: str, parameter: str, usual: str) -> str:
     return st.selectbox(
         LABELS[parameter],
         list(choices),
-        index=list(choices).index(usual),
+        index=list(choices).index(usual) if usual in choices else 0,
         format_func=choices.__getitem__,
         key=f"compute_{parameter}_{name}",
         help=HELPS[parameter],
