@@ -1,5 +1,7 @@
 """The fast path of convolutions gives what PyTorch's own gives, and is taken where it should be."""
 
+from functools import partial
+
 import pytest
 import torch
 from monai.networks.nets.segresnet import SegResNet
@@ -76,19 +78,27 @@ def test_float64_is_left_alone():
 
 
 @pytest.mark.parametrize(
-    "network",
+    "make",
     [
-        SegResNet(spatial_dims=3, in_channels=1, out_channels=3, init_filters=8, norm=("GROUP", {"num_groups": 4})),
-        SwinUNETR(in_channels=1, out_channels=3, feature_size=12),
+        partial(SegResNet, spatial_dims=3, out_channels=3, init_filters=8, norm=("GROUP", {"num_groups": 4})),
+        partial(SwinUNETR, in_channels=1, out_channels=3, feature_size=12),
     ],
     ids=["SegResNet", "Swin UNETR"],
 )
-def test_no_layer_sees_another_layout(network):
-    """Group normalisation with channels last is off by 0.005 of the gradient's sum; so no other layer gets them."""
+def test_no_layer_sees_another_layout(make):
+    """Normalisation with channels last is off by ten times as much or altogether; so no other layer gets them."""
     torch.manual_seed(1)
-    image, network = torch.rand(1, 1, 64, 32, 32), network.eval().requires_grad_(False)
+    network, image = smooth(make()).eval().requires_grad_(False), torch.rand(1, 1, 64, 64, 64)
     output, ours = outcome(lambda x: run(network, x), image)
     exact = outcome(network.double(), image.double())[1]
-    usual = outcome(network.float(), image)[1]
     assert output.is_contiguous()
-    assert (ours - exact).abs().sum() <= 2 * (usual - exact).abs().sum()
+    assert (ours - exact).abs().sum() <= 1e-5 * exact.abs().sum()
+
+
+def smooth(network: torch.nn.Module) -> torch.nn.Module:
+    """Its kinks rounded: rounding alone flips a gradient at a kink, more or less on every processor."""
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, torch.nn.ReLU | torch.nn.LeakyReLU):
+                setattr(module, name, torch.nn.Softplus())
+    return network
