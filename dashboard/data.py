@@ -53,14 +53,16 @@ def _connection(root: str, fingerprint: str) -> duckdb.DuckDBPyConnection:
     return catalog.connect(Path(root))
 
 
-@st.cache_data(max_entries=500, show_spinner=False)
+@st.cache_resource(max_entries=200, show_spinner=False)
 def _answer(root: str, fingerprint: str, query: str, *arguments: object) -> Any:
     # A cursor of its own: sessions run in threads, and a connection serves one at a time.
     return getattr(queries, query)(_connection(root, fingerprint).cursor(), *arguments)
 
 
 def _ask(root: Path, query: str, *arguments: object) -> Any:
-    return _answer(str(root), _fingerprint(str(root)), query, *arguments)
+    found = _answer(str(root), _fingerprint(str(root)), query, *arguments)
+    # A table of ten thousand cases takes long to copy; this one is copied if and when somebody writes into it.
+    return found.copy(deep=False) if isinstance(found, pd.DataFrame) else found
 
 
 def cohorts(root: Path) -> pd.DataFrame:
@@ -143,11 +145,11 @@ def box_stats(root: Path, selection: Selection, target: str) -> pd.DataFrame:
 
 @st.cache_data(max_entries=200, show_spinner=False)
 def _matrix(root: str, fingerprint: str, selection: Selection) -> pd.DataFrame:
-    if selection == selection.unfiltered():
-        return summary.matrix(importance(Path(root), selection))
-    known = _everything(root, fingerprint, selection.unfiltered())
-    chosen = _among(known.cases, passing(Path(root), selection))
-    return _ordered(root, fingerprint, selection.unfiltered()).matrix(chosen)
+    everything = selection.unfiltered()
+    known = _everything(root, fingerprint, everything)
+    every = selection == everything
+    chosen = np.ones(len(known.cases), bool) if every else _among(known.cases, passing(Path(root), selection))
+    return _ordered(root, fingerprint, everything).matrix(chosen)
 
 
 def matrix(root: Path, selection: Selection) -> pd.DataFrame:

@@ -9,7 +9,18 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from agg2exp_core.organs import LabelSet
-from dashboard.charts.common import GREY, click_rows, faint, frame, group_colors, named_axis, number, organ_of, plain
+from dashboard.charts.common import (
+    GREY,
+    PLAIN,
+    click_rows,
+    faint,
+    frame,
+    group_colors,
+    named_axis,
+    number,
+    organ_of,
+    room,
+)  # fmt: skip
 
 MOST_OUTLIERS = 40
 """Outliers drawn for one box; of more, an even spread over their range that keeps both ends."""
@@ -23,26 +34,26 @@ def region_boxes(stats: pd.DataFrame, labels: LabelSet, measure: str, picked: st
     [target, region].
     """
     rows = _box_rows(stats, labels, measure)
-    figure = go.Figure()
-    colors = group_colors(labels)
+    colors, traces, shapes = group_colors(labels), [], []
     for group, part in rows.groupby("group", sort=False):
-        _add_boxes(figure, part, str(group), colors.get(str(group), GREY))
-        add_ticks(figure, pairs(part.index, part["outliers"]), 0.24, colors.get(str(group), GREY))
+        color = colors.get(str(group), GREY)
+        traces.append(_boxes(part, str(group), color))
+        shapes += ticks(pairs(part.index, part["outliers"]), 0.24, color)
     end = max([*rows["high"], *(value for values in rows["outliers"] for value in values), 1e-12])
     picks = rows[["target", "region"] if "target" in rows else ["region"]].to_numpy().tolist()
-    click_rows(figure, end, picks, list(rows["told"]))
+    traces.append(click_rows(end, picks, list(rows["told"])))
     if picked in list(rows["name"]):
         place = list(rows["name"]).index(str(picked))
-        frame(figure, (-0.01 * end, end * 1.02), (place - 0.5, place + 0.5))
+        shapes.append(frame((-0.01 * end, end * 1.02), (place - 0.5, place + 0.5)))
     title = "share of attribution, %" if measure == "mass" else "attribution per voxel"
-    figure.update_layout(
-        xaxis={"title": {"text": title, "standoff": 6}, "range": [-0.01 * end, end * 1.02], "zeroline": False,
-               "showgrid": True, "gridcolor": "rgba(128, 134, 142, 0.25)"},
-        yaxis=named_axis(rows["title"], [colors.get(group, GREY) for group in rows["group"]]),
-        showlegend=False,
-        margin={"l": 4, "r": 8, "t": 8, "b": 40},
-    )  # fmt: skip
-    return plain(figure)
+    layout = {
+        "xaxis": {"title": {"text": title, "standoff": 6}, "range": [-0.01 * end, end * 1.02], "zeroline": False,
+                  "showgrid": True, "gridcolor": "rgba(128, 134, 142, 0.25)"},
+        "yaxis": named_axis(rows["title"], [colors.get(group, GREY) for group in rows["group"]]),
+        "showlegend": False, "shapes": shapes,
+        "margin": {"l": room(rows["title"]), "r": 8, "t": 8, "b": 40},
+    }  # fmt: skip
+    return go.Figure(traces, PLAIN | layout)
 
 
 def _box_rows(stats: pd.DataFrame, labels: LabelSet, measure: str) -> pd.DataFrame:
@@ -79,12 +90,13 @@ def thinned(values: Any) -> np.ndarray:
     return ordered[np.linspace(0, len(ordered) - 1, MOST_OUTLIERS).round().astype(int)]
 
 
-def _add_boxes(figure: go.Figure, rows: pd.DataFrame, group: str, color: str) -> None:
-    figure.add_box(
-        y=rows.index, q1=rows["q1"], median=rows["median"], q3=rows["q3"], lowerfence=rows["low"],
-        upperfence=rows["high"], orientation="h", width=0.62, whiskerwidth=0.5, name=group.capitalize(),
-        line={"color": color, "width": 1.6}, fillcolor=faint(color), hoverinfo="skip",
-    )  # fmt: skip
+def _boxes(rows: pd.DataFrame, group: str, color: str) -> dict[str, Any]:
+    return {
+        "type": "box", "y": rows.index, "q1": rows["q1"], "median": rows["median"], "q3": rows["q3"],
+        "lowerfence": rows["low"], "upperfence": rows["high"], "orientation": "h", "width": 0.62, "whiskerwidth": 0.5,
+        "name": group.capitalize(), "line": {"color": color, "width": 1.6}, "fillcolor": faint(color),
+        "hoverinfo": "skip",
+    }  # fmt: skip
 
 
 def pairs(places: Any, outliers: Any) -> list[tuple[float, float]]:
@@ -92,9 +104,12 @@ def pairs(places: Any, outliers: Any) -> list[tuple[float, float]]:
     return [(place, value) for place, values in zip(places, outliers, strict=True) for value in values]
 
 
-def add_ticks(figure: go.Figure, outliers: list[tuple[float, float]], length: float, color: str) -> None:
-    """A tick across its row for each (place, value): one path, where a marker each would cost the browser a node."""
+def ticks(outliers: list[tuple[float, float]], length: float, color: str) -> list[dict[str, Any]]:
+    """A tick across its row for each (place, value): one path, where a marker each would cost the browser a node.
+
+    The path in a list; an empty one where there is no outlier.
+    """
     half = length / 2
     path = " ".join(f"M{value:.6g},{place - half:g}L{value:.6g},{place + half:g}" for place, value in outliers)
-    if path:
-        figure.add_shape(type="path", path=path, line={"color": color, "width": 1.3}, opacity=0.8)
+    drawn = {"type": "path", "path": path, "line": {"color": color, "width": 1.3}, "opacity": 0.8}
+    return [drawn] if path else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from html import escape
 from typing import Any
 
@@ -29,6 +29,13 @@ CHART_HEIGHT = 500
 
 CLICK_COLUMNS = 8
 """Parts of a row that answer to hover and click, each where it stands."""
+
+PLAIN = {
+    "height": CHART_HEIGHT, "dragmode": False, "hovermode": "closest", "hoverlabel": HOVER, "boxmode": "overlay",
+}  # fmt: skip
+"""How every chart behaves. A chart made from it and its own layout at once is checked by Plotly once."""
+
+NARROW, WIDE = "fijlrt.,'’:()| ", "mwMW%"
 
 Pick = tuple[str, str]
 """A target and a region, as a click on a box or a cell names them."""
@@ -85,20 +92,38 @@ def in_group_order(names: pd.Series, labels: LabelSet) -> list[str]:
 
 
 def named_axis(titles: Any, colors: list[str]) -> dict[str, Any]:
-    """Places 0, 1, 2 … with their names, each with a square in its group's colour."""
+    """Places 0, 1, 2 … with their names, each with a square in its group's colour; `room` is what they take."""
     names = [f"{title} <span style='color:{color}'>■</span>" for title, color in zip(titles, colors, strict=True)]
     return {
         "tickvals": list(range(len(names))), "ticktext": names, "range": [len(names) - 0.5, -0.5],
-        "automargin": True, "showgrid": False, "zeroline": False, "ticks": "", "tickfont": {"size": 13},
+        "showgrid": False, "zeroline": False, "ticks": "", "tickfont": {"size": 13},
     }  # fmt: skip
 
 
-def organ_axis(names: list[str], labels: LabelSet) -> dict[str, Any]:
-    """One side of a matrix: organs' titles with their groups' colours."""
-    organs = [organ_of(labels, name) for name in names]
-    colors = group_colors(labels)
-    axis = named_axis([organ.title for organ in organs], [colors.get(organ.group, GREY) for organ in organs])
-    return axis | {"tickfont": {"size": 12}}
+def room(titles: Iterable[str], size: int = 13) -> int:
+    """px beside an axis for names of that font size: Plotly's automatic margins draw every chart twice."""
+    return round(max((_width(title) for title in titles), default=0) * size + 2 * size)
+
+
+def _width(text: str) -> float:
+    """Of a text in em, at most, in the dashboard's font."""
+    return sum(0.32 if char in NARROW else 0.85 if char in WIDE else 0.66 if char.isupper() else 0.55 for char in text)
+
+
+def organ_axes(targets: list[str], regions: list[str], labels: LabelSet) -> dict[str, Any]:
+    """Both sides of a matrix, targets down and regions along, and the room that their titles take."""
+    colors, axes, rooms = group_colors(labels), [], []
+    for names in (targets, regions):
+        organs = [organ_of(labels, name) for name in names]
+        titles = [organ.title for organ in organs]
+        axis = named_axis(titles, [colors.get(organ.group, GREY) for organ in organs])
+        axes.append(axis | {"tickfont": {"size": 12}})
+        rooms.append(room(titles, 12))
+    return {
+        "yaxis": axes[0],
+        "xaxis": axes[1] | {"tickangle": -90, "range": [-0.5, len(regions) - 0.5]},
+        "margin": {"l": rooms[0], "r": 0, "t": 8, "b": rooms[1]},
+    }
 
 
 def short(name: str, length: int = 40) -> str:
@@ -110,38 +135,35 @@ def invisible() -> dict[str, Any]:
     """Heatmaps answer to no click: these squares over their cells do."""
     clear = {"marker": {"opacity": 0}}
     return {
-        "mode": "markers", "marker": {"opacity": 0, "size": 18, "symbol": "square"}, "showlegend": False,
-        "hovertemplate": "%{text}<extra></extra>", "selected": clear, "unselected": clear,
+        "type": "scatter", "mode": "markers", "marker": {"opacity": 0, "size": 18, "symbol": "square"},
+        "showlegend": False, "hovertemplate": "%{text}<extra></extra>", "selected": clear, "unselected": clear,
     }  # fmt: skip
 
 
-def click_rows(figure: go.Figure, end: float, picks: list[Any], told: list[str]) -> None:
-    """Boxes with given quartiles answer to no click: bars over each row, which nobody sees, do.
+def click_rows(end: float, picks: list[Any], told: list[str]) -> dict[str, Any]:
+    """Boxes with given quartiles answer to no click: bars over each row, which nobody sees, do; they are one trace.
 
     picks: the customdata of each row, from the first on; told: what it says under the pointer, near which it stays
     as a row is several bars.
     """
     clear = {"marker": {"opacity": 0}}
     rows, steps = np.meshgrid(np.arange(len(picks)), np.arange(CLICK_COLUMNS))
-    figure.add_bar(
-        base=steps.ravel() * end / CLICK_COLUMNS, x=np.full(rows.size, end / CLICK_COLUMNS), y=rows.ravel(), width=1,
-        orientation="h", customdata=picks * CLICK_COLUMNS, text=told * CLICK_COLUMNS, textposition="none",
-        hovertemplate="%{text}<extra></extra>", showlegend=False, selected=clear, unselected=clear, **clear,
-    )  # fmt: skip
+    return {
+        "type": "bar", "base": steps.ravel() * end / CLICK_COLUMNS, "x": np.full(rows.size, end / CLICK_COLUMNS),
+        "y": rows.ravel(), "width": 1, "orientation": "h", "customdata": picks * CLICK_COLUMNS,
+        "text": told * CLICK_COLUMNS, "textposition": "none", "hovertemplate": "%{text}<extra></extra>",
+        "showlegend": False, "selected": clear, "unselected": clear, **clear,
+    }  # fmt: skip
 
 
-def frame(
-    figure: go.Figure, x: tuple[float, float], y: tuple[float, float], where: dict[str, int] | None = None
-) -> None:
-    """Show which box or cell the list is about. where: row and col, in a figure of several."""
+def frame(x: tuple[float, float], y: tuple[float, float]) -> dict[str, Any]:
+    """The shape that shows which box or cell the list is about."""
     line = {"color": PICKED, "width": 2}
-    figure.add_shape(type="rect", x0=x[0], x1=x[1], y0=y[0], y1=y[1], line=line, layer="above", **(where or {}))
+    return {"type": "rect", "x0": x[0], "x1": x[1], "y0": y[0], "y1": y[1], "line": line, "layer": "above"}
 
 
 def plain(figure: go.Figure) -> go.Figure:
-    return figure.update_layout(
-        height=CHART_HEIGHT, dragmode=False, hovermode="closest", hoverlabel=HOVER, boxmode="overlay"
-    )
+    return figure.update_layout(PLAIN)
 
 
 def faint(color: str, alpha: float = 0.4) -> str:

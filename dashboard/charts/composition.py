@@ -6,7 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from agg2exp_core.organs import BACKGROUND, LabelSet
-from dashboard.charts.common import GREY, faint, group_colors, named_axis, number, organ_of, own_region, plain
+from dashboard.charts.common import GREY, faint, group_colors, named_axis, number, organ_of, own_region, plain, room
 
 OWN = "the organ itself"
 
@@ -55,7 +55,7 @@ def composition_bars(parts: pd.DataFrame, labels: LabelSet, order: list[str]) ->
         xaxis={"title": {"text": "mean share of attribution, %", "standoff": 6}, "range": [0, 100], "dtick": 20,
                "zeroline": False},
         yaxis=named_axis([organ.title for organ in organs], own),
-        margin={"l": 4, "r": 16, "t": 8, "b": 40},
+        margin={"l": room(organ.title for organ in organs), "r": 16, "t": 8, "b": 40},
     )  # fmt: skip
     return plain(figure).update_layout(barmode="stack")
 

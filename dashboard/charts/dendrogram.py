@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from agg2exp_core.analysis.clustering import Dendrogram
 from agg2exp_core.organs import LabelSet
-from dashboard.charts.common import GREY, click_rows, frame, group_colors, named_axis, organ_of, plain
+from dashboard.charts.common import GREY, click_rows, frame, group_colors, named_axis, organ_of, plain, room
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,13 +40,13 @@ def dendrogram(tree: Dendrogram, labels: LabelSet, picked: str | None = None) ->
     _add_leaves(figure, tree, labels, joins, end)
     if picked in tree.order:
         place = tree.order.index(str(picked))
-        frame(figure, (0, end), (place - 0.5, place + 0.5))
+        figure.add_shape(frame((0, end), (place - 0.5, place + 0.5)))
     organs = [organ_of(labels, name) for name in tree.order]
     figure.update_layout(
         xaxis={"title": {"text": "distance (max − √share)", "standoff": 6}, "range": [0, end],
                "zeroline": False, "showgrid": True, "gridcolor": "rgba(128, 134, 142, 0.25)"},
         yaxis=named_axis([organ.title for organ in organs], [colors.get(organ.group, GREY) for organ in organs]),
-        showlegend=False, margin={"l": 4, "r": 8, "t": 8, "b": 40},
+        showlegend=False, margin={"l": room(organ.title for organ in organs), "r": 8, "t": 8, "b": 40},
     )  # fmt: skip
     return plain(figure)
 
@@ -72,4 +72,4 @@ def _words(other: _Branch, distance: float, labels: LabelSet) -> str:
 
 def _add_leaves(figure: go.Figure, tree: Dendrogram, labels: LabelSet, joins: dict[str, str], end: float) -> None:
     told = [f"<b>{organ_of(labels, name).title}</b> {joins[name]} · click to list the scans" for name in tree.order]
-    click_rows(figure, end, [[name, name] for name in tree.order], told)
+    figure.add_trace(click_rows(end, [[name, name] for name in tree.order], told))

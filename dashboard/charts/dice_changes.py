@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from dashboard.charts.change import chance, differs, interval, signed
-from dashboard.charts.common import CHART_HEIGHT, GREY, SIDES, group_colors, named_axis, organ_of, plain
+from dashboard.charts.common import CHART_HEIGHT, GREY, SIDES, group_colors, named_axis, organ_of, plain, room
 from dashboard.charts.differences import Look, sets_words
 
 ROW = 27
@@ -32,7 +32,7 @@ def dice_changes(table: pd.DataFrame, look: Look) -> go.Figure:
                "gridcolor": "rgba(128, 134, 142, 0.25)", "tickformat": "+.2~f"},
         yaxis=named_axis([organ.title for organ in organs], [colors.get(organ.group, GREY) for organ in organs]),
         showlegend=False,
-        margin={"l": 4, "r": 8, "t": 28, "b": 40},
+        margin={"l": room(organ.title for organ in organs), "r": 8, "t": 28, "b": 40},
         height=max(CHART_HEIGHT, ROW * len(rows) + 68),
     )  # fmt: skip
     return figure

@@ -13,14 +13,14 @@ import plotly.graph_objects as go
 from agg2exp_core.organs import LabelSet
 from dashboard.charts.change import Row, chance, differs, excludes_zero, interval, level, signed
 from dashboard.charts.common import (
+    PLAIN,
     SIDES,
     Pick,
     frame,
     in_group_order,
     invisible,
-    organ_axis,
+    organ_axes,
     organ_of,
-    plain,
     rounded,
     short,
 )  # fmt: skip
@@ -69,13 +69,8 @@ def difference_matrix(table: pd.DataFrame, look: Look, picked: Pick | None = Non
     _add_cells_to_click(figure, rows, places, look)
     if picked in places:
         x, y = places[picked]
-        frame(figure, (x - 0.5, x + 0.5), (y - 0.5, y + 0.5))
-    figure.update_layout(
-        xaxis=organ_axis(regions, look.labels) | {"tickangle": -90, "range": [-0.5, len(regions) - 0.5]},
-        yaxis=organ_axis(targets, look.labels) | {"range": [len(targets) - 0.5, -0.5]},
-        margin={"l": 4, "r": 0, "t": 8, "b": 4},
-    )
-    return plain(figure)
+        figure.add_shape(frame((x - 0.5, x + 0.5), (y - 0.5, y + 0.5)))
+    return figure.update_layout(PLAIN | organ_axes(targets, regions, look.labels))
 
 
 def _grid(table: pd.DataFrame, targets: list[str], regions: list[str]) -> np.ndarray:

@@ -55,7 +55,7 @@ def histogram_grid(bins: pd.DataFrame, labels: LabelSet, measure: str, picked: P
             _add_squares(figure, cell, _words(cell, labels, measure), top, where)
             if picked == (target, region):
                 ends = 0.0, math.sqrt(float(cell["high"].iloc[-1]))
-                frame(figure, ends, (0, top * 1.06), where)
+                figure.add_shape(frame(ends, (0, top * 1.06)), **where)
     return _laid_out(figure, bins, measure, top)
 
 

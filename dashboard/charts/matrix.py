@@ -12,14 +12,14 @@ import plotly.graph_objects as go
 
 from agg2exp_core.organs import LabelSet
 from dashboard.charts.common import (
+    PLAIN,
     Pick,
     frame,
     in_group_order,
     invisible,
     number,
-    organ_axis,
+    organ_axes,
     organ_of,
-    plain,
     rounded,
 )  # fmt: skip
 
@@ -39,21 +39,15 @@ def organ_matrix(
     values = matrix.pivot_table(index="target", columns="region", values="value", dropna=False)
     values = values.reindex(index=targets, columns=regions).astype(float)
     top = float(np.nanmax(values.to_numpy(), initial=1e-12))
-    figure = go.Figure()
-    figure.add_heatmap(
-        z=np.sqrt(values.to_numpy()), zmin=0, zmax=math.sqrt(top), colorscale=SCALE, xgap=1, ygap=1,
-        hoverinfo="skip", colorbar=_color_bar(top, measure),
-    )  # fmt: skip
-    _add_cells_to_click(figure, matrix, (targets, regions), labels, measure)
+    cells = {
+        "type": "heatmap", "z": np.sqrt(values.to_numpy()), "zmin": 0, "zmax": math.sqrt(top), "colorscale": SCALE,
+        "xgap": 1, "ygap": 1, "hoverinfo": "skip", "colorbar": _color_bar(top, measure),
+    }  # fmt: skip
+    layout = PLAIN | organ_axes(targets, regions, labels)
     if picked and picked[0] in targets and picked[1] in regions:
         x, y = regions.index(picked[1]), targets.index(picked[0])
-        frame(figure, (x - 0.5, x + 0.5), (y - 0.5, y + 0.5))
-    figure.update_layout(
-        xaxis=organ_axis(regions, labels) | {"tickangle": -90, "range": [-0.5, len(regions) - 0.5]},
-        yaxis=organ_axis(targets, labels) | {"range": [len(targets) - 0.5, -0.5]},
-        margin={"l": 4, "r": 0, "t": 8, "b": 4},
-    )
-    return plain(figure)
+        layout["shapes"] = [frame((x - 0.5, x + 0.5), (y - 0.5, y + 0.5))]
+    return go.Figure([cells, _cells_to_click(matrix, (targets, regions), labels, measure)], layout)
 
 
 def _ordered(names: pd.Series, labels: LabelSet, order: Sequence[str]) -> list[str]:
@@ -61,18 +55,17 @@ def _ordered(names: pd.Series, labels: LabelSet, order: Sequence[str]) -> list[s
     return [*(name for name in order if name in grouped), *(name for name in grouped if name not in order)]
 
 
-def _add_cells_to_click(
-    figure: go.Figure, matrix: pd.DataFrame, axes: tuple[list[str], list[str]], labels: LabelSet, measure: str
-) -> None:
+def _cells_to_click(
+    matrix: pd.DataFrame, axes: tuple[list[str], list[str]], labels: LabelSet, measure: str
+) -> dict[str, Any]:
     targets, regions = axes
     cells = matrix[["target", "region", "value", "n"]].to_dict("records")
-    figure.add_scatter(
-        x=[regions.index(cell["region"]) for cell in cells],
-        y=[targets.index(cell["target"]) for cell in cells],
-        customdata=[[cell["target"], cell["region"]] for cell in cells],
-        text=[_cell_words(cell, labels, measure) for cell in cells],
-        **invisible(),
-    )
+    return invisible() | {
+        "x": [regions.index(cell["region"]) for cell in cells],
+        "y": [targets.index(cell["target"]) for cell in cells],
+        "customdata": [[cell["target"], cell["region"]] for cell in cells],
+        "text": [_cell_words(cell, labels, measure) for cell in cells],
+    }
 
 
 def _cell_words(cell: dict[Any, Any], labels: LabelSet, measure: str) -> str:

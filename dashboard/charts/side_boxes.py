@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from dashboard.charts.boxes import add_ticks, pairs, thinned
+from dashboard.charts.boxes import pairs, thinned, ticks
 from dashboard.charts.change import level
 from dashboard.charts.common import (
     CHART_HEIGHT,
@@ -20,6 +20,7 @@ from dashboard.charts.common import (
     named_axis,
     organ_of,
     plain,
+    room,
     short,
 )  # fmt: skip
 from dashboard.charts.differences import Look
@@ -46,10 +47,10 @@ def side_by_side_boxes(first: pd.DataFrame, second: pd.DataFrame, look: Look, pi
         ends.append(_add_side(figure, _placed(table, regions, shift, scale), short(name), color))
     end = max(ends)
     told = [_row_words(region, stats, look) for region in regions]
-    click_rows(figure, end, [[region] for region in regions], told)
+    figure.add_trace(click_rows(end, [[region] for region in regions], told))
     if picked in regions:
         place = regions.index(str(picked))
-        frame(figure, (-0.01 * end, end * 1.02), (place - 0.5, place + 0.5))
+        figure.add_shape(frame((-0.01 * end, end * 1.02), (place - 0.5, place + 0.5)))
     organs, colors = [organ_of(look.labels, name) for name in regions], group_colors(look.labels)
     title = "share of attribution, %" if look.measure == "mass" else "attribution per voxel"
     plain(figure).update_layout(
@@ -57,7 +58,7 @@ def side_by_side_boxes(first: pd.DataFrame, second: pd.DataFrame, look: Look, pi
                "showgrid": True, "gridcolor": "rgba(128, 134, 142, 0.25)"},
         yaxis=named_axis([organ.title for organ in organs], [colors.get(organ.group, GREY) for organ in organs]),
         legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "itemclick": False, "itemdoubleclick": False},
-        margin={"l": 4, "r": 8, "t": 28, "b": 40},
+        margin={"l": room(organ.title for organ in organs), "r": 8, "t": 28, "b": 40},
         height=max(CHART_HEIGHT, ROW * len(regions) + 68),
     )  # fmt: skip
     return figure
@@ -80,7 +81,8 @@ def _add_side(figure: go.Figure, rows: pd.DataFrame, name: str, color: str) -> f
         line={"color": color, "width": 1.5}, fillcolor=faint(color), hoverinfo="skip",
     )  # fmt: skip
     beyond = pairs(rows["place"], rows["outliers"])
-    add_ticks(figure, beyond, 0.16, color)
+    for shape in ticks(beyond, 0.16, color):
+        figure.add_shape(shape)
     return max([*rows["high"], *(value for _, value in beyond)], default=0.0)
 
 
