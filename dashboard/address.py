@@ -84,6 +84,10 @@ class Address:
             name: link[name] for name in SHARED if name in link
         }
 
+    def amend(self, link: Link) -> None:
+        """Write a part of the address anew, as a fragment that alone is drawn again does."""
+        self.write(st.session_state.get(_WRITTEN, {}).get(self.page, {}) | link)
+
     def _ask(self, link: Link, outside: bool) -> None:
         st.session_state[self._asked] = dict(link)
         st.session_state[f"{self.page}_from_outside"] = outside

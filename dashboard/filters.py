@@ -49,14 +49,14 @@ BACKGROUND_HELP = (
 def link_of(selection: Selection, target: str, picked: Pick | None = None) -> Link:
     """The parameters that open this view again."""
     link = scans_link(selection) | measure_link(selection)
-    link |= {"target": [target], "joined": ["on" if selection.joined else "off"]}
-    return link | ({"pick": ["~".join(picked)]} if picked else {})
+    return link | {"target": [target]} | ({"pick": ["~".join(picked)]} if picked else {})
 
 
 def measure_link(selection: Selection) -> Link:
-    """What `measures` asks for."""
-    background = "on" if selection.background else "off"
-    return {"sign": [selection.sign], "value": [selection.value], "background": [background]}
+    """What `measures` and `joining` ask for."""
+    switches = {"background": selection.background, "joined": selection.joined}
+    link = {"sign": [selection.sign], "value": [selection.value]}
+    return link | {name: ["on" if on else "off"] for name, on in switches.items()}
 
 
 def scans_link(selection: Selection) -> Link:
@@ -210,7 +210,7 @@ class Filters:
         name = column["column"]
         if column["kind"] == "number":
             return self._between(name, float(column["low"]), float(column["high"]))
-        chosen = self._several(str(name).capitalize(), f"is.{name}", list(column["values"]), in_words)
+        chosen = self._several(words.column_title(name), f"is.{name}", list(column["values"]), in_words)
         return Condition(name, values=tuple(chosen)) if chosen else None
 
     def _lists(self, known: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -239,7 +239,7 @@ class Filters:
     def _between(self, name: str, low: float, high: float) -> Condition | None:
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             return None
-        chosen = self._slider(str(name).capitalize(), f"in.{name}", (low, high))
+        chosen = self._slider(words.column_title(name), f"in.{name}", (low, high))
         return None if chosen == (low, high) else Condition(name, low=chosen[0], high=chosen[1])
 
     def _dice(self, titles: dict[str, str]) -> tuple[str, float, float] | None:
@@ -268,10 +268,19 @@ class Filters:
             elif self.address.from_outside:
                 words.not_here(label, wish)
         self.neutral[key] = (low, high)
-        st.session_state.setdefault(key, (low, high))
+        st.session_state[key] = self._stretched(key, (low, high))
         chosen: Any = st.slider(words.plain(label), low, high, step=step, key=key, format="%d" if whole else "%g")
+        st.session_state[f"{key}_ends"] = chosen, (low, high)
         first, last = chosen
         return (ends[0] if first <= low else first), (ends[1] if last >= high else last)
+
+    @staticmethod
+    def _stretched(key: str, ends: tuple[float, float]) -> tuple[float, float]:
+        """What was chosen, though cases came or went and so the range's ends moved; an end at the edge moves along."""
+        chosen, before = st.session_state.get(f"{key}_ends", (ends, ends))
+        first, last = st.session_state.get(key) or (ends if before == ends else chosen)
+        low = ends[0] if first <= before[0] else min(max(first, ends[0]), ends[1])
+        return low, ends[1] if last >= before[1] else max(min(last, ends[1]), low)
 
 
 def clear(address: Address) -> None:
@@ -307,7 +316,7 @@ def describe(selection: Selection, labels: LabelSet) -> list[str]:
         if condition.values is not None:
             parts.append(f"{condition.column} is {' or '.join(in_words(value) for value in condition.values)}")
         else:
-            parts.append(f"{condition.column} {condition.low:g} to {condition.high:g}")
+            parts.append(f"{condition.column} {condition.low:.12g} to {condition.high:.12g}")
     if selection.dice:
         organ, low, high = selection.dice
         whose = f"Dice of {organ_of(labels, organ).title}" if organ else "mean Dice"

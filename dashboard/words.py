@@ -19,6 +19,11 @@ def plain(text: object) -> str:
     return "".join(f"\\{sign}" if sign in r"\`*_{}[]()#+!|~<>:$" else sign for sign in line)
 
 
+def column_title(name: object) -> str:
+    """A column's name as a heading: its first letter large, the others as they are (`BMI`)."""
+    return f"{str(name)[:1].upper()}{str(name)[1:]}"
+
+
 def refuse(reason: object) -> None:
     """Say what was refused or went wrong."""
     st.error(plain(reason), icon=":material/error:")

@@ -27,6 +27,7 @@ from agg2exp_core.store import cohorts, published_csv, results
 from agg2exp_core.volumes import read_volume, write_volume
 from dashboard import data
 from dashboard.charts.bars import importance_bars
+from dashboard.viewer.stage import Scene
 from dashboard.views import choosing, compute, effort, methods
 
 LABELS = load_label_set("thorax17")
@@ -292,6 +293,48 @@ def test_a_switch_keeps_its_place_while_it_is_not_shown(monkeypatch: pytest.Monk
     assert "Attribution map" not in [switch.label for switch in app.segmented_control]
     app.selectbox(key="case_target").select("heart").run()
     assert app.segmented_control(key="case_map").value == "absolute"
+
+
+def test_a_link_carries_what_is_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    root = _built(tmp_path, "thorax17")
+    for case_id in ("one", "two"):  # with an image and without
+        link = {"sign": "neg", "value": "mean", "background": "on", "joined": "on"}
+        app = _drawn(monkeypatch, root, case=case_id, **link)
+        chosen = {switch.label: switch.value for switch in app.segmented_control}
+        assert chosen.items() >= {"Attribution counted": "neg", "Measure": "mean"}.items()
+        assert {name: app.query_params[name] for name in link} == link
+
+
+def test_runs_beside_follow_the_link_and_those_that_are_not_here_are_told() -> None:
+    def script() -> None:
+        import streamlit as st
+
+        from dashboard.views import case
+
+        case.ADDRESS.follow()
+        st.session_state["found"] = case._beside({})
+
+    app = AppTest.from_function(script)
+    app.query_params["beside"] = "gone"
+    app.run()
+    assert app.session_state["found"] == [] and "Run of the link is not here" in app.warning[0].value
+
+
+def test_the_window_of_plain_slices_follows_the_organ_until_one_is_chosen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    root = _built(tmp_path, "thorax17")
+    shutil.rmtree(root / "runs" / "tiny" / RUN / "cases")
+    _explained(root, "one", ("heart", "lung_upper_lobe_left"))
+    lobe = LABELS.by_name["lung_upper_lobe_left"].id
+    monkeypatch.setattr(Scene, "window", property(lambda scene: "lung" if scene.target == lobe else "soft"))
+    app = _drawn(monkeypatch, root)
+    assert app.segmented_control(key="case_window").value == "soft"
+    app.selectbox(key="case_target").select("lung_upper_lobe_left").run()
+    assert app.segmented_control(key="case_window").value == "lung"
+    app.segmented_control(key="case_window").set_value("bone").run()
+    app.selectbox(key="case_target").select("heart").run()
+    assert app.segmented_control(key="case_window").value == "bone"
 
 
 def test_voxels_to_explain_are_asked_for_where_there_is_a_label(

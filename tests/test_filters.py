@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -104,6 +106,19 @@ def test_widgets_change_the_selection_and_its_link() -> None:
     assert _address(app).items() >= {"is.sex": ["M"], "in.age": ["50.0~87.0"]}.items()
 
 
+def test_a_range_stays_chosen_when_newer_cases_widen_its_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = _opened({})
+    app.slider[0].set_value((50.0, 87.0)).run()
+    wider = data.metadata_columns(None, "clinic").assign(
+        low=[20.0, np.nan, np.nan, 2.0], high=[91.0, np.nan, np.nan, 2.0]
+    )
+    monkeypatch.setattr(data, "metadata_columns", lambda root, cohort: wider)
+    app.run()
+    assert app.session_state["said"].where == (Condition("age", low=50.0, high=91.0),)
+    app.button[0].click().run()
+    assert app.session_state["said"].where == ()
+
+
 def test_clear_lets_all_cases_through_and_keeps_the_measures() -> None:
     app = _opened(filters.link_of(EVERYTHING, "heart"))
     app.button[0].click().run()
@@ -136,6 +151,8 @@ def test_a_column_of_another_name_is_told_by_its_name() -> None:
 
 def test_active_filters_in_words() -> None:
     assert filters.describe(BASE, LABELS) == []
+    long = replace(BASE, where=(Condition("dose", low=1234567.0, high=7654321.5),))
+    assert filters.describe(long, LABELS) == ["dose 1234567 to 7654321.5"]
     assert filters.describe(EVERYTHING, LABELS) == [
         "age 40 to 80", "sex is F", "planted is none or metal", "Dice of Heart 0.5 to 0.95", "Aorta present",
         "Ribs present", "in list doubtful or to_show", "not in list seen",

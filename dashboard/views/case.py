@@ -31,6 +31,7 @@ from dashboard.views.legend import legend
 ADDRESS = Address("case")
 MAPS = {"signed": "Signed", "absolute": "Absolute", "off": "Hidden"}
 STAGE, VIEWER = "case_stage", "case_viewer"
+_BESIDE = "beside"
 LINKED, ORDER = "case_linked_voxel", "case_order"
 
 
@@ -96,24 +97,22 @@ def page() -> None:
     linked = ADDRESS.asked("at")
     if linked:
         st.session_state[LINKED] = (chosen.cohort, chosen.case.case_id, linked[0])
-    ADDRESS.write(_link(chosen))
     _heading(chosen)
-    if chosen.case.image is None:
-        _without_image(chosen)
-    else:
-        _with_image(chosen)
+    measured = _without_image(chosen) if chosen.case.image is None else _with_image(chosen)
+    ADDRESS.write(_link(chosen) | measured)
 
 
-def _with_image(chosen: Chosen) -> None:
+def _with_image(chosen: Chosen) -> Link:
     if chosen.folder is None:
         _scan(chosen)
-        return
+        return {}
     left, right = st.columns([8, 5], gap="medium")
     with left:
         _scan(chosen)
     with right:
-        _importance(chosen)
+        measured = _importance(chosen)
         _unusual(chosen)
+    return measured
 
 
 def _scan(chosen: Chosen) -> None:
@@ -129,16 +128,17 @@ def _scan(chosen: Chosen) -> None:
         st.fragment(_viewer)(chosen, scene)
 
 
-def _without_image(chosen: Chosen) -> None:
+def _without_image(chosen: Chosen) -> Link:
     st.info(
         "No image is stored for this case: it comes from a table of importances.", icon=":material/image_not_supported:"
     )
     left, right = st.columns([8, 5], gap="medium")
     with left:
-        _importance(chosen, dice=False)
+        measured = _importance(chosen, dice=False)
     with right:
         _unusual(chosen)
         _agreement(chosen, expanded=True)
+    return measured
 
 
 # ---- choosing -------------------------------------------------------------------------------------
@@ -174,7 +174,8 @@ def _choose(root: Path) -> Chosen | None:
 def _link(chosen: Chosen) -> Link:
     """The parameters that open this view again."""
     link = {"cohort": chosen.cohort, "case": chosen.case.case_id, "run": chosen.run, "target": chosen.target}
-    return {name: [value] for name, value in link.items() if value is not None}
+    beside = {_BESIDE: list(st.session_state.get(ADDRESS.key(_BESIDE), []))}
+    return {name: [value] for name, value in link.items() if value is not None} | {k: v for k, v in beside.items() if v}
 
 
 def _neighbours(cohort: str, cases: list[str], case_id: str) -> None:
@@ -345,17 +346,7 @@ def _maps(chosen: Chosen, scene: Scene) -> list[niivue.Shown]:
     place = chosen.root, chosen.cohort
     alike = {run: other for run, other in others.items() if data.labels(*place, other.record) == chosen.labels}
     options = {run: other for run, other in alike.items() if other.map_file} if chosen.map_file else {}
-    beside = []
-    if options:
-        beside = st.multiselect(
-            "Side by side with",
-            list(options),
-            format_func=lambda run: choosing.run_title(options[run].record),
-            max_selections=niivue.MOST - 1,
-            key="case_beside",
-            label_visibility="collapsed",
-            placeholder="Side by side with other runs …",
-        )
+    beside = _beside(options)
     shown = [niivue.Shown(scene, _legends(chosen, scene), choosing.run_title(chosen.record) if beside else "")]
     for run in beside:
         other = options[run]
@@ -363,6 +354,27 @@ def _maps(chosen: Chosen, scene: Scene) -> list[niivue.Shown]:
         theirs = load_scene(Sources(other.case.image, other.folder, other.target), other.labels)
         shown.append(niivue.Shown(theirs, _legends(other, theirs), choosing.run_title(other.record)))
     return shown
+
+
+def _beside(options: dict[str, Chosen]) -> list[str]:
+    """The runs to show beside this one, which follow the link."""
+    key, wish = ADDRESS.key(_BESIDE), ADDRESS.asked(_BESIDE)
+    asked = st.session_state.get(key, []) if wish is None else wish
+    st.session_state[key] = [run for run in asked if run in options][: niivue.MOST - 1]
+    if wish and ADDRESS.from_outside and set(wish) - set(options):
+        words.not_here("Run", next(run for run in wish if run not in options))
+    if not options:
+        return []
+    return st.multiselect(
+        "Side by side with",
+        list(options),
+        format_func=lambda run: choosing.run_title(options[run].record),
+        max_selections=niivue.MOST - 1,
+        key=key,
+        on_change=lambda: ADDRESS.amend({_BESIDE: st.session_state[key]}),
+        label_visibility="collapsed",
+        placeholder="Side by side with other runs …",
+    )
 
 
 def _slices(chosen: Chosen, scene: Scene, place: str) -> None:
@@ -373,6 +385,10 @@ def _slices(chosen: Chosen, scene: Scene, place: str) -> None:
 
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         windows = {name: window.title for name, window in layers.WINDOWS.items()}
+        # While it is left as it came, the window follows the organ.
+        if st.session_state.get("case_window") == st.session_state.get("case_window_usual"):
+            st.session_state["case_window"] = scene.window
+        st.session_state["case_window_usual"] = scene.window
         window = filters.segments("HU window", "case_window", windows, scene.window)
         shown = "off" if scene.attribution is None else filters.segments("Attribution map", "case_map", MAPS, "signed")
     look = Look(window, signed=shown == "signed")
@@ -401,10 +417,13 @@ def _legend(chosen: Chosen, scene: Scene, look: Look) -> Legend | None:
 # ---- importance ----------------------------------------------------------------------------------
 
 
-def _importance(chosen: Chosen, dice: bool = True) -> None:
-    """How much of the target's attribution every organ holds, and where this case stands in its cohort."""
+def _importance(chosen: Chosen, dice: bool = True) -> Link:
+    """How much of the target's attribution every organ holds, and where this case stands in its cohort.
+
+    The parameters that open the same measure again.
+    """
     if chosen.folder is None or chosen.run is None:
-        return
+        return {}
     st.markdown(f"##### Attribution of {words.plain(chosen.title(chosen.target))}, organ by organ")
     whole = _table(chosen, Selection(chosen.cohort, chosen.run))
     _key_figures(chosen, whole)
@@ -414,7 +433,8 @@ def _importance(chosen: Chosen, dice: bool = True) -> None:
         shares_only = chosen.record.get("values") == "shares"
         sign, value, background = filters.measures(ADDRESS, shares_only)
         joined = filters.joining(ADDRESS, chosen.labels)
-    table = _table(chosen, Selection(chosen.cohort, chosen.run, sign, value, background, joined=joined))
+    selection = Selection(chosen.cohort, chosen.run, sign, value, background, joined=joined)
+    table = _table(chosen, selection)
     masked = data.case_masked(
         chosen.root, Selection(chosen.cohort, chosen.run, sign, value), chosen.case.case_id, chosen.target
     )
@@ -428,6 +448,7 @@ def _importance(chosen: Chosen, dice: bool = True) -> None:
         st.caption(f"Background left out; the shares of the organs are renormalised to 100 %.{kept}")
     if dice:
         _agreement(chosen)
+    return filters.measure_link(selection)
 
 
 def _table(chosen: Chosen, selection: Selection) -> pd.DataFrame:

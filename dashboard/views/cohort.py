@@ -213,4 +213,4 @@ def _column_config(chosen: Chosen, selection: Selection, picked: Pick | None) ->
         config["value"] = number(name, format="%.2f %%" if share else "%.3g", width=9 * len(name))
         config["target_dice"] = number(f"Dice of {chosen.title(picked[0])}", format="%.3f")
     columns = map(str, data.cases(chosen.root, selection.unfiltered()).columns)
-    return config | {name: name.capitalize() for name in columns if name not in config and name not in NOT_SHOWN}
+    return config | {name: words.column_title(name) for name in columns if name not in config and name not in NOT_SHOWN}

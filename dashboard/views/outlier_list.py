@@ -113,7 +113,7 @@ def _table(listed: Listed, rows: pd.DataFrame) -> None:
         del config["target"]
     shown = _with_metadata(listed, rows[list(config)])
     event = st.dataframe(
-        shown, hide_index=True, column_config=config | {name: name.capitalize() for name in _metadata(listed)},
+        shown, hide_index=True, column_config=config | {name: words.column_title(name) for name in _metadata(listed)},
         key="outliers_table", on_select="rerun", selection_mode="single-cell", placeholder="–", height=HEIGHT,
     )  # fmt: skip
     if event["selection"]["cells"]:
@@ -230,7 +230,7 @@ def compare(root: Path, cohort: str, cases: pd.DataFrame, listed: np.ndarray) ->
 
 def _in_words(row: dict[Any, Any]) -> tuple[str, ...]:
     """One row of `compare_metadata`: what, both sides, the difference with its interval, p."""
-    name = str(row["column"]).capitalize()
+    name = words.column_title(row["column"])
     if row["value"] == "":
         values = [f"mean {rounded(row[side], 3)}" for side in ("outliers", "rest")]
         change, unit, title = [row["difference"], row["low"], row["high"]], "", name

@@ -342,7 +342,7 @@ def _color(chosen: Chosen) -> str:
     if "planted" in columns:
         columns = ["planted", *(name for name in columns if name != "planted")]
     options = [*columns, NO_COLOR] if "planted" in columns else [NO_COLOR, *columns]
-    titles = {name: name.capitalize() for name in columns} | {NO_COLOR: "Nothing"}
+    titles = {name: words.column_title(name) for name in columns} | {NO_COLOR: "Nothing"}
     if not columns:
         return NO_COLOR
     key, wish = ADDRESS.key("color"), ADDRESS.asked("color")
@@ -369,7 +369,7 @@ def _figure(chosen: Chosen, detector: str, shown: Shown, color: str, drag: str) 
     what = "mean over organs" if chosen.organ == ALL else f"of {chosen.title(chosen.organ)}"
     x = f"Dice, {what}" if shown.has_dice else "scans, the most unusual first"
     y = f"how unusual: {TITLES[detector].lower()}" + (", mean over targets" if chosen.organ == ALL else "")
-    return evidence_scatter(points, shown.lines, Words(x, y, color.capitalize()), drag)
+    return evidence_scatter(points, shown.lines, Words(x, y, words.column_title(color)), drag)
 
 
 def _told(shown: Shown, row: int, color: str) -> str:
@@ -436,7 +436,7 @@ def _abnormal(chosen: Chosen, cases: pd.DataFrame) -> tuple[str, np.ndarray] | N
     with st.popover("Which scans are abnormal", icon=":material/rule:", type="tertiary"):
         column = st.selectbox(
             "A column that tells", ["", *columns.index], key=key,
-            format_func=lambda name: name.capitalize() or "None is known to be",
+            format_func=lambda name: words.column_title(name) or "None is known to be",
         )  # fmt: skip
         if not column:
             return None
