@@ -6,6 +6,7 @@ Exit 0: done. 2: the user's input was refused, one line, nothing written. 1: a f
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
@@ -397,6 +398,40 @@ def model_list(data: Root = None) -> None:
         print(f"{name}\t{len(bundle.classes)} classes\t{bundle.weights.stat().st_size / 2**20:.1f} MiB")
 
 
+@model_app.command("add")
+def model_add(
+    source: Annotated[Path, typer.Argument(help="A MONAI bundle's folder, or a file of weights or TorchScript.")],
+    name: Annotated[str, typer.Option("--name", help="Name of the new model.")],
+    labels: Annotated[Path | None, typer.Option("--labels", help="A CSV with id and name of every class.")] = None,
+    spacing: Annotated[str, typer.Option("--spacing", help="Of bare weights: mm, such as 1.5,1.5,2.")] = "",
+    window: Annotated[str, typer.Option("--window", help="Of bare weights: voxels, such as 96,96,96.")] = "",
+    intensity: Annotated[
+        str, typer.Option("--intensity", help="Of bare weights: the HU scaled to 0 and 1, such as -175,250.")
+    ] = "",
+    check: Annotated[
+        bool, typer.Option(help="Explain a phantom, and measure half precision (see `model check`).")
+    ] = True,
+    device: Device = "auto",
+    data: Root = None,
+) -> None:
+    """Take in a model: a MONAI bundle as it is, bare weights wrapped into one. Nothing but allowed classes is run."""
+    from agg2exp_core.model.adding import Wrapping, add_model
+
+    root = data_root(data)
+    wrapping = Wrapping(
+        labels,
+        _numbers("--spacing", spacing, 3, 0.01),
+        tuple(int(edge) for edge in _numbers("--window", window, 3, 1)),
+        _numbers("--intensity", intensity, 2),
+    )
+    with progress("Taking in") as report:
+        report(0, 1, name)
+        bundle = add_model(root, source, name, wrapping)
+    print(f"{name} taken in: {len(bundle.classes)} classes, label set {bundle.label_set}")
+    if check:
+        model_check(name, None, device, root)
+
+
 @model_app.command("check")
 def model_check(
     name: Annotated[str, typer.Argument(help="A model of the data root.")],
@@ -550,6 +585,19 @@ def _mask(given: str, alone: bool) -> tuple[str, Path | None]:
         raise InputError(f"mask must be a known one or {kind}", repr(given), ", ".join(MASKS))
     stem = path.resolve().name.removesuffix(".gz").removesuffix(".nii")
     return DRAWN + (re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip(".-")[:20] or "mask"), path.resolve()
+
+
+def _numbers(option: str, text: str, count: int, least: float = -math.inf) -> tuple[float, ...]:
+    """Numbers separated by commas; none for an empty text."""
+    try:
+        found = tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        found = (math.nan,)
+    rising = count != 2 or found == tuple(sorted(set(found)))
+    if found and not (len(found) == count and all(least <= one < math.inf for one in found) and rising):
+        allowed = "the lower one first" if count == 2 else f"{least:g} or more"
+        raise InputError(f"{option} must be {count} numbers separated by commas", repr(text)[:80], allowed)
+    return found
 
 
 def _usual_samples(method: str, features: str) -> int:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import colorsys
 import csv
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from agg2exp_core import files
 from agg2exp_core.records import InputError
 from agg2exp_core.settings import SHIPPED, checked_id
 
@@ -90,6 +92,26 @@ def load_label_set(name: str, root: Path = SHIPPED) -> LabelSet:
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return LabelSet(name, tuple(_organ(row, path) for row in rows))
+
+
+def known_label_sets(root: Path) -> list[LabelSet]:
+    """All of the root and the project, by name."""
+    names = {path.stem for base in (root, SHIPPED) for path in (base / "label_sets").glob("*.csv")}
+    return [load_label_set(name, root) for name in sorted(names)]
+
+
+def write_label_set(root: Path, labels: LabelSet) -> None:
+    """Write `label_sets/<name>.csv` of a root. InputError if there is another one of that name."""
+    path = root / "label_sets" / f"{checked_id('label set', labels.name)}.csv"
+    columns = ("id", "name", "group", "color", "title", "joined", "joined_title")
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(columns)
+    rows.writerows([getattr(organ, column) for column in columns] for organ in labels.organs)
+    if path.exists() and path.read_text(encoding="utf-8") != text.getvalue():
+        raise InputError("a new label set needs a name that is free", repr(labels.name))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_text(path, text.getvalue())
 
 
 def made_label_set(name: str, organs: Iterable[str]) -> LabelSet:

@@ -12,6 +12,7 @@ from agg2exp_core.records import InputError
 SHIPPED = Path(__file__).resolve().parents[1] / "data"
 """The demo as it comes with the project: label sets, model, precomputed runs."""
 
+ALLOWED_VARIABLE = "AGG2EXP_CALLABLES"
 LONGEST_ID = 64
 ID = re.compile(rf"(?!\.+$)[A-Za-z0-9_.-]{{1,{LONGEST_ID}}}")
 
@@ -31,6 +32,11 @@ def max_volume_bytes() -> int:
     if not (gib > 0 and math.isfinite(gib)):
         raise InputError("AGG2EXP_MAX_GIB must be a number of GiB", repr(text))
     return int(gib * 2**30)
+
+
+def allowed_callables() -> tuple[str, ...]:
+    """Packages, beside MONAI's and PyTorch's, whose callables a bundle's config may name (AGG2EXP_CALLABLES)."""
+    return tuple(name for part in os.environ.get(ALLOWED_VARIABLE, "").split(",") if (name := part.strip()))
 
 
 def list_models(root: Path) -> list[str]:

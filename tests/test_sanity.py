@@ -23,7 +23,7 @@ ORGANS = ("heart", "aorta", "vertebraes")
 
 def maps_of(network: torch.nn.Module, plan: WindowPlan, scan: torch.Tensor, targets: list[Target]) -> torch.Tensor:
     found = torch.zeros((len(targets), *plan.shape))
-    padded = plan.pad(scan, plan.fill)
+    padded = plan.extend(scan)
     for place, stacked in box_gradients(StitchedModel(network, plan, 2), [Pass(lambda at: padded[at])], targets):
         for index, slots in stacked.items():
             found[index][place] = slots[0]

@@ -214,7 +214,7 @@ class _Work:
     def _rounds(self, air: float | None) -> Iterator[Recipe]:
         """What to compute of every target and, as long as there are some that are not settled, of those."""
         scan, method, plan = self.scan, self.method, self.sums.model.plan
-        padded = plan.pad(scan, plan.fill)
+        padded = plan.extend(scan)
         once = [Pass(lambda place: padded[place])]
         if method.name == "integrated_gradients":
             baseline = baseline_of(scan, method, air)

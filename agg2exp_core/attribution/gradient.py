@@ -95,7 +95,7 @@ def _add_together(
         seed = (window_mask(model.plan, target, numbers) * shares).repeat(len(passes), 1, 1, 1)
         (gradients,) = torch.autograd.grad(logits[:, target.channel], image, seed, retain_graph=index != last)
         for (one, number), gradient in zip(product(passes, numbers), gradients[:, 0], strict=True):
-            mosaic.add(number, (index, one.slot), gradient * one.weight)
+            mosaic.add(number, (index, one.slot), model.plan.fold(gradient) * one.weight)
 
 
 def window_mask(plan: WindowPlan, target: Target, numbers: Sequence[int]) -> torch.Tensor:

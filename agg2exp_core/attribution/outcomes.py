@@ -46,8 +46,8 @@ class Outcomes(Perturbed):
         if self.value not in OUTCOMES:
             raise InputError("value must be a known one", repr(self.value), ", ".join(OUTCOMES))
         self._count, plan = count_features(self.features), self.model.plan
-        self.scan, self.replacement = (plan.pad(one, plan.fill) for one in (self.scan, self.replacement))
-        self.features = plan.pad(self.features, -1)
+        self.scan, self.replacement = (plan.extend(one) for one in (self.scan, self.replacement))
+        self.features = plan.extend(self.features, -1)
         self._inside = [_there(self.features[window]) for window in plan.slices]
         self._windows = dict(_windows_by_place(plan))
         # A box between edges, by its corner: it is only as much of the scan as all of its windows share.

@@ -34,8 +34,8 @@ class Perturbed:
 
     def __post_init__(self) -> None:
         plan = self.model.plan
-        self.scan, self.replacement = (plan.pad(one, plan.fill) for one in (self.scan, self.replacement))
-        self.features = plan.pad(self.features, -1)
+        self.scan, self.replacement = (plan.extend(one) for one in (self.scan, self.replacement))
+        self.features = plan.extend(self.features, -1)
         self._seeded = [any(bool(one.mask(window).any()) for one in self.targets) for window in plan.slices]
         self._inside = [_features(self.features[window]) for window in plan.slices]
 

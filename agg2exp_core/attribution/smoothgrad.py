@@ -18,7 +18,7 @@ def noisy_copies(scan: torch.Tensor, plan: WindowPlan, method: Method) -> Callab
     scan: (I, J, K). The noise covers all of it, so that overlapping windows see the same voxel. InputError: a scan
     without contrast, whose copies would all be the same.
     """
-    padded = plan.pad(scan, plan.fill)
+    padded = plan.extend(scan)
     sigma = method.sigma * float(scan.max() - scan.min())
     if sigma == 0 < method.sigma:
         raise InputError("SmoothGrad's noise is a share of the scan's range", f"a scan of one value, {scan.max():.4g}")
@@ -30,7 +30,7 @@ def noisy_copies(scan: torch.Tensor, plan: WindowPlan, method: Method) -> Callab
             drawn.clear()  # before the next is drawn: each is as large as the scan
             # On the CPU: a seed then means the same noise on every device.
             generator = torch.Generator().manual_seed((method.seed << 20) + copy)
-            drawn[copy] = plan.pad(torch.randn(scan.shape, generator=generator).mul_(sigma).to(scan))
+            drawn[copy] = plan.extend(torch.randn(scan.shape, generator=generator).mul_(sigma).to(scan), 0.0)
         return drawn[copy]
 
     return lambda copy, sign, place: padded[place] + sign * noise(copy)[place]

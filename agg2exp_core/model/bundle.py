@@ -13,6 +13,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import monai
 import safetensors.torch
 import torch
 from monai.bundle import ConfigParser
@@ -20,10 +21,17 @@ from monai.inferers import SlidingWindowInferer
 from monai.transforms import Compose
 from safetensors import SafetensorError
 
+from agg2exp_core.model.config import plain_section
+from agg2exp_core.model.networks import misfit
 from agg2exp_core.records import InputError
 from agg2exp_core.settings import checked_id, list_models
 
-WEIGHTS = ("model.safetensors", "model.pt")
+WEIGHTS = ("model.safetensors", "model.pt", "model.ts")
+SCRIPTED = ".ts"
+"""Weights that bring their network along, as TorchScript."""
+
+NO_LONGER = ("img_size", "use_checkpoint")
+"""What older bundles tell Swin UNETR: a size that it takes from the scan by now, and to compute everything twice."""
 
 
 @dataclass(frozen=True)
@@ -79,31 +87,54 @@ class Bundle:
 
     def network(self, device: torch.device) -> torch.nn.Module:
         """The trained network in evaluation mode, its parameters frozen: attribution differentiates the input."""
-        network = self.untrained_network()
-        try:
-            network.load_state_dict(_load_weights(self.weights))
-        except RuntimeError as error:
-            first = str(error).splitlines()[1].strip()
-            raise InputError("weights must fit the bundle's network_def", first) from None
-        return network.to(device).eval().requires_grad_(False)
+        network = self.bare_network(device)
+        return Opposed(network) if self.one_logit else network
+
+    def bare_network(self, device: torch.device) -> torch.nn.Module:
+        """The network as it came, with as many outputs as it has."""
+        if self.weights.suffix == SCRIPTED:
+            network = _load_script(self.weights)
+        else:
+            network, weights = self.untrained_network(), load_weights(self.weights)
+            if wrong := misfit(network, weights):
+                raise InputError("weights must fit the bundle's network_def", wrong)
+            network.load_state_dict(weights)
+        for parameter in network.parameters():  # one by one: TorchScript has no more than these
+            parameter.requires_grad_(False)
+        return network.to(device).eval()
+
+    @property
+    def one_logit(self) -> bool:
+        """Whether the network gives a single output, for the one organ that it segments."""
+        outputs = self.metadata.get("network_data_format", {}).get("outputs", {}).get("pred", {})
+        return outputs.get("num_channels") == 1 and len(self.classes) == 2
 
     def untrained_network(self) -> torch.nn.Module:
-        return self._parsed("network_def")
+        section = self._section("network_def")
+        if isinstance(section, dict):
+            section = {key: value for key, value in section.items() if key not in NO_LONGER}
+        return _built("network_def", section)
 
     def preprocessing(self) -> Compose:
-        return self._parsed("preprocessing")
+        return _built("preprocessing", self._section("preprocessing"))
 
     def inferer(self) -> SlidingWindowInferer:
-        return self._parsed("inferer")
+        return _built("inferer", self._section("inferer"))
 
-    def _parsed(self, key: str) -> Any:
-        # A fresh parser each time: ConfigParser would hand out the same, already changed object again.
-        config = _read_json(self.folder / "configs" / "inference.json")
-        if key not in config:
-            raise InputError("configs/inference.json needs network_def, preprocessing and inferer", f"no {key}")
-        parser = ConfigParser(config)
-        parser["bundle_root"] = str(self.folder)
-        return parser.get_parsed_content(key)
+    def _section(self, key: str) -> Any:
+        return plain_section(_read_json(self.folder / "configs" / "inference.json"), key)
+
+
+class Opposed(torch.nn.Module):
+    """A network of one logit as one of two classes: background has the opposite logit, so that 0 parts them."""
+
+    def __init__(self, network: torch.nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = self.network(images)
+        return torch.cat([-logits, logits], dim=1)
 
 
 def find_bundle(root: Path, model: str) -> Bundle:
@@ -125,7 +156,23 @@ def save_weights(bundle: Bundle, network: torch.nn.Module) -> None:
     safetensors.torch.save_file(halves, path)
 
 
-def _load_weights(path: Path) -> dict[str, torch.Tensor]:
+def _built(key: str, section: Any) -> Any:
+    # A fresh parser each time: ConfigParser would hand out the same, already changed object again.
+    try:
+        return ConfigParser({key: section}).get_parsed_content(key)
+    except Exception as error:  # whatever the callables that a config names make of its arguments
+        reason = str(error.__cause__ or error).splitlines()[0][:200]
+        raise InputError(f"{key} must be buildable with MONAI {monai.__version__}", reason) from None
+
+
+def _load_script(path: Path) -> torch.nn.Module:
+    try:
+        return torch.jit.load(path, map_location="cpu")
+    except (RuntimeError, ValueError) as error:
+        raise InputError("weights must be readable", f"{path.name}: {str(error).splitlines()[0][:200]}") from None
+
+
+def load_weights(path: Path) -> dict[str, torch.Tensor]:
     state: Any
     try:
         if path.suffix == ".safetensors":
@@ -136,7 +183,10 @@ def _load_weights(path: Path) -> dict[str, torch.Tensor]:
     except (SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:
         raise InputError("weights must be readable", f"{path.name}: {str(error).splitlines()[0][:200]}") from None
     # Trainers often keep the weights beside the optimiser's state.
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    for key in ("state_dict", "model_state_dict", "model", "network_weights"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+            break
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError("weights must be a dictionary of tensors, or hold one as state_dict", path.name)
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}

@@ -22,7 +22,7 @@ def stitched_logits(
 
     `batch` windows share a forward pass; `tick` is called after each. InputError: logits that are not finite.
     """
-    padded, mosaic = plan.pad(scan, plan.fill), Mosaic(plan)
+    padded, mosaic = plan.extend(scan), Mosaic(plan)
     for start in range(0, len(plan.slices), batch):
         some = plan.slices[start : start + batch]
         with torch.no_grad():

@@ -131,7 +131,7 @@ def _load_pair(
     plan = plan_windows(bundle.inferer(), tuple(scan.voxels.shape[1:]), scan.voxels)
     report(done + 1, total, "loading scans")
     # Padded as inference pads, so that the network meets the same borders in training.
-    return {"image": plan.pad(scan.voxels, plan.fill), "label": plan.pad(labels)}
+    return {"image": plan.extend(scan.voxels), "label": plan.pad(labels)}
 
 
 def _fit(

@@ -23,7 +23,8 @@ class WindowPlan:
 
     shape: the scan's (I, J, K). before: voxels of padding in front of each axis. padded: shape with padding.
     slices: one (slice, slice, slice) per window, into the padded scan. weight: B (window).
-    fill: what a scan is padded with.
+    fill: what a scan is padded with. copied: where the padding repeats voxels instead, for each axis which voxel of the
+    scan each padded one is, else nothing.
     """
 
     shape: tuple[int, ...]
@@ -32,9 +33,33 @@ class WindowPlan:
     slices: tuple[tuple[slice, ...], ...]
     weight: torch.Tensor
     fill: float
+    copied: tuple[torch.Tensor, ...] = ()
+
+    def extend(self, voxels: torch.Tensor, value: float | None = None) -> torch.Tensor:
+        """A scan, or what is added to one or goes along with one, (…, I, J, K) → (…, padded), as the inferer pads.
+
+        value: in place of `fill`, where the padding is a constant.
+        """
+        if not self.copied:
+            return self.pad(voxels, self.fill if value is None else value)
+        for axis, source in enumerate(self.copied, -3):
+            voxels = voxels.index_select(axis, source)
+        return voxels
+
+    def fold(self, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient (…, window) of a window of `extend`ed voxels, with what repeated voxels have added to theirs.
+
+        Along an axis that is padded a window covers all of it, so that each window can be folded by itself.
+        """
+        for axis, (source, before, size, whole) in enumerate(
+            zip(self.copied, self.before, self.shape, self.padded, strict=bool(self.copied)), -3
+        ):
+            if size != whole:
+                gradient = torch.zeros_like(gradient).index_add_(axis, source + before, gradient)
+        return gradient
 
     def pad(self, voxels: torch.Tensor, value: float = 0.0) -> torch.Tensor:
-        """(…, I, J, K) → (…, padded). A scan is padded with `fill`; masks and labels with 0, as nothing lies there."""
+        """(…, I, J, K) → (…, padded) with a constant: masks and labels with 0, as nothing lies there."""
         if self.padded == self.shape:
             return voxels
         after = [p - s - b for p, s, b in zip(self.padded, self.shape, self.before, strict=True)]
@@ -62,16 +87,11 @@ class WindowPlan:
 def plan_windows(inferer: SlidingWindowInferer, shape: tuple[int, ...], like: torch.Tensor) -> WindowPlan:
     """Windows of the bundle's inferer over a scan of this shape, in the dtype and on the device of `like`.
 
-    InputError where the scan is smaller than a window and would be padded with voxels of its own: their gradient
-    belongs to the voxels they repeat.
+    InputError where the scan is so small that it cannot be padded with voxels of its own as the inferer asks.
     """
     roi = fall_back_tuple(inferer.roi_size, shape)
     padded = tuple(max(size, window) for size, window in zip(shape, roi, strict=True))
     before = tuple(max(window - size, 0) // 2 for size, window in zip(shape, roi, strict=True))
-    if padded != tuple(shape) and inferer.padding_mode != "constant":
-        raise InputError(
-            "a scan smaller than a window must be padded with a constant", inferer.padding_mode, "constant"
-        )
     overlap = ensure_tuple_rep(inferer.overlap, len(shape))
     interval = tuple(
         window if window == size else max(int(window * (1 - share)), 1)
@@ -81,7 +101,21 @@ def plan_windows(inferer: SlidingWindowInferer, shape: tuple[int, ...], like: to
     weight = compute_importance_map(
         roi, mode=inferer.mode, sigma_scale=inferer.sigma_scale, device=like.device, dtype=like.dtype
     )
-    return WindowPlan(tuple(shape), before, padded, slices, weight, float(inferer.cval))
+    copied: tuple[torch.Tensor, ...] = ()
+    if padded != tuple(shape) and inferer.padding_mode != "constant":
+        axes = zip(shape, before, padded, strict=True)
+        copied = tuple(_copied(*axis, mode=inferer.padding_mode).to(like.device) for axis in axes)
+    return WindowPlan(tuple(shape), before, padded, slices, weight, float(inferer.cval), copied)
+
+
+def _copied(size: int, before: int, padded: int, mode: str) -> torch.Tensor:
+    """(padded,) int64: the voxel along one axis that each padded one repeats."""
+    line = torch.arange(size, dtype=torch.float64)[None, None]
+    try:
+        return F.pad(line, (before, padded - size - before), mode=mode)[0, 0].long()
+    except (RuntimeError, NotImplementedError):
+        rule = f"a scan must be large enough to be padded in the mode {mode}"
+        raise InputError(rule, f"{size} voxels for a window of {padded}") from None
 
 
 def _within(window: tuple[slice, ...], box: list[tuple[int, int]]) -> tuple[slice, ...]:

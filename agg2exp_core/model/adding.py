@@ -1,0 +1,254 @@
+"""Models that come from elsewhere: bundles are taken in, bare checkpoints and TorchScript are wrapped into one.
+
+Nothing of them is run before it was read as data (see `config`), and nothing is left in `models/` unless all fits.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import safetensors.torch
+import torch
+from monai.bundle import ConfigParser
+
+from agg2exp_core.model.bundle import SCRIPTED, WEIGHTS, Bundle, load_weights
+from agg2exp_core.model.config import plain_section
+from agg2exp_core.model.networks import network_def, without_prefixes
+from agg2exp_core.organs import BACKGROUND, LabelSet, known_label_sets, made_label_set, write_label_set
+from agg2exp_core.records import InputError
+from agg2exp_core.settings import checked_id
+
+CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors", SCRIPTED)
+CONFIGS = ("inference.json", "inference.yaml", "inference.yml")
+TRIED = 64
+"""Edge in voxels, at most, of the window that a new network is tried on."""
+
+
+@dataclass(frozen=True)
+class Wrapping:
+    """What a bare checkpoint does not say.
+
+    labels: a CSV with id and name of every class and, if it likes, group, color and title. spacing: mm. window: voxels.
+    intensity: the HU that were scaled to 0 and 1.
+    """
+
+    labels: Path | None = None
+    spacing: tuple[float, ...] = ()
+    window: tuple[int, ...] = ()
+    intensity: tuple[float, ...] = ()
+
+
+def add_model(root: Path, source: Path, name: str, wrapping: Wrapping) -> Bundle:
+    """Take a model in as `models/<name>`, with a label set of its name where no known one has all its organs.
+
+    source: the folder of a MONAI bundle, or a checkpoint or TorchScript file. InputError: the name is taken, a part is
+    missing or not allowed, or weights, network and class names do not fit; then nothing is written.
+    """
+    folder = root / "models" / checked_id("model", name)
+    if folder.exists():
+        raise InputError("a new model needs a name that is free", repr(name))
+    if not source.exists():
+        raise InputError(
+            "a model must be a bundle's folder or a checkpoint's file", f"{source.name}, which is not there"
+        )
+    if source.is_dir() and any(wrapping.__dict__[given] for given in ("spacing", "window", "intensity")):
+        raise InputError(
+            "--spacing, --window and --intensity go with a bare checkpoint", "a bundle, which names its own"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as hidden:
+        new = Path(hidden) / name
+        (new / "configs").mkdir(parents=True)
+        (new / "models").mkdir()
+        names = _copied(source, new) if source.is_dir() else _wrapped(source, new, wrapping)
+        labels = _named(root, new, names if wrapping.labels is None else _read_names(wrapping.labels))
+        Bundle(new).preprocessing()
+        if labels.name == name:
+            write_label_set(root, labels)
+        new.rename(folder)
+    return Bundle(folder)
+
+
+# ---- bundles -------------------------------------------------------------------------------------
+
+
+def _copied(source: Path, new: Path) -> list[str]:
+    """Config, metadata, weights and documents of a bundle; the names of its classes as it tells them."""
+    config = next((source / "configs" / name for name in CONFIGS if (source / "configs" / name).is_file()), None)
+    if config is None:
+        raise InputError("a bundle's folder must hold configs/inference.json or .yaml", source.name)
+    content, metadata = _read_config(config), _read_config(source / "configs" / "metadata.json")
+    _write_json(new / "configs" / "inference.json", content)
+    _write_json(new / "configs" / "metadata.json", metadata)
+    weights = Bundle(source).weights
+    shutil.copyfile(weights, new / "models" / weights.name)
+    for extra in ("docs", "LICENSE"):
+        if (source / extra).is_dir():
+            shutil.copytree(source / extra, new / extra)
+        elif (source / extra).is_file():
+            shutil.copyfile(source / extra, new / extra)
+    pred = metadata.get("network_data_format", {}).get("outputs", {}).get("pred", {})
+    return _channel_names(pred.get("channel_def") or {})
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        return ConfigParser.load_config_file(path)
+    except Exception as error:  # MONAI hands on whatever its JSON and YAML readers raise
+        got = f"{path.name}: {' '.join(str(error).split())[:200]}"
+        raise InputError("a bundle's configs must be readable JSON or YAML", got) from None
+
+
+def _channel_names(channels: dict[str, Any]) -> list[str]:
+    """Names in the order of their numbers, which bundles begin with 0 or with 1."""
+    try:
+        numbers = sorted(channels, key=int)
+        first = int(numbers[0]) if numbers else 0
+        straight = [int(number) for number in numbers] == list(range(first, first + len(numbers)))
+    except ValueError:
+        straight = False
+    if not straight or first not in (0, 1):
+        raise InputError("channel_def must number the classes from 0 or 1 on", sorted(channels)[:5])
+    return [str(channels[number]) for number in numbers]
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------
+
+
+def _wrapped(source: Path, new: Path, wrapping: Wrapping) -> list[str]:
+    """A bundle around a file of weights; no names, which come from the labels' file."""
+    if source.suffix.lower() not in CHECKPOINTS:
+        raise InputError("a checkpoint must be a file of weights", source.name, ", ".join(CHECKPOINTS))
+    needed = {"--labels": wrapping.labels, "--spacing": wrapping.spacing, "--window": wrapping.window}
+    needed |= {"--intensity": wrapping.intensity}
+    if lacking := [option for option, given in needed.items() if not given]:
+        raise InputError(
+            "a bare checkpoint needs what it does not say", f"no {', no '.join(lacking)}", ", ".join(needed)
+        )
+    config: dict[str, Any] = {}
+    channels = 1
+    if source.suffix == SCRIPTED:
+        shutil.copyfile(source, new / "models" / "model.ts")
+    else:
+        weights = without_prefixes(load_weights(source))
+        config["network_def"] = network_def(weights)
+        channels = config["network_def"]["in_channels"]
+        safetensors.torch.save_file(
+            {key: one.contiguous() for key, one in weights.items()}, new / "models" / WEIGHTS[0]
+        )
+    if channels != 1:
+        raise InputError("a network must take one channel", f"{channels}")
+    _write_json(new / "configs" / "inference.json", config | _chain(wrapping))
+    _write_json(new / "configs" / "metadata.json", {"task": f"Segmentation, wrapped from {source.name}"})
+    return []
+
+
+def _chain(wrapping: Wrapping) -> dict[str, Any]:
+    """Pre-processing and inferer, with the usual sliding window."""
+    low, high = wrapping.intensity
+    scale = {"a_min": low, "a_max": high, "b_min": 0.0, "b_max": 1.0, "clip": True}
+    transforms = [
+        {"_target_": "LoadImaged", "keys": "image"},
+        {"_target_": "EnsureChannelFirstd", "keys": "image"},
+        {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS", "labels": None},
+        {"_target_": "Spacingd", "keys": "image", "pixdim": list(wrapping.spacing), "mode": "bilinear"},
+        {"_target_": "ScaleIntensityRanged", "keys": "image", **scale},
+        {"_target_": "EnsureTyped", "keys": "image"},
+    ]
+    window = {"roi_size": list(wrapping.window), "sw_batch_size": 1, "overlap": 0.25, "mode": "gaussian"}
+    return {
+        "preprocessing": {"_target_": "Compose", "transforms": transforms},
+        "inferer": {"_target_": "SlidingWindowInferer", **window},
+    }
+
+
+def _read_names(path: Path) -> list[str]:
+    """Names of a CSV with the columns id and name, in the order of the ids, which begin with 0."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [(int(row["id"]), row["name"]) for row in csv.DictReader(file)]
+    except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError):
+        raise InputError("--labels must be a CSV with the columns id and name", path.name) from None
+    if [number for number, _ in sorted(rows)] != list(range(len(rows))):
+        raise InputError(
+            "ids of --labels must count from 0, each once", f"{sorted(number for number, _ in rows)[:5]} …"
+        )
+    return [name for _, name in sorted(rows)]
+
+
+# ---- names ---------------------------------------------------------------------------------------
+
+
+def _named(root: Path, new: Path, names: Sequence[str]) -> LabelSet:
+    """Name the classes in the metadata, once the network was seen to give as many outputs; their label set."""
+    outputs = _outputs(new)
+    plain = [_plain(name) for name in names]
+    if BACKGROUND not in plain[:1] and len(plain) in (1, outputs - 1):
+        plain, names = [BACKGROUND, *plain], [BACKGROUND, *names]
+    if not plain or plain[0] != BACKGROUND:
+        raise InputError("classes must exclude each other, background first", ", ".join(names[:4]) or "no names")
+    if len(plain) != max(outputs, 2):
+        raise InputError("every output must have a name", f"{len(plain)} names", f"{outputs} outputs")
+    if len(set(plain)) < len(plain):
+        twice = next(name for name in plain if plain.count(name) > 1)
+        raise InputError("classes must have names of their own", twice)
+    labels = _label_set(root, new.name, dict(zip(plain, names, strict=True)))
+    path = new / "configs" / "metadata.json"
+    metadata = json.loads(path.read_text(encoding="utf-8"))
+    pred = metadata.setdefault("network_data_format", {}).setdefault("outputs", {}).setdefault("pred", {})
+    pred |= {"num_channels": outputs, "channel_def": {str(number): name for number, name in enumerate(plain)}}
+    _write_json(path, metadata | {"label_set": labels.name})
+    return labels
+
+
+def _plain(name: str) -> str:
+    """`Right Kidney` → `right_kidney`: class names become names of files and columns."""
+    return checked_id("class", re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_"))
+
+
+def _label_set(root: Path, name: str, titles: dict[str, str]) -> LabelSet:
+    """A known label set that has all these organs, else one of the model's name with what is known of each."""
+    known = known_label_sets(root)
+    for labels in known:
+        if set(titles) <= set(labels.names):
+            return labels
+    described = {organ.name: organ for labels in known for organ in labels.organs}
+    made = made_label_set(name, titles)
+    organs = []
+    for organ in made.organs:
+        title = titles[organ.name] if titles[organ.name] != organ.name else organ.title
+        organs.append(replace(described.get(organ.name, replace(organ, title=title)), id=organ.id))
+    return LabelSet(name, tuple(organs))
+
+
+def _outputs(new: Path) -> int:
+    """How many logits the network gives a voxel, seen on a window of zeros. InputError: it cannot be run, or 2D."""
+    bundle = Bundle(new)
+    roi = plain_section(json.loads((new / "configs" / "inference.json").read_text(encoding="utf-8")), "inferer")
+    size = [TRIED] * 3 if not roi.get("roi_size") else [min(edge, TRIED) for edge in _three(roi["roi_size"])]
+    network = bundle.bare_network(torch.device("cpu"))
+    try:
+        with torch.inference_mode():
+            logits = network(torch.zeros(1, 1, *size))
+    except Exception as error:  # networks from elsewhere fail in ways of their own
+        raise InputError("a network must run on a window", str(error).splitlines()[0][:200]) from None
+    if not isinstance(logits, torch.Tensor) or tuple(logits.shape[2:]) != tuple(size):
+        got = f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise InputError("a network must give logits for every voxel of a window", got)
+    return logits.shape[1]
+
+
+def _three(roi: int | Sequence[int]) -> list[int]:
+    return [roi] * 3 if isinstance(roi, int) else [edge if edge > 0 else TRIED for edge in roi]
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

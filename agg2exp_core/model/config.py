@@ -1,0 +1,179 @@
+"""A bundle's config as plain data: references followed, simple expressions worked out, callables from a list only.
+
+A config of MONAI's can name any callable and hold any Python, which its parser runs. What comes from elsewhere is
+therefore read here first, and only what is left, data and names of networks, transforms and inferers, is built.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+import re
+from collections.abc import Callable, Mapping
+from functools import cache
+from pydoc import locate
+from typing import Any
+
+from monai.bundle.config_item import ComponentLocator
+
+from agg2exp_core.records import InputError
+from agg2exp_core.settings import ALLOWED_VARIABLE, allowed_callables
+
+PACKAGES = ("monai.networks", "monai.transforms", "monai.inferers", "torch.nn")
+WRITING = ("Save", "Write")
+"""How transforms that write files begin."""
+
+REFERENCE = re.compile(r"@(\w+(?:(?:::|#)\w+)*)")
+DTYPE = re.compile(r"\$(torch|np|numpy)\.(u?int\d+|b?float\d+|bool)")
+DEVICES = ("device", "sw_device")
+"""Keys that are left out: where a model runs is its user's choice."""
+
+KEYS = ("_target_", "_disabled_", "_desc_")
+"""Of MONAI's own keys those that run nothing."""
+
+DEEPEST = 32
+LONGEST = 64
+
+
+def _times(one: Any, other: Any) -> Any:
+    """A product; of a list only a short one, and of a text none."""
+    if isinstance(one, str) or (isinstance(one, list) and other > LONGEST):
+        raise ValueError
+    return one * other
+
+
+OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: _times, ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv, ast.USub: operator.neg, ast.Not: operator.not_, ast.Eq: operator.eq,
+    ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
+}  # fmt: skip
+NOT_READ = "a bundle's config may hold data, references, arithmetic and choices between them"
+
+
+def plain_section(config: Mapping[str, Any], key: str) -> Any:
+    """One section, such as `network_def`, as data that MONAI's parser can build without running anything else.
+
+    InputError: the section is missing, refers to what is not there, holds an expression that is more than arithmetic,
+    or names a callable that is not allowed.
+    """
+    if key not in config:
+        raise InputError("a bundle's config needs network_def, preprocessing and inferer", f"no {key}")
+    found = _Reader(config).read(config[key], 0)
+    _check(found)
+    return found
+
+
+class _Reader:
+    """Values of one config with references and expressions worked out."""
+
+    def __init__(self, config: Mapping[str, Any]):
+        self.config = config
+
+    def read(self, value: Any, depth: int) -> Any:
+        if depth > DEEPEST:
+            raise InputError("references of a bundle's config must end", "a circle")
+        if isinstance(value, dict):
+            return {key: self.read(one, depth + 1) for key, one in value.items() if key not in DEVICES}
+        if isinstance(value, list):
+            return [self.read(one, depth + 1) for one in value]
+        if not isinstance(value, str):
+            return value
+        if whole := REFERENCE.fullmatch(value):
+            return self._followed(whole[1], depth)
+        return self._evaluated(value, depth) if value.startswith("$") and not DTYPE.fullmatch(value) else value
+
+    def _followed(self, path: str, depth: int) -> Any:
+        found: Any = self.config
+        for name in re.split("::|#", path):
+            try:
+                found = found[int(name) if isinstance(found, list) else name]
+            except (KeyError, IndexError, TypeError, ValueError):
+                raise InputError("references of a bundle's config must lead somewhere", f"@{path}") from None
+        return self.read(found, depth + 1)
+
+    def _evaluated(self, text: str, depth: int) -> Any:
+        known: dict[str, Any] = {}
+
+        def named(match: re.Match[str]) -> str:
+            known[f"_reference{len(known)}"] = self._followed(match[1], depth)
+            return list(known)[-1]
+
+        try:
+            tree = ast.parse(REFERENCE.sub(named, text[1:]).strip(), mode="eval")
+            return _worked_out(tree.body, known)
+        except (SyntaxError, TypeError, KeyError, ArithmeticError, RecursionError, ValueError):
+            raise InputError(NOT_READ, text[:80]) from None
+
+
+def _worked_out(node: ast.expr, known: Mapping[str, Any]) -> Any:
+    """The value of an expression; KeyError for anything but constants, known names, arithmetic and choices."""
+    match node:
+        case ast.Constant(value=value) if isinstance(value, int | float | bool | str | None):
+            return value
+        case ast.Name(id=name):
+            return known[name]
+        case ast.List(elts=parts) | ast.Tuple(elts=parts):
+            return [_worked_out(part, known) for part in parts]
+        case ast.UnaryOp(op=sign, operand=operand):
+            return OPERATORS[type(sign)](_worked_out(operand, known))
+        case ast.BinOp(left=left, op=sign, right=right):
+            return OPERATORS[type(sign)](_worked_out(left, known), _worked_out(right, known))
+        case ast.Compare(left=left, ops=[sign], comparators=[right]):
+            return OPERATORS[type(sign)](_worked_out(left, known), _worked_out(right, known))
+        case ast.IfExp(test=test, body=body, orelse=other):
+            return _worked_out(body if _worked_out(test, known) else other, known)
+        case ast.Attribute() if DTYPE.fullmatch(f"${ast.unparse(node)}"):
+            return f"${ast.unparse(node)}"
+    raise KeyError
+
+
+def _check(value: Any) -> None:
+    """InputError for what MONAI's parser would run or look up, and for callables that are not on the list."""
+    if isinstance(value, list):
+        for one in value:
+            _check(one)
+    elif isinstance(value, dict):
+        for key, one in value.items():
+            if str(key).startswith("_") and key not in KEYS:
+                raise InputError(NOT_READ, str(key)[:80])
+            _check(one)
+        if "_target_" in value:
+            check_callable(str(value["_target_"]))
+    elif isinstance(value, str) and (value[:1] in ("@", "%") or (value[:1] == "$" and not DTYPE.fullmatch(value))):
+        raise InputError(NOT_READ, value[:80])
+
+
+def check_callable(name: str) -> None:
+    """InputError unless a `_target_` names a class of the allowed packages: MONAI's, PyTorch's, and an operator's."""
+    found = [name] if "." in name else [f"{module}.{name}" for module in _modules_of(name)]
+    if not found or not all(map(_is_allowed, found)):
+        allowed = (
+            f"classes of {', '.join(PACKAGES)} that write nothing; an operator allows others by {ALLOWED_VARIABLE}"
+        )
+        raise InputError("a bundle's config may name only allowed callables", repr(name)[:80], allowed)
+
+
+@cache
+def _locator() -> ComponentLocator:
+    return ComponentLocator()
+
+
+def _modules_of(name: str) -> list[str]:
+    """Where MONAI looks for a name without dots."""
+    found = _locator().get_component_module_name(name)
+    return [found] if isinstance(found, str) else list(found or ())
+
+
+def _is_allowed(path: str) -> bool:
+    if any(_lies_in(path, package) for package in allowed_callables()):
+        return True
+    if not any(_lies_in(path, package) for package in PACKAGES):
+        return False
+    found = locate(path)  # of these packages alone, whose modules import others: what counts is where it is made
+    made = getattr(found, "__module__", "")
+    writes = isinstance(found, type) and found.__name__.startswith(WRITING)
+    return isinstance(found, type) and not writes and any(_lies_in(f"{made}.", package) for package in PACKAGES)
+
+
+def _lies_in(path: str, package: str) -> bool:
+    return path.startswith(f"{package}.")

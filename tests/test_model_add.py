@@ -1,0 +1,416 @@
+"""Models from elsewhere: bundles as the zoo writes them, bare checkpoints, TorchScript; and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import yaml
+from command import run
+from monai.bundle import ConfigParser
+from monai.networks.nets.dynunet import DynUNet
+from monai.networks.nets.segresnet import SegResNet
+from monai.networks.nets.swin_unetr import SwinUNETR
+from monai.networks.nets.unet import UNet
+
+from agg2exp_core import pipeline, volumes
+from agg2exp_core.aggregation.regions import mass
+from agg2exp_core.model import config
+from agg2exp_core.model.adding import Wrapping, add_model
+from agg2exp_core.model.bundle import Bundle
+from agg2exp_core.model.networks import misfit, network_def, without_prefixes
+from agg2exp_core.organs import load_label_set
+from agg2exp_core.records import InputError, Method, Volume
+from agg2exp_core.settings import ALLOWED_VARIABLE, list_models
+from agg2exp_core.store import results
+from agg2exp_core.store.cohorts import Case
+
+WRAPPED = ("--spacing", "5,5,5", "--window", "32,32,32", "--intensity", "-175,250")
+BTCV = ("background", "Spleen", "Right Kidney", "Left Kidney", "Gallbladder", "Esophagus", "Liver", "Stomach", "Aorta",
+        "IVC", "Portal and Splenic Veins", "Pancreas", "Right adrenal gland", "Left adrenal gland")  # fmt: skip
+
+
+def chain(*middle: dict[str, Any], spacing: Any = (5.0, 5.0, 5.0)) -> dict[str, Any]:
+    """Pre-processing as bundles of the zoo begin and end it."""
+    return {
+        "_target_": "Compose",
+        "transforms": [
+            {"_target_": "LoadImaged", "keys": "@image_key"},
+            {"_target_": "EnsureTyped", "keys": "image", "device": "@device"},
+            {"_target_": "EnsureChannelFirstd", "keys": "image"},
+            {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"},
+            {"_target_": "Spacingd", "keys": "image", "pixdim": spacing, "mode": "bilinear"},
+            *middle,
+        ],
+    }
+
+
+COMMON = {
+    "imports": ["$import glob", "$import os"], "bundle_root": "/workspace/bundle", "image_key": "image",
+    "output_dir": "$@bundle_root + '/eval'", "datalist": "$list(sorted(glob.glob(@bundle_root + '/*.nii.gz')))",
+    "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
+    "network": "$@network_def.to(@device)",
+    "postprocessing": {"_target_": "Compose", "transforms": [{"_target_": "Activationsd", "keys": "pred"}
+                                                             | {"softmax": True}]},
+    "evaluator": {"_target_": "SupervisedEvaluator", "network": "@network", "inferer": "@inferer"},
+}  # fmt: skip
+INFERER = {"_target_": "SlidingWindowInferer", "roi_size": [64, 64, 64], "sw_batch_size": 4, "overlap": 0.25}
+RANGE = {"_target_": "ScaleIntensityRanged", "keys": "image", "a_min": -175, "a_max": 250, "b_min": 0, "b_max": 1}
+
+
+def whole_body() -> tuple[dict[str, Any], dict[str, str], torch.nn.Module]:
+    """104 organs: a choice between spacings, normalisation to the scan's mean, windows on a device of their own."""
+    kwargs = {"spatial_dims": 3, "in_channels": 1, "out_channels": 105, "init_filters": 8, "blocks_down": [1, 1]}
+    kwargs |= {"blocks_up": [1], "dropout_prob": 0.2}
+    spacing = "$[5.0, 5.0, 5.0] if not @highres else [1.5, 1.5, 1.5]"
+    normalise = {"_target_": "NormalizeIntensityd", "keys": "image", "nonzero": True}
+    own = {
+        "highres": False, "network_def": {"_target_": "SegResNet", **kwargs},
+        "preprocessing": chain(normalise, {"_target_": "ScaleIntensityd", "keys": "@image_key"}, spacing=spacing),
+        "inferer": INFERER | {"mode": "gaussian", "padding_mode": "replicate", "device": "$torch.device('cpu')"},
+    }  # fmt: skip
+    names = {str(number): "background" if number == 0 else f"organ_{number}" for number in range(105)}
+    return COMMON | own, names, SegResNet(**kwargs)
+
+
+def btcv() -> tuple[dict[str, Any], dict[str, str], torch.nn.Module]:
+    """13 organs with large letters and blanks, numbered from 1; arguments of older releases of the network."""
+    kwargs = {"spatial_dims": 3, "in_channels": 1, "out_channels": 14, "feature_size": 12}
+    own = {
+        "network_def": {"_target_": "SwinUNETR", "img_size": 96, "use_checkpoint": True, **kwargs},
+        "preprocessing": chain(RANGE), "inferer": INFERER | {"mode": "constant"},
+    }  # fmt: skip
+    return COMMON | own, {str(number): name for number, name in enumerate(BTCV) if number}, SwinUNETR(**kwargs)
+
+
+def spleen() -> tuple[dict[str, Any], dict[str, str], torch.nn.Module]:
+    """One organ, a UNet with batch normalisation, softmax only in the post-processing."""
+    kwargs = {"spatial_dims": 3, "in_channels": 1, "out_channels": 2, "channels": [4, 8, 16], "strides": [2, 2]}
+    kwargs |= {"num_res_units": 2, "norm": "batch"}
+    own = {"network_def": {"_target_": "UNet", **kwargs}, "preprocessing": chain(RANGE), "inferer": INFERER}
+    return COMMON | own, {"0": "background", "1": "spleen"}, UNet(**kwargs)
+
+
+def write_zoo(folder: Path, made: tuple[dict[str, Any], dict[str, str], torch.nn.Module], kind: str = "json") -> Path:
+    settings, channels, network = made
+    for part in ("configs", "models", "docs"):
+        (folder / part).mkdir(parents=True)
+    text = json.dumps(settings) if kind == "json" else yaml.safe_dump(settings)
+    (folder / "configs" / f"inference.{kind}").write_text(text)
+    outputs = {"pred": {"num_channels": len(channels), "channel_def": channels}}
+    (folder / "configs" / "metadata.json").write_text(json.dumps({"network_data_format": {"outputs": outputs}}))
+    (folder / "docs" / "README.md").write_text("# A model\n")
+    torch.save(network.state_dict(), folder / "models" / "model.pt")
+    return folder
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    """Larger than a window along one axis, smaller along the others; oblique, anisotropic."""
+    array = np.random.default_rng(0).normal(-100, 150, (66, 60, 30)).astype(np.int16)
+    affine = np.diag([5.0, 5.0, 8.0, 1.0])
+    affine[0, 1] = 0.4
+    volumes.write_volume(tmp_path / "scan.nii.gz", Volume(array, affine))
+    return tmp_path / "scan.nii.gz"
+
+
+@pytest.mark.parametrize(
+    ("made", "kind"), [(whole_body, "json"), (btcv, "json"), (spleen, "json"), (spleen, "yaml")]
+)  # fmt: skip
+def test_a_bundle_of_the_zoo_is_explained_as_its_own_inference_is_differentiated(tmp_path, scan, made, kind) -> None:
+    torch.manual_seed(1)
+    settings, channels, network = made()
+    source = write_zoo(tmp_path / "zoo", (settings, channels, network), kind)
+    assert run("model", "add", source, "--name", "new", "--no-check", "--data", tmp_path / "root") == 0
+
+    parser = ConfigParser({key: settings[key] for key in ("preprocessing", "inferer", "image_key")} | {
+        "device": torch.device("cpu"), "highres": False,
+    })  # fmt: skip
+    image = parser.get_parsed_content("preprocessing")({"image": str(scan)})["image"].as_tensor().float()[None]
+    image.requires_grad_()
+    logits = parser.get_parsed_content("inferer")(image, network.eval())
+    prediction = logits[0].argmax(0)
+    target = next(number for number, _ in Counter(prediction.flatten().tolist()).most_common() if number)
+    expected = torch.autograd.grad((logits[0, target] * (prediction == target)).sum(), image)[0][0, 0]
+
+    bundle = Bundle(tmp_path / "root" / "models" / "new")
+    name = bundle.classes[target]
+    plan = pipeline.Plan("new", Method("gradient"), (name,), saliency="float32")
+    pipeline.Explaining(tmp_path / "root", plan).case(Case("c", scan, None, {}), tmp_path / "out", lambda *_: None)
+    table = results.read_importance(tmp_path / "out")
+    assert mass(table, "abs").sum() == pytest.approx(1, abs=1e-6)
+    found = np.asarray(nib.load(tmp_path / "out" / "saliency" / f"{name}.nii.gz").dataobj)
+    assert np.abs(found - expected.numpy()).sum() <= 1e-4 * expected.abs().sum().item()
+
+
+def test_classes_get_names_of_files_titles_as_they_came_and_what_is_known_of_them(tmp_path) -> None:
+    add_model(tmp_path, write_zoo(tmp_path / "zoo", btcv()), "abdomen", Wrapping())
+    bundle = Bundle(tmp_path / "models" / "abdomen")
+    assert bundle.classes[:4] == ("background", "spleen", "right_kidney", "left_kidney") and len(bundle.classes) == 14
+    labels = load_label_set(bundle.label_set, tmp_path)
+    assert labels["right_kidney"].title == "Right Kidney"
+    assert labels["aorta"].color == load_label_set("thorax17")["aorta"].color
+    assert (bundle.folder / "docs" / "README.md").is_file()
+
+
+@pytest.mark.parametrize(("name", "count"), [("thorax17", 17), ("totalsegmentator", 118)])
+def test_classes_of_a_known_label_set_take_it(tmp_path, name, count) -> None:
+    known = load_label_set(name).names
+    assert len(set(known)) == count
+    network = torch.nn.Conv3d(1, len(known), 1)
+    settings = COMMON | {"network_def": {"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": len(known)}
+                         | {"kernel_size": 1}, "preprocessing": chain(RANGE), "inferer": INFERER}  # fmt: skip
+    channels = {str(number): organ for number, organ in enumerate(known)}
+    added = add_model(tmp_path, write_zoo(tmp_path / "zoo", (settings, channels, network)), "new", Wrapping())
+    assert added.label_set == name and not (tmp_path / "label_sets").exists()
+
+
+# ---- bare checkpoints --------------------------------------------------------------------------
+
+
+NETWORKS = {
+    "Swin UNETR": lambda: SwinUNETR(1, 5, feature_size=12),
+    "Swin UNETR v2": lambda: SwinUNETR(1, 3, feature_size=12, use_v2=True, window_size=4, depths=(2, 2, 2, 1)),
+    "SegResNet": lambda: SegResNet(3, 8, 1, 7, blocks_down=(1, 2, 2, 4), blocks_up=(1, 1, 1)),
+    "SegResNet, deconvolutions": lambda: SegResNet(3, 8, 4, 3, blocks_down=(1, 2), blocks_up=(1,),
+                                                   upsample_mode="deconv"),
+    "UNet": lambda: UNet(3, 1, 2, channels=(4, 8, 16, 32), strides=(2, 2, 2), num_res_units=2, norm="batch"),
+    "UNet, plain": lambda: UNet(3, 1, 4, channels=(4, 8), strides=(2,)),
+    "DynUNet": lambda: DynUNet(3, 1, 2, [3, 3, 3], [1, 2, 2], [2, 2], filters=[4, 8, 16], deep_supervision=True),
+    "DynUNet, anisotropic": lambda: DynUNet(3, 1, 6, [[1, 3, 3], [3, 3, 3], [3, 3, 3]], [1, [1, 2, 2], 2],
+                                            [[1, 2, 2], 2], filters=[4, 8, 16], res_block=True, trans_bias=True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_is_told_by_its_tensors(name) -> None:
+    torch.manual_seed(0)
+    network = NETWORKS[name]().eval()
+    weights = without_prefixes({f"module.{key}": tensor for key, tensor in network.state_dict().items()})
+    found = network_def(weights)
+    ours = ConfigParser({"network": found}).get_parsed_content("network").eval()
+    assert misfit(ours, weights) is None
+    ours.load_state_dict(weights)
+    window = torch.rand(1, found["in_channels"], 64, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(window), network(window), rtol=0, atol=0)
+
+
+def labels_file(folder: Path, *names: str) -> Path:
+    (folder / "labels.csv").write_text("id,name\n" + "".join(f"{n},{name}\n" for n, name in enumerate(names)))
+    return folder / "labels.csv"
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_bare_checkpoint_becomes_a_bundle(tmp_path, scan, suffix) -> None:
+    torch.manual_seed(0)
+    network = NETWORKS["UNet"]().eval()
+    file = tmp_path / f"best{suffix}"
+    if suffix == ".pth":
+        torch.save({"state_dict": {f"module.{k}": v for k, v in network.state_dict().items()}, "epoch": 3}, file)
+    else:
+        import safetensors.torch
+
+        safetensors.torch.save_file(network.state_dict(), file)
+    labels = labels_file(tmp_path, "background", "Left Lung")
+    words = ("model", "add", file, "--name", "bare", "--labels", labels, *WRAPPED, "--no-check", "--data", tmp_path)
+    assert run(*words) == 0
+    bundle = Bundle(tmp_path / "models" / "bare")
+    assert bundle.classes == ("background", "left_lung") and tuple(bundle.inferer().roi_size) == (32, 32, 32)
+    window = torch.rand(1, 1, 32, 32, 32)
+    torch.testing.assert_close(bundle.network(torch.device("cpu"))(window), network(window), rtol=0, atol=0)
+
+
+def test_torchscript_of_one_logit_is_a_model_of_one_organ(tmp_path, scan) -> None:
+    """Its organ is where the logit is above 0, as a sigmoid above one half."""
+    torch.manual_seed(0)
+    network = UNet(3, 1, 1, channels=(4, 8), strides=(2,)).eval()
+    torch.jit.script(network).save(tmp_path / "model.ts")
+    labels = labels_file(tmp_path, "lesion")
+    words = (
+        "model",
+        "add",
+        tmp_path / "model.ts",
+        "--name",
+        "script",
+        "--labels",
+        labels,
+        *WRAPPED,
+        "--data",
+        tmp_path,
+    )
+    assert run(*words) == 0
+    assert Bundle(tmp_path / "models" / "script").classes == ("background", "lesion")
+    plan = pipeline.Plan("script", Method("gradient"), ("lesion",))
+    explaining = pipeline.Explaining(tmp_path, plan)
+    explaining.case(Case("c", scan, None, {}), tmp_path / "out", lambda *_: None)
+    assert mass(results.read_importance(tmp_path / "out"), "abs").sum() == pytest.approx(1, abs=1e-6)
+    window = torch.rand(1, 1, 32, 32, 32)
+    both = explaining.explainer.network(window)
+    torch.testing.assert_close(both[:, 1:], network(window))
+    torch.testing.assert_close(both[:, :1], -both[:, 1:])
+
+
+# ---- what is refused ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("$[3.0, 3.0] if not @high else 1", [3.0, 3.0]), ("@list#1", 2), ("@list::0", 1), ("$@list[0]", None),
+        ("$-@list#1 * 2 + 1", -3), ("$[1.5] * 3", [1.5] * 3), ("$torch.float32", "$torch.float32"), ("plain", "plain"),
+        ("$__import__('os').system('true')", None), ("$open('/etc/passwd').read()", None), ("%other.json::x", None),
+        ("$[x for x in (1, 2)]", None), ("$'$print(1)'", None), ("$(lambda: 1)()", None), ("@nowhere", None),
+        ("@circle", None), ("$'a' * 99", None), ("$[0] * 9999999999", None), ("$9 ** 9", None), ("$torch.load", None),
+        ("$1 +", None), ("$@nowhere", None),
+    ],
+)  # fmt: skip
+def test_expressions_are_arithmetic_or_refused(expression, value) -> None:
+    settings = {"high": False, "list": [1, 2], "circle": ["@circle"], "part": {"at": expression}}
+    if value is None:
+        with pytest.raises(InputError):
+            config.plain_section(settings, "part")
+    else:
+        assert config.plain_section(settings, "part") == {"at": value}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os.system", "torch.load", "torch.hub.load", "monai.bundle.run", "run", "builtins.eval", "SaveImaged",
+        "nonsense", "torch.nn.functional.relu", "torch.nn.modules.module.torch.load",
+        "monai.transforms.io.dictionary.Path", "monai.transforms.SaveImage",
+    ],
+)  # fmt: skip
+def test_callables_that_are_not_on_the_list_are_refused(name, monkeypatch) -> None:
+    with pytest.raises(InputError, match=ALLOWED_VARIABLE):
+        config.plain_section({"part": [{"_target_": name}]}, "part")
+    monkeypatch.setenv(ALLOWED_VARIABLE, f"elsewhere, {name.rpartition('.')[0] or 'none'}")
+    if "." in name:
+        config.plain_section({"part": [{"_target_": name}]}, "part")
+
+
+@pytest.mark.parametrize("key", ["_mode_", "_requires_"])
+def test_what_would_run_something_is_refused(key) -> None:
+    with pytest.raises(InputError, match=key):
+        config.plain_section({"part": {"_target_": "Compose", key: "callable"}}, "part")
+
+
+def _without_labels(settings: dict[str, Any], channels: dict[str, str], network: torch.nn.Module) -> Any:
+    return settings, {}, network
+
+
+def _without_inferer(settings: dict[str, Any], channels: dict[str, str], network: torch.nn.Module) -> Any:
+    return {key: part for key, part in settings.items() if key != "inferer"}, channels, network
+
+
+def _with_code(settings: dict[str, Any], channels: dict[str, str], network: torch.nn.Module) -> Any:
+    return settings | {"preprocessing": {"_target_": "os.system", "command": "true"}}, channels, network
+
+
+def _with_other_weights(settings: dict[str, Any], channels: dict[str, str], network: torch.nn.Module) -> Any:
+    return settings, channels, NETWORKS["UNet, plain"]()
+
+
+def _with_a_name_twice(settings: dict[str, Any], channels: dict[str, str], network: torch.nn.Module) -> Any:
+    return settings, {"0": "background", "1": "background"}, network
+
+
+def _without_background(settings: dict[str, Any], channels: dict[str, str], network: torch.nn.Module) -> Any:
+    return settings, {"0": "tumour core", "1": "whole tumour"}, network
+
+
+def _with_gaps(settings: dict[str, Any], channels: dict[str, str], network: torch.nn.Module) -> Any:
+    return settings, {"0": "background", "5": "spleen"}, network
+
+
+def _with_unknown_arguments(settings: dict[str, Any], channels: dict[str, str], network: torch.nn.Module) -> Any:
+    return settings | {"network_def": settings["network_def"] | {"unheard_of": 1}}, channels, network
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (_without_labels, "no names"), (_without_inferer, "no inferer"), (_with_code, "os.system"),
+        (_with_other_weights, "model.0.conv.unit0.conv.weight is missing"), (_with_a_name_twice, "names of their own"),
+        (_without_background, "background first"), (_with_gaps, "from 0 or 1 on"),
+        (_with_unknown_arguments, "unheard_of"),
+    ],
+)  # fmt: skip
+def test_a_bundle_that_does_not_serve_is_refused_in_one_line(tmp_path, capsys, change, told) -> None:
+    source = write_zoo(tmp_path / "zoo", change(*spleen()))
+    assert run("model", "add", source, "--name", "new", "--data", tmp_path / "root") == 2
+    printed = capsys.readouterr().err.splitlines()[-1]
+    assert told in printed and printed.startswith("agg2exp: ")
+    assert not list_models(tmp_path / "root") and not list((tmp_path / "root" / "models").iterdir())
+    assert not (tmp_path / "root" / "label_sets").exists()
+
+
+def _flat(folder: Path) -> tuple[object, ...]:
+    torch.save(torch.nn.Conv2d(1, 2, 3).state_dict(), folder / "w.pt")
+    return folder / "w.pt", "--labels", labels_file(folder, "background", "a"), *WRAPPED
+
+
+def _two_dimensional(folder: Path) -> tuple[object, ...]:
+    torch.save(UNet(2, 1, 2, channels=(4, 8), strides=(2,)).state_dict(), folder / "w.pt")
+    return folder / "w.pt", "--labels", labels_file(folder, "background", "a"), *WRAPPED
+
+
+def _lacking(folder: Path) -> tuple[object, ...]:
+    torch.save(NETWORKS["UNet"]().state_dict(), folder / "w.pt")
+    return (folder / "w.pt",)
+
+
+def _too_few_names(folder: Path) -> tuple[object, ...]:
+    torch.save(NETWORKS["SegResNet"]().state_dict(), folder / "w.pt")
+    return folder / "w.pt", "--labels", labels_file(folder, "background", "a"), *WRAPPED
+
+
+def _many_channels(folder: Path) -> tuple[object, ...]:
+    torch.save(NETWORKS["SegResNet, deconvolutions"]().state_dict(), folder / "w.pt")
+    return folder / "w.pt", "--labels", labels_file(folder, "background", "a", "b"), *WRAPPED
+
+
+def _pickled_code(folder: Path) -> tuple[object, ...]:
+    torch.save(torch.nn.Conv3d(1, 2, 3), folder / "w.pt")
+    return folder / "w.pt", "--labels", labels_file(folder, "background", "a"), *WRAPPED
+
+
+def _odd_labels(folder: Path) -> tuple[object, ...]:
+    (folder / "labels.csv").write_text("number;title\n0;a\n")
+    torch.save(NETWORKS["UNet"]().state_dict(), folder / "w.pt")
+    return folder / "w.pt", "--labels", folder / "labels.csv", *WRAPPED
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (_flat, "network that is known"), (_two_dimensional, "3D scans"), (_lacking, "no --labels"),
+        (_too_few_names, "every output must have a name"), (_many_channels, "one channel"),
+        (_pickled_code, "weights must be readable"), (_odd_labels, "columns id and name"),
+        (lambda folder: (folder / "gone.pt",), "not there"), (lambda folder: (folder,), "configs/inference.json"),
+        (lambda folder: (folder, "--spacing", "5,5,5"), "go with a bare checkpoint"),
+        (lambda folder: (folder, "--spacing", "5,5"), "3 numbers"),
+        (lambda folder: (folder, "--intensity", "250,-175"), "lower one first"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_that_does_not_serve_is_refused_in_one_line(tmp_path, capsys, made, told) -> None:
+    folder = tmp_path / "given"
+    folder.mkdir()
+    assert run("model", "add", *made(folder), "--name", "new", "--data", tmp_path / "root") == 2
+    printed = capsys.readouterr().err.splitlines()[-1]
+    assert told in printed and printed.startswith("agg2exp: ")
+    assert not list_models(tmp_path / "root") and not (tmp_path / "root" / "label_sets").exists()
+
+
+def test_a_name_that_is_taken_is_refused(tmp_path, capsys) -> None:
+    source = write_zoo(tmp_path / "zoo", spleen())
+    words = ("model", "add", source, "--name", "new", "--no-check", "--data", tmp_path / "root")
+    assert run(*words) == 0 and run(*words) == 2
+    assert "a name that is free" in capsys.readouterr().err
