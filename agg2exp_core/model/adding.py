@@ -190,7 +190,8 @@ def _read_names(path: Path) -> list[str]:
 def _named(root: Path, new: Path, names: Sequence[str]) -> LabelSet:
     """Name the classes in the metadata, once the network was seen to give as many outputs; their label set."""
     outputs = _outputs(new)
-    plain = [_plain(name) for name in names]
+    spelled = {organ.name.lower(): organ.name for labels in known_label_sets(root) for organ in labels.organs}
+    plain = [spelled.get(slug, slug) for slug in map(_slug, names)]
     if BACKGROUND not in plain[:1] and len(plain) in (1, outputs - 1):
         plain, names = [BACKGROUND, *plain], [BACKGROUND, *names]
     if not plain or plain[0] != BACKGROUND:
@@ -209,7 +210,7 @@ def _named(root: Path, new: Path, names: Sequence[str]) -> LabelSet:
     return labels
 
 
-def _plain(name: str) -> str:
+def _slug(name: str) -> str:
     """`Right Kidney` → `right_kidney`: class names become names of files and columns."""
     return checked_id("class", re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_"))
 
