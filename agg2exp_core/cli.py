@@ -364,17 +364,63 @@ def outliers(
 
 @cohort_app.command("add")
 def cohort_add(
-    folder: Annotated[Path, typer.Argument(help="A folder of NIfTI scans.")],
+    folder: Annotated[
+        Path, typer.Argument(help="NIfTI scans: flat, or as TotalSegmentator, nnU-Net or the Decathlon keep them.")
+    ],
     name: Annotated[str, typer.Option("--name", help="Name of the new cohort.")],
     labels: Annotated[Path | None, typer.Option(help="Folder of label maps named as the scans.")] = None,
     metadata: Annotated[Path | None, typer.Option(help="CSV with a column case_id and any others.")] = None,
+    label_set: Annotated[
+        str, typer.Option(help="Where each class has a file of its own: the label set that they are joined into.")
+    ] = "thorax17",
+    joins: Annotated[
+        Path | None, typer.Option(help="CSV with part and organ: which classes are joined into which organ.")
+    ] = None,
     data: Root = None,
 ) -> None:
     """Add a folder of scans as a cohort. The scans stay where they are."""
-    from agg2exp_core.store.cohorts import add_cohort
+    from agg2exp_core.store.cohorts import Brought, add_cohort
 
-    count = add_cohort(data_root(data), name, folder, labels, metadata)
+    with progress("Adding") as report:
+        brought = Brought(labels, metadata, label_set, joins)
+        count, notes = add_cohort(data_root(data), name, folder, brought, report)
+    for note in notes:
+        print(f"agg2exp: {note}", file=sys.stderr)
     print(f"{count} cases added as cohort {name}")
+
+
+@cohort_app.command("check")
+def cohort_check(
+    name: Annotated[str, typer.Argument(help="A cohort.")],
+    label_set: Annotated[str, typer.Option(help="The label set of its label maps.")] = "thorax17",
+    require: Annotated[str, typer.Option(help="Tell the cases that hold organs a,b, or all of the label set.")] = "",
+    save: Annotated[str, typer.Option(help="Save those cases as a list of this name.")] = "",
+    format: Annotated[str, typer.Option("--format", help="table or csv.")] = "table",
+    data: Root = None,
+) -> None:
+    """Read every file of a cohort and tell what is wrong or odd, before anything is computed on it."""
+    from agg2exp_core import spreadsheet
+    from agg2exp_core.organs import load_label_set
+    from agg2exp_core.store.cohort_check import check_cohort, holding_all
+    from agg2exp_core.store.lists import CaseList, save_list
+
+    if format not in ("table", "csv"):
+        raise InputError("format must be one of table, csv", repr(format))
+    _check_together("--require", require, {"--save": save})
+    root = data_root(data)
+    labels = load_label_set(label_set, root)
+    with progress("Checking") as report:
+        checked = check_cohort(root, name, labels, report)
+    print(spreadsheet.to_csv(checked.table), end="") if format == "csv" else _print_table(checked.told())
+    if require:
+        found = holding_all(checked, labels, require)
+        some = ", ".join(found[:10]) + (", …" if len(found) > 10 else "")
+        print(f"{len(found)} of {len(checked.table)} cases hold {require}: {some}", file=sys.stderr)
+        if save:
+            save_list(root, CaseList(save, name, tuple(found), f"hold {require}"))
+    if not checked.sound:
+        wrong = int(checked.table["wrong"].astype(bool).sum())
+        raise InputError("every case must be sound", f"{wrong} of {len(checked.table)} that cannot be used")
 
 
 @cohort_app.command("list")

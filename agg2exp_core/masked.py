@@ -16,8 +16,10 @@ from agg2exp_core.files import read_json
 from agg2exp_core.records import InputError, Volume
 from agg2exp_core.settings import checked_id
 from agg2exp_core.store import results
-from agg2exp_core.store.cohorts import read_cases, read_table, scans_of
+from agg2exp_core.store.cohorts import read_cases
+from agg2exp_core.store.layouts import scans_of
 from agg2exp_core.store.region_sets import MaskedSum, checked_set, write_case
+from agg2exp_core.tables import read_table
 
 MOST_REGIONS = 256
 """A map with more labels than these is a scan or an atlas brought by mistake, and no mask."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import colorsys
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -92,6 +92,18 @@ def load_label_set(name: str, root: Path = SHIPPED) -> LabelSet:
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return LabelSet(name, tuple(_organ(row, path) for row in rows))
+
+
+def part_ids(labels: LabelSet, joins: Mapping[str, str]) -> dict[str, int]:
+    """The label value of every file of a class: the organ's own name, or that of a part that `joins` puts into one.
+
+    An organ that others are joined into has no file of its own. InputError: joins into what is no organ of the set.
+    """
+    for part, organ in joins.items():
+        if organ not in labels.names or organ == BACKGROUND:
+            raise InputError(f"parts must be joined into organs of {labels.name}", f"{part} into {organ}")
+    own = {organ.name: organ.id for organ in labels.organs[1:] if organ.name not in joins.values()}
+    return own | {part: labels.by_name[organ].id for part, organ in joins.items()}
 
 
 def known_label_sets(root: Path) -> list[LabelSet]:

@@ -32,7 +32,8 @@ from agg2exp_core.precision import AUTO, PRECISIONS, Measured, read_measured, wr
 from agg2exp_core.records import InputError, Method, SumTable, Volume
 from agg2exp_core.settings import LONGEST_ID
 from agg2exp_core.store import results
-from agg2exp_core.store.cohorts import Case, scans_of
+from agg2exp_core.store.cohorts import Case
+from agg2exp_core.store.layouts import scans_of
 
 SALIENCY_DTYPES = ("view", "float16", "float32", "none")
 SAME_PREDICTION = 0.01

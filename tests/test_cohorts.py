@@ -12,6 +12,8 @@ import pytest
 from agg2exp_core import volumes
 from agg2exp_core.records import InputError, Volume
 from agg2exp_core.store import cohorts
+from agg2exp_core.store.cohorts import Brought
+from agg2exp_core.store.layouts import scans_of
 
 
 def cases_csv(root: Path, text: str) -> Path:
@@ -82,7 +84,7 @@ def test_a_folder_becomes_a_cohort(tmp_path, scans):
     metadata = tmp_path / "about.csv"
     metadata.write_text("case_id,age\nb,50\n")
     root = tmp_path / "root"
-    assert cohorts.add_cohort(root, "mine", scans, labels, metadata) == 2
+    assert cohorts.add_cohort(root, "mine", scans, Brought(labels, metadata)) == (2, [])
     assert cohorts.list_cohorts(root) == ["mine"]
     one, other = (cohorts.find_case(root, "mine", name) for name in ("a.v2", "b"))
     assert (one.image, one.label, one.metadata) == (scans / "a.v2.nii.gz", None, {"age": ""})
@@ -106,8 +108,8 @@ def test_what_cannot_be_a_cohort_is_refused_and_nothing_written(tmp_path, scans)
         lambda: cohorts.add_cohort(root, "m", empty),
         lambda: cohorts.add_cohort(root, "m", tmp_path / "nowhere"),
         lambda: cohorts.add_cohort(root, "../m", scans),
-        lambda: cohorts.add_cohort(root, "m", scans, None, stray),
-        lambda: cohorts.add_cohort(root, "m", empty / "..", scans),
+        lambda: cohorts.add_cohort(root, "m", scans, Brought(metadata=stray)),
+        lambda: cohorts.add_cohort(root, "m", empty / "..", Brought(scans)),
     ]
     for attempt in attempts:
         with pytest.raises(InputError):
@@ -140,7 +142,7 @@ def test_of_two_cohorts_of_a_name_made_at_once_one_is_told(tmp_path, scans, monk
 
 def test_a_folder_that_is_named_as_a_scan_is_none(tmp_path, scans):
     (scans / "folder.nii.gz").mkdir()
-    assert "folder" not in cohorts.scans_of(scans)
+    assert "folder" not in scans_of(scans)
 
 
 def test_cases_brought_at_once_are_all_kept(tmp_path):
@@ -157,5 +159,5 @@ def test_a_label_map_of_another_grid_is_refused_before_anything_is_listed(tmp_pa
         folder.mkdir()
         write_scan(folder / "one.nii.gz", size)
     with pytest.raises(InputError, match="one: labels must lie on the scan's grid"):
-        cohorts.add_cohort(tmp_path / "root", "new", scans, labels)
+        cohorts.add_cohort(tmp_path / "root", "new", scans, Brought(labels))
     assert not (tmp_path / "root").exists()

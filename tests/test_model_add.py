@@ -393,7 +393,7 @@ def _odd_labels(folder: Path) -> tuple[object, ...]:
     [
         (_flat, "network that is known"), (_two_dimensional, "3D scans"), (_lacking, "no --labels"),
         (_too_few_names, "every output must have a name"), (_many_channels, "one channel"),
-        (_pickled_code, "weights must be readable"), (_odd_labels, "columns id and name"),
+        (_pickled_code, "weights must be readable"), (_odd_labels, "columns id, name"),
         (lambda folder: (folder / "gone.pt",), "not there"), (lambda folder: (folder,), "configs/inference.json"),
         (lambda folder: (folder, "--spacing", "5,5,5"), "go with a bare checkpoint"),
         (lambda folder: (folder, "--spacing", "5,5"), "3 numbers"),

@@ -5,7 +5,6 @@ Nothing of them is run before it was read as data (see `config`), and nothing is
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import shutil
@@ -25,6 +24,7 @@ from agg2exp_core.model.networks import network_def, without_prefixes
 from agg2exp_core.organs import BACKGROUND, LabelSet, known_label_sets, made_label_set, write_label_set
 from agg2exp_core.records import InputError
 from agg2exp_core.settings import checked_id
+from agg2exp_core.tables import read_table
 
 CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors", SCRIPTED)
 CONFIGS = ("inference.json", "inference.yaml", "inference.yml")
@@ -172,11 +172,11 @@ def _chain(wrapping: Wrapping) -> dict[str, Any]:
 
 def _read_names(path: Path) -> list[str]:
     """Names of a CSV with the columns id and name, in the order of the ids, which begin with 0."""
+    table = read_table(path, ("id", "name"))
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [(int(row["id"]), row["name"]) for row in csv.DictReader(file)]
-    except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError):
-        raise InputError("--labels must be a CSV with the columns id and name", path.name) from None
+        rows = [(int(number), str(name)) for number, name in table[["id", "name"]].to_numpy().tolist()]
+    except ValueError:
+        raise InputError("ids of --labels must be whole numbers", path.name) from None
     if [number for number, _ in sorted(rows)] != list(range(len(rows))):
         raise InputError(
             "ids of --labels must count from 0, each once", f"{sorted(number for number, _ in rows)[:5]} …"

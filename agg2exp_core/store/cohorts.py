@@ -5,19 +5,27 @@ from __future__ import annotations
 import csv
 import io
 import os
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from agg2exp_core import volumes
 from agg2exp_core.files import locked, write_text
-from agg2exp_core.records import InputError
-from agg2exp_core.settings import checked_id
+from agg2exp_core.organs import load_label_set, part_ids
+from agg2exp_core.records import InputError, Volume
+from agg2exp_core.settings import SHIPPED, checked_id
+from agg2exp_core.store.layouts import Layout, read_layout, scans_of
+from agg2exp_core.tables import read_table
 
 COLUMNS = ("case_id", "image", "label")
-SCANS = (".nii.gz", ".nii")
+Report = Callable[[int, int, str], None]
+LABELS = "labels"
+"""Folder, beside the list, of label maps that were joined from a file for each class."""
 
 
 @dataclass(frozen=True)
@@ -49,32 +57,6 @@ def read_cases(root: Path, cohort: str) -> pd.DataFrame:
     return table
 
 
-def read_table(path: Path, needed: tuple[str, ...]) -> pd.DataFrame:
-    """A CSV with a header as text columns, its first needed column without duplicates.
-
-    Read by Python's csv, which drops and guesses nothing: a line of another length is refused, with its number.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError("a CSV must be a readable UTF-8 file", f"{path.name}: {error}") from None
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = next(reader, [])
-        rows = [_checked_row(row, header, path.name, reader.line_num) for row in reader if row]
-    except csv.Error as error:
-        raise InputError("a CSV must be well formed", f"{path.name}, line {reader.line_num}: {error}") from None
-    missing = [name for name in needed if name not in header]
-    if missing or len(set(header)) < len(header):
-        got = f"{path.name} without {', '.join(missing)}" if missing else f"{path.name} with a column twice"
-        raise InputError(f"a CSV needs the columns {', '.join(needed)}, each once", got)
-    table = pd.DataFrame(rows, columns=pd.Index(header), dtype=object)
-    twice = table[needed[0]][table[needed[0]].duplicated()]
-    if len(twice):
-        raise InputError(f"every {needed[0]} must be there once", f"{path.name}: {twice.iloc[0]!r} twice")
-    return table
-
-
 def list_cases(root: Path, cohort: str) -> list[Case]:
     """Every case of a cohort, in the order of its list. InputError: see `read_cases`."""
     base = _cases_csv(root, cohort).parent
@@ -98,35 +80,107 @@ def _case(base: Path, row: dict[str, str]) -> Case:
     return Case(row["case_id"], image, label, {name: value for name, value in row.items() if name not in COLUMNS})
 
 
-def add_cohort(root: Path, name: str, folder: Path, labels: Path | None = None, metadata: Path | None = None) -> int:
-    """List a folder of NIfTI scans as a new cohort and return how many there are. The scans stay where they are.
+@dataclass(frozen=True)
+class Brought:
+    """What comes along with scans. labels: a folder of label maps named as the scans. metadata: a CSV with case_id.
 
-    labels: a folder of label maps named as the scans. metadata: a CSV with a column case_id.
+    label_set: into whose classes files of single classes are joined. joins: a CSV (part,organ), where its names differ
+    from those of the files.
+    """
+
+    labels: Path | None = None
+    metadata: Path | None = None
+    label_set: str = "thorax17"
+    joins: Path | None = None
+
+
+def add_cohort(
+    root: Path, name: str, folder: Path, brought: Brought = Brought(), report: Report = lambda *_: None
+) -> tuple[int, list[str]]:
+    """List a folder of NIfTI scans, in any of the known layouts, as a new cohort. The scans stay where they are.
+
+    Returns how many there are, and a line for each case that lacks something. Label maps are joined where there is a
+    file for each class, as TotalSegmentator has them.
     """
     path = _cases_csv(root, name)
     if path.exists():
         raise InputError("a new cohort needs a name that is free", repr(name))
-    scans = scans_of(folder)
-    if not scans:
+    layout = read_layout(folder)
+    if not layout.scans:
         raise InputError("a cohort needs scans", f"none in {folder}", ".nii, .nii.gz")
-    extra, columns = _metadata(metadata, scans)
-    maps = scans_of(labels) if labels else {}
-    _check_known("label map", maps, scans)
+    extra, columns = _metadata(brought.metadata, layout)
+    maps = dict(scans_of(brought.labels) if brought.labels else layout.labels)
+    _check_known("label map", maps, layout.scans)
     for case_id, labelled in maps.items():
         try:
-            volumes.check_grid(labelled, scans[case_id])
+            volumes.check_grid(labelled, layout.scans[case_id])
         except InputError as error:
-            raise InputError(
-                "every label map must be sound and lie on its scan's grid", f"{case_id}: {error}"
-            ) from None
+            rule = "every label map must be sound and lie on its scan's grid"
+            raise InputError(rule, f"{case_id}: {error}") from None
+    notes: list[str] = []
+    joined = {} if maps else _joined(root, path.parent / LABELS, layout, brought, notes, report)
     rows = [
         {"case_id": case_id, "image": _relative(scan, path.parent, root)}
-        | {"label": _relative(maps[case_id], path.parent, root) if case_id in maps else ""}
+        | {"label": _label_of(case_id, maps, joined, path.parent, root)}
         | extra.get(case_id, {})
-        for case_id, scan in scans.items()
+        for case_id, scan in layout.scans.items()
     ]
     _write_new(path, [*COLUMNS, *columns], rows)
-    return len(rows)
+    return len(rows), notes
+
+
+def _label_of(case_id: str, maps: Mapping[str, Path], joined: Mapping[str, Path], base: Path, root: Path) -> str:
+    if case_id in joined:
+        return os.path.relpath(joined[case_id], base)
+    return _relative(maps[case_id], base, root) if case_id in maps else ""
+
+
+def _joined(
+    root: Path, folder: Path, layout: Layout, brought: Brought, notes: list[str], report: Report
+) -> dict[str, Path]:
+    """Write a label map for each case that has files of single classes; nothing is left if one of them is refused."""
+    if not layout.parts:
+        return {}
+    labels = load_label_set(brought.label_set, root)
+    ids = part_ids(labels, _joins(brought, root))
+    written: dict[str, Path] = {}
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for number, (case_id, files) in enumerate(layout.parts.items()):
+            report(number, len(layout.parts), f"{case_id}, joining its classes")
+            written[case_id] = folder / f"{case_id}.nii.gz"
+            volumes.write_volume(written[case_id], _join(case_id, layout.scans[case_id], files, ids))
+            lacking = sorted(set(ids) - set(files))
+            if lacking:
+                more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+                notes.append(f"{case_id} has no file of {', '.join(lacking[:5])}{more}: absent there")
+    except InputError:
+        shutil.rmtree(folder)
+        raise
+    return written
+
+
+def _join(case_id: str, scan: Path, files: Mapping[str, Path], ids: Mapping[str, int]) -> Volume:
+    """The labels of one case. InputError: a file that is no mask on the scan's grid."""
+    header = volumes.check_header(scan)
+    labels = np.zeros(header.shape, np.min_scalar_type(max(ids.values())))
+    for part in ids:
+        if part in files:
+            try:
+                labels[volumes.read_labels(files[part], like=header).array > 0] = ids[part]
+            except InputError as error:
+                raise InputError(
+                    "every class's file must be a mask on its scan's grid", f"{case_id}, {part}: {error}"
+                ) from None
+    return Volume(labels, header.affine)
+
+
+def _joins(brought: Brought, root: Path) -> dict[str, str]:
+    """Part → organ, from the file that was named or, for a known label set, the one that comes with the project."""
+    name = f"totalsegmentator-{brought.label_set}.csv"
+    known = next((base / "joins" / name for base in (root, SHIPPED) if (base / "joins" / name).is_file()), None)
+    path = brought.joins or known
+    return {} if path is None else dict(read_table(path, ("part", "organ"))[["part", "organ"]].to_numpy().tolist())
 
 
 def append_case(root: Path, cohort: str, row: dict[str, Any]) -> None:
@@ -156,46 +210,23 @@ def _cases_csv(root: Path, cohort: str) -> Path:
     return root / "cohorts" / checked_id("cohort", cohort) / "cases.csv"
 
 
-def _checked_row(row: list[str], header: list[str], name: str, line: int) -> list[str]:
-    if len(row) != len(header):
-        raise InputError(
-            "every line of a CSV must have as many fields as its header",
-            f"{name}, line {line}: {len(row)}",
-            len(header),
-        )
-    return row
-
-
-def scans_of(folder: Path) -> dict[str, Path]:
-    """case_id → scan file of a folder, by name."""
-    if not folder.is_dir():
-        raise InputError("a folder must be there", str(folder))
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        ending = next((ending for ending in SCANS if path.name.lower().endswith(ending)), None)
-        if ending is None or path.name.startswith(".") or not path.is_file():
-            continue
-        case_id = checked_id("a scan's name, without its ending,", path.name[: -len(ending)])
-        if case_id in found:
-            raise InputError("every case must have one file", f"{found[case_id].name} and {path.name}")
-        found[case_id] = path.resolve()
-    return found
-
-
-def _metadata(path: Path | None, scans: dict[str, Path]) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Metadata by case, and its columns."""
-    if path is None:
-        return {}, []
-    table = read_table(path, ("case_id",))
+def _metadata(path: Path | None, layout: Layout) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Metadata by case, and its columns: the layout's own, and behind them those of a file."""
+    rows, columns = {name: dict(row) for name, row in layout.metadata.items()}, list(layout.columns)
+    if path is not None:
+        table = read_table(path, ("case_id",))
+        columns += [str(name) for name in table.columns if name not in ("case_id", *columns)]
+        for row in table.to_dict("records"):
+            case_id = str(row.pop("case_id"))
+            rows[case_id] = rows.get(case_id, {}) | {str(name): str(value) for name, value in row.items()}
     for name in COLUMNS[1:]:
-        if name in table:
+        if name in columns:
             raise InputError("metadata may not name the scans", f"a column {name}")
-    rows = {str(row.pop("case_id")): row for row in table.to_dict("records")}
-    _check_known("metadata row", rows, scans)
-    return rows, [name for name in table.columns if name != "case_id"]  # type: ignore[return-value]
+    _check_known("metadata row", rows, layout.scans)
+    return rows, columns
 
 
-def _check_known(what: str, given: dict[str, Any], scans: dict[str, Path]) -> None:
+def _check_known(what: str, given: Mapping[str, Any], scans: Mapping[str, Path]) -> None:
     unknown = sorted(set(given) - set(scans))
     if unknown:
         raise InputError(

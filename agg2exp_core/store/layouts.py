@@ -1,0 +1,140 @@
+"""Folders of scans as the field keeps them: flat, Medical Segmentation Decathlon's, nnU-Net's, TotalSegmentator's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agg2exp_core.records import InputError
+from agg2exp_core.settings import checked_id
+from agg2exp_core.tables import read_table
+
+SCANS = (".nii.gz", ".nii")
+SUBJECT_SCANS = ("ct.nii.gz", "mri.nii.gz")
+"""What TotalSegmentator calls the scan in the folder of a subject."""
+
+PARTS, ABOUT, DATASET = "segmentations", "meta.csv", "dataset.json"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Files of each case by its id. parts: in place of a label map, a file for each class by the class's name.
+
+    metadata: rows of text; columns: their names.
+    """
+
+    scans: Mapping[str, Path]
+    labels: Mapping[str, Path] = field(default_factory=dict)
+    parts: Mapping[str, Mapping[str, Path]] = field(default_factory=dict)
+    metadata: Mapping[str, dict[str, str]] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
+
+
+def read_layout(folder: Path) -> Layout:
+    """The layout of a folder, told by what lies in it. InputError: no such folder, or a file is missing."""
+    if not folder.is_dir():
+        raise InputError("a folder must be there", str(folder))
+    if (folder / DATASET).is_file():
+        return _dataset(folder)
+    subjects = {path.parent.name: path for name in SUBJECT_SCANS for path in sorted(folder.glob(f"*/{name}"))}
+    return _subjects(folder, subjects) if subjects else Layout(scans_of(folder))
+
+
+def scans_of(folder: Path) -> dict[str, Path]:
+    """case_id → scan file of a folder, by name."""
+    if not folder.is_dir():
+        raise InputError("a folder must be there", str(folder))
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        ending = _ending(path.name)
+        if ending is None or path.name.startswith(".") or not path.is_file():
+            continue
+        case_id = checked_id("a scan's name, without its ending,", path.name[: -len(ending)])
+        if case_id in found:
+            raise InputError("every case must have one file", f"{found[case_id].name} and {path.name}")
+        found[case_id] = path.resolve()
+    return found
+
+
+def _ending(name: str) -> str | None:
+    return next((ending for ending in SCANS if name.lower().endswith(ending)), None)
+
+
+# ---- TotalSegmentator ----------------------------------------------------------------------------
+
+
+def _subjects(folder: Path, subjects: Mapping[str, Path]) -> Layout:
+    """A folder a subject: its scan, and in `segmentations/` a mask for each class."""
+    scans = {checked_id("a subject's folder", name): subjects[name].resolve() for name in sorted(subjects)}
+    parts = {name: scans_of(folder / name / PARTS) for name in scans if (folder / name / PARTS).is_dir()}
+    if not (folder / ABOUT).is_file():
+        return Layout(scans, parts=parts)
+    table = read_table(folder / ABOUT, ("image_id",), delimiter=";")
+    rows = {str(row.pop("image_id")): row for row in table.to_dict("records")}
+    columns = tuple(str(name) for name in table.columns if name != "image_id")
+    return Layout(scans, parts=parts, metadata=rows, columns=columns)  # type: ignore[arg-type]
+
+
+# ---- Decathlon and nnU-Net -----------------------------------------------------------------------
+
+
+def _dataset(folder: Path) -> Layout:
+    """`imagesTr`, `labelsTr` and `imagesTs`: nnU-Net's with a number for the channel behind each scan's name."""
+    try:
+        about = json.loads((folder / DATASET).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{DATASET} must be readable JSON", error) from None
+    if not isinstance(about, dict):
+        raise InputError(f"{DATASET} must hold an object", type(about).__name__)
+    channels = about.get("channel_names") or about.get("modality") or {"0": "CT"}
+    if len(channels) > 1:
+        raise InputError("a scan must have one channel", ", ".join(map(str, dict(channels).values())))
+    split = _numbered(folder) if "channel_names" in about else _listed(folder, about)
+    scans = {name: scan for cases in split.values() for name, (scan, _) in cases.items()}
+    if not scans:
+        raise InputError(f"{DATASET} must stand beside imagesTr", f"no scan in {folder.name}", "imagesTr, labelsTr")
+    labels = {name: label for cases in split.values() for name, (_, label) in cases.items() if label is not None}
+    metadata = {name: {"split": kind} for kind, cases in split.items() for name in cases}
+    return Layout(scans, labels, metadata=metadata, columns=("split",))
+
+
+Split = dict[str, dict[str, tuple[Path, Path | None]]]
+"""train or test → case → scan and label map."""
+
+
+def _numbered(folder: Path) -> Split:
+    """nnU-Net's: `imagesTr/<case>_0000.nii.gz`."""
+    split: Split = {}
+    for kind, images, labels in (("train", "imagesTr", "labelsTr"), ("test", "imagesTs", "labelsTs")):
+        maps = scans_of(folder / labels) if (folder / labels).is_dir() else {}
+        scans = scans_of(folder / images) if (folder / images).is_dir() else {}
+        strangers = [name for name in scans if not name.endswith("_0000")]
+        if strangers:
+            raise InputError("scans of nnU-Net's layout must end in _0000", strangers[0])
+        names = {name.removesuffix("_0000"): scan for name, scan in scans.items()}
+        split[kind] = {name: (scan, maps.get(name)) for name, scan in names.items()}
+    return split
+
+
+def _listed(folder: Path, about: Mapping[str, Any]) -> Split:
+    """The Decathlon's: every file named in `training` and `test`."""
+    split: Split = {"train": {}, "test": {}}
+    for kind, key in (("train", "training"), ("test", "test")):
+        for row in about.get(key) or []:
+            image, label = (row.get("image"), row.get("label")) if isinstance(row, dict) else (row, None)
+            scan = _inside(folder, image)
+            name = checked_id("a scan's name, without its ending,", scan.name.removesuffix(_ending(scan.name) or ""))
+            if any(name in cases for cases in split.values()):
+                raise InputError("every case must have one file", f"{name} twice in {DATASET}")
+            split[kind][name] = scan, None if label is None else _inside(folder, label)
+    return split
+
+
+def _inside(folder: Path, name: Any) -> Path:
+    path = (folder / str(name)).resolve()
+    if not path.is_relative_to(folder.resolve()) or not path.is_file():
+        raise InputError(f"files of {DATASET} must be there, beside it", str(name)[:80])
+    return path

@@ -1,0 +1,223 @@
+"""Datasets as the field keeps them become cohorts; `cohort check` tells what is wrong or odd in one."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from command import run
+
+from agg2exp_core import volumes
+from agg2exp_core.organs import load_label_set
+from agg2exp_core.records import InputError, Volume
+from agg2exp_core.store import cohorts
+from agg2exp_core.store.cohort_check import check_cohort, holding_all
+from agg2exp_core.store.cohorts import Brought
+from agg2exp_core.store.lists import list_lists
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "real"
+THORAX = load_label_set("thorax17")
+CLASSES = {
+    "thorax_cta": {"aorta": [1], "heart": [8]},
+    "chest_lowres": {"rib_left_1": [1], "vertebrae_C7": [2], "vertebrae_T1": [3], "vertebrae_L1": [4]},
+}
+"""TotalSegmentator's classes, and the values that make them up in the real label maps."""
+
+
+def silent(done: int, total: int, note: str) -> None: ...
+
+
+def total_segmentator(folder: Path) -> Path:
+    """`s0000/ct.nii.gz`, a file a class, and `meta.csv` with semicolons."""
+    for case_id, classes in CLASSES.items():
+        parts = folder / case_id / "segmentations"
+        parts.mkdir(parents=True)
+        (folder / case_id / "ct.nii.gz").symlink_to(REAL / case_id / "ct.nii.gz")
+        labels = volumes.read_labels(REAL / case_id / "labels.nii.gz")
+        for name, values in classes.items():
+            mask = np.isin(labels.array, values).astype(np.uint8)
+            volumes.write_volume(parts / f"{name}.nii.gz", Volume(mask, labels.affine))
+    (folder / "meta.csv").write_text("image_id;age;gender\nthorax_cta;61;m\nchest_lowres;;f\n")
+    return folder
+
+
+def numbered(folder: Path) -> Path:
+    """nnU-Net's layout, with one training case and one to be tested on."""
+    for case_id, end in (("thorax_cta", "Tr"), ("chest_lowres", "Ts")):
+        for kind, name in (("images", f"{case_id}_0000.nii.gz"), ("labels", f"{case_id}.nii.gz")):
+            (folder / f"{kind}{end}").mkdir(parents=True, exist_ok=True)
+            source = "ct" if kind == "images" else "labels"
+            (folder / f"{kind}{end}" / name).symlink_to(REAL / case_id / f"{source}.nii.gz")
+    about = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "aorta": 1}, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(about | {"numTraining": 1}))
+    return folder
+
+
+def decathlon(folder: Path) -> Path:
+    for kind, source in (("imagesTr", "ct"), ("labelsTr", "labels")):
+        (folder / kind).mkdir(parents=True)
+        shutil.copy(REAL / "chest_lowres" / f"{source}.nii.gz", folder / kind / "chest_1.nii.gz")
+    (folder / "imagesTs").mkdir()
+    shutil.copy(REAL / "chest_lowres" / "ct.nii.gz", folder / "imagesTs" / "chest_2.nii.gz")
+    training = [{"image": "./imagesTr/chest_1.nii.gz", "label": "./labelsTr/chest_1.nii.gz"}]
+    about = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "ribs"}, "training": training}
+    (folder / "dataset.json").write_text(json.dumps(about | {"test": ["./imagesTs/chest_2.nii.gz"]}))
+    return folder
+
+
+def test_a_file_a_class_is_joined_into_one_label_map(tmp_path, capsys) -> None:
+    source, root = total_segmentator(tmp_path / "dataset"), tmp_path / "root"
+    assert run("cohort", "add", source, "--name", "mine", "--data", root) == 0
+    told = capsys.readouterr().err
+    assert "thorax_cta has no file of " in told and "absent there" in told
+    one, other = cohorts.list_cases(root, "mine")
+    assert (one.case_id, one.metadata) == ("chest_lowres", {"age": "", "gender": "f"})
+    assert other.image.resolve() == (REAL / "thorax_cta" / "ct.nii.gz") and other.metadata["age"] == "61"
+    for case in (one, other):
+        found, given = (volumes.read_labels(path) for path in (case.label, REAL / case.case_id / "labels.nii.gz"))
+        for name, values in CLASSES[case.case_id].items():
+            organ = {"rib": "ribs", "vertebrae": "vertebraes"}.get(name.split("_")[0], name)
+            inside = found.array[np.isin(given.array, values)]
+            assert (inside == THORAX[organ].id).all()
+        assert set(np.unique(found.array)) <= {
+            0,
+            *(THORAX[name].id for name in ("aorta", "heart", "ribs", "vertebraes")),
+        }
+        np.testing.assert_allclose(found.affine, given.affine)
+
+
+def test_other_label_sets_and_joins(tmp_path) -> None:
+    source, root = total_segmentator(tmp_path / "dataset"), tmp_path / "root"
+    shutil.rmtree(source / "chest_lowres")
+    (source / "meta.csv").unlink()
+    cohorts.add_cohort(root, "all", source, Brought(label_set="totalsegmentator"))
+    labels = volumes.read_labels(cohorts.find_case(root, "all", "thorax_cta").label)
+    assert set(np.unique(labels.array)) == {0, 51, 52}
+    joins = tmp_path / "joins.csv"
+    joins.write_text("part,organ\naorta,heart\nheart,heart\n")
+    cohorts.add_cohort(root, "joined", source, Brought(joins=joins))
+    labels = volumes.read_labels(cohorts.find_case(root, "joined", "thorax_cta").label)
+    assert set(np.unique(labels.array)) == {0, THORAX["heart"].id}
+
+
+@pytest.mark.parametrize("layout", [numbered, decathlon])
+def test_datasets_with_a_description_keep_their_split(tmp_path, layout) -> None:
+    count, notes = cohorts.add_cohort(tmp_path / "root", "mine", layout(tmp_path / "dataset"))
+    assert (count, notes) == (2, [])
+    train, test = cohorts.list_cases(tmp_path / "root", "mine")
+    assert [case.metadata["split"] for case in (train, test)] == ["train", "test"]
+    volumes.check_grid(train.label, train.image)
+    assert train.case_id == ("thorax_cta" if layout is numbered else "chest_1")
+    assert (test.label is None) == (layout is decathlon)
+
+
+def _stray_metadata(folder: Path) -> None:
+    total_segmentator(folder)
+    (folder / "meta.csv").write_text("image_id;age\ns9999;5\n")
+
+
+def _a_mask_elsewhere(folder: Path) -> None:
+    total_segmentator(folder)
+    mask = Volume(np.zeros((3, 3, 3), np.uint8), np.eye(4))
+    volumes.write_volume(folder / "thorax_cta" / "segmentations" / "aorta.nii.gz", mask)
+
+
+def _two_channels(folder: Path) -> None:
+    numbered(folder)
+    about = {"channel_names": {"0": "T1", "1": "T2"}, "labels": {}}
+    (folder / "dataset.json").write_text(json.dumps(about))
+
+
+def _an_escape(folder: Path) -> None:
+    decathlon(folder)
+    (folder.parent / "secret.nii.gz").write_bytes(b"")
+    (folder / "dataset.json").write_text(json.dumps({"training": [{"image": "../secret.nii.gz"}]}))
+
+
+def _nothing_listed(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "dataset.json").write_text("{}")
+
+
+def _no_json(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "dataset.json").write_text("[")
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (_stray_metadata, "metadata row must belong"), (_a_mask_elsewhere, "thorax_cta, aorta: labels must lie"),
+        (_two_channels, "one channel"), (_an_escape, "beside it"), (_nothing_listed, "imagesTr"),
+        (_no_json, "readable JSON"),
+    ],
+)  # fmt: skip
+def test_a_dataset_that_does_not_serve_is_refused_and_leaves_nothing(tmp_path, capsys, made, told) -> None:
+    made(tmp_path / "dataset")
+    assert run("cohort", "add", tmp_path / "dataset", "--name", "mine", "--data", tmp_path / "root") == 2
+    assert told in capsys.readouterr().err.splitlines()[-1]
+    assert cohorts.list_cohorts(tmp_path / "root") == []
+    assert not list((tmp_path / "root").rglob("*.nii.gz"))
+
+
+def test_joins_into_no_organ_are_refused(tmp_path) -> None:
+    joins = tmp_path / "joins.csv"
+    joins.write_text("part,organ\naorta,liver\n")
+    with pytest.raises(InputError, match="aorta into liver"):
+        cohorts.add_cohort(tmp_path / "root", "m", total_segmentator(tmp_path / "dataset"), Brought(joins=joins))
+
+
+# ---- cohort check ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Five cases: sound, the same again, thick without air, damaged, and one with a label that no organ has."""
+    folder = tmp_path / "scans"
+    (tmp_path / "labels").mkdir()
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    array, affine = rng.integers(-1000, 1000, (8, 8, 8)).astype(np.int16), np.diag([2.0, 2.0, 2.0, 1.0])
+    labels = np.zeros((8, 8, 8), np.uint8)
+    labels[2:4], labels[4:6] = THORAX["heart"].id, THORAX["aorta"].id
+    for name in ("a", "b", "damaged", "strange"):
+        volumes.write_volume(folder / f"{name}.nii.gz", Volume(array + (name == "strange"), affine))
+        volumes.write_volume(tmp_path / "labels" / f"{name}.nii.gz", Volume(labels + 90 * (name == "strange"), affine))
+    thick = np.diag([2.0, 2.0, 12.0, 1.0])
+    volumes.write_volume(folder / "thick.nii.gz", Volume(np.abs(array), thick))
+    volumes.write_volume(tmp_path / "labels" / "thick.nii.gz", Volume(np.minimum(labels, 1), thick))
+    cohorts.add_cohort(tmp_path / "root", "c", folder, Brought(tmp_path / "labels"))
+    content = (folder / "damaged.nii.gz").read_bytes()
+    (folder / "damaged.nii.gz").write_bytes(content[: len(content) // 2])
+    return tmp_path / "root"
+
+
+def test_what_is_wrong_or_odd_is_told_case_by_case(root) -> None:
+    checked = check_cohort(root, "c", THORAX, silent)
+    rows = checked.table.set_index("case_id")
+    assert not checked.sound and list(rows.index[rows["wrong"] != ""]) == ["damaged", "strange"]
+    assert "90, 91, 98" in rows.loc["strange", "wrong"] and "gzip" in rows.loc["damaged", "wrong"]
+    assert rows.loc["a", "odd"].startswith("no Left upper lobe") and rows.loc["a", "organs"] == 2
+    assert rows.loc["b", "odd"].startswith("the voxels of a;")
+    assert all(
+        words in rows.loc["thick", "odd"] for words in ("12 mm", "6.0 times", "without air", "unusual field of view")
+    )
+    assert holding_all(checked, THORAX, "heart,aorta") == ["a", "b"] and holding_all(checked, THORAX, "all") == []
+    with pytest.raises(InputError, match="liver"):
+        holding_all(checked, THORAX, "liver")
+
+
+def test_the_command_prints_a_table_saves_a_list_and_fails_where_something_is_wrong(root, capsys) -> None:
+    words = ("cohort", "check", "c", "--require", "heart,aorta", "--save", "whole", "--format", "csv", "--data", root)
+    assert run(*words) == 2
+    printed = capsys.readouterr()
+    assert list(pd.read_csv(io.StringIO(printed.out))["case_id"]) == ["a", "b", "damaged", "strange", "thick"]
+    assert "2 of 5 cases hold heart,aorta: a, b" in printed.err and "2 of 5 that cannot be used" in printed.err
+    assert [(saved.name, saved.cases) for saved in list_lists(root, "c")] == [("whole", ("a", "b"))]
+    assert run("cohort", "check", "c", "--save", "x", "--data", root) == 2
+    assert run("cohort", "check", "gone", "--data", root) == 2
