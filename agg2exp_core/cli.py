@@ -36,9 +36,11 @@ app = typer.Typer(add_completion=False, help="Why did a 3D segmentation model dr
 cohort_app = typer.Typer(help="Cohorts of scans.")
 model_app = typer.Typer(help="Models.")
 review_app = typer.Typer(help="Review sessions.")
+export_app = typer.Typer(help="Files for other programs.")
 app.add_typer(cohort_app, name="cohort")
 app.add_typer(model_app, name="model")
 app.add_typer(review_app, name="review")
+app.add_typer(export_app, name="export")
 
 Root = Annotated[Path | None, typer.Option("--data", help="Data root (default: AGG2EXP_DATA or the project's data).")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
@@ -204,6 +206,38 @@ def aggregate(
         summary = masked.sum_masks(folder, found, report)
     _say_summed(name, ", ".join(found.regions.values()), summary)
     _say_refused(summary.refused, len(found.files))
+
+
+@export_app.command("saliency")
+def export_saliency(
+    cohort: Annotated[str, typer.Option("--cohort", help="A cohort.")],
+    run: Annotated[str, typer.Option("--run", help="A run of it with stored attribution maps.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for a folder a case.")],
+    case: Annotated[list[str] | None, typer.Option("--case", help="Only these cases of the cohort.")] = None,
+    targets: Annotated[str, typer.Option(help="all, or organs separated by commas.")] = "all",
+    data: Root = None,
+) -> None:
+    """Write a run's maps and predictions as NIfTI on the scans' own grids, for 3D Slicer, ITK-SNAP and others."""
+    from agg2exp_core import exporting
+    from agg2exp_core.masked import find_run
+    from agg2exp_core.store import results
+
+    root = data_root(data)
+    find_run(root, cohort, run)
+    explained = {path.name for path in (root / "runs" / cohort / run / "cases").glob("[!.]*")}
+    cases = [one for one in _chosen_cases(root, cohort, case) if case or one.case_id in explained]
+    wanted = () if targets == "all" else tuple(name.strip() for name in targets.split(","))
+    count = 0
+
+    def export(one: Case, inner: Report) -> None:
+        nonlocal count
+        folder = results.case_path(root, cohort, run, one.case_id)
+        count += exporting.export_case(one, folder, out / one.case_id, wanted, inner)
+
+    with progress("Exporting") as report:
+        refused = _each(cases, report, export)
+    print(f"{count} maps of {len(cases) - len(refused)} cases written to {out}")
+    _say_refused(refused, len(cases))
 
 
 @app.command()
