@@ -6,6 +6,7 @@ Exit 0: done. 2: the user's input was refused, one line, nothing written. 1: a f
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
@@ -59,6 +60,9 @@ def main() -> None:
     """Entry point: an InputError is the user's one line, everything else is our fault."""
     # MONAI and torch announce changes of theirs to developers; a user of the command line can do nothing about them.
     warnings.simplefilter("ignore", FutureWarning)
+    # And MONAI, where pydicom is installed, misses a decoder for graphics cards that nothing here needs.
+    warnings.filterwarnings("ignore", "NvImgCodecPydicomReader", UserWarning)
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
     try:
         raise SystemExit(app(standalone_mode=False))
     except InputError as refused:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import shutil
 from pathlib import Path
 
+import nrrd
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 from command import run
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from agg2exp_core import volumes
 from agg2exp_core.organs import load_label_set
@@ -221,3 +226,143 @@ def test_the_command_prints_a_table_saves_a_list_and_fails_where_something_is_wr
     assert [(saved.name, saved.cases) for saved in list_lists(root, "c")] == [("whole", ("a", "b"))]
     assert run("cohort", "check", "c", "--save", "x", "--data", root) == 2
     assert run("cohort", "check", "gone", "--data", root) == 2
+
+
+# ---- DICOM and NRRD ----------------------------------------------------------------------------
+
+
+def dicom(folder: Path, volume: Volume, series: str = "1", patient: str = "Doe^Jane", tilt: float = 0.0) -> list[Path]:
+    """A CT series of a volume that is stored LPS-wise along its own axes, a file a slice, in no order of names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lps = np.diag([-1.0, -1, 1, 1]) @ volume.affine
+    edges = np.linalg.norm(lps[:3, :3], axis=0)
+    paths = []
+    for k in range(volume.array.shape[2]):
+        slice_ = FileDataset(None, {}, preamble=b"\0" * 128, file_meta=FileMetaDataset())
+        slice_.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        slice_.file_meta.MediaStorageSOPClassUID = slice_.SOPClassUID = CTImageStorage
+        slice_.file_meta.MediaStorageSOPInstanceUID = slice_.SOPInstanceUID = f"1.2.3.{series}.{k + 1}"
+        slice_.SeriesInstanceUID, slice_.PatientID, slice_.PatientName = f"1.2.3.{series}", patient, patient
+        slice_.ImageOrientationPatient = [*(lps[:3, 0] / edges[0]), *(lps[:3, 1] / edges[1])]
+        slice_.ImagePositionPatient = [*(lps @ [0, tilt * k, k, 1])[:3]]
+        slice_.PixelSpacing = [edges[1], edges[0]]
+        slice_.Columns, slice_.Rows = volume.array.shape[:2]
+        slice_.RescaleSlope, slice_.RescaleIntercept = 1, -1024
+        slice_.SamplesPerPixel, slice_.PhotometricInterpretation, slice_.PixelRepresentation = 1, "MONOCHROME2", 0
+        slice_.BitsAllocated, slice_.BitsStored, slice_.HighBit = 16, 16, 15
+        slice_.PixelData = (volume.array[:, :, k].T + 1024).astype("<u2").tobytes()
+        paths.append(folder / f"{(7 * k) % 101:03d}.dcm")
+        slice_.save_as(paths[-1], enforce_file_format=True)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def chest() -> Volume:
+    """A part of a real thick-slice CT."""
+    whole = volumes.read_volume(REAL / "chest_lowres" / "ct.nii.gz")
+    return Volume(whole.array[30:90, 40:90, :20].clip(-1024, 3000), whole.affine)
+
+
+def oblique(volume: Volume) -> Volume:
+    turn = np.deg2rad(12)
+    rotation = np.eye(4)
+    rotation[1:3, 1:3] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
+    return Volume(volume.array, rotation @ volume.affine)
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["straight", "oblique"])
+def test_a_dicom_series_becomes_the_scan_that_it_is(tmp_path, chest, turned, capsys) -> None:
+    scan = oblique(chest) if turned else chest
+    dicom(tmp_path / "dataset" / "Doe_Jane" / "ct", scan)
+    dicom(tmp_path / "dataset" / "Roe_Rick", Volume(scan.array + 1, scan.affine), series="2", patient="Roe^Rick")
+    assert run("cohort", "add", tmp_path / "dataset", "--name", "mine", "--data", tmp_path / "root") == 0
+    found = [volumes.read_volume(case.image) for case in cohorts.list_cases(tmp_path / "root", "mine")]
+    one = next(volume for volume in found if volume.array.min() == scan.array.min())
+    moved = volumes.to_ras(one), volumes.to_ras(scan)
+    np.testing.assert_allclose(moved[0].affine, moved[1].affine, atol=1e-3)
+    np.testing.assert_array_equal(moved[0].array, moved[1].array)
+    for path in (tmp_path / "root").rglob("*"):
+        assert not any(word in str(path.relative_to(tmp_path)) for word in ("Doe", "Roe", "1.2.3"))
+        if path.suffix == ".gz":
+            assert b"Doe" not in gzip.decompress(path.read_bytes())[:400]
+    assert "Doe" not in "".join(capsys.readouterr())
+
+
+def _gap(folder: Path, chest: Volume) -> None:
+    dicom(folder, chest)[5].unlink()
+
+
+def _doubled(folder: Path, chest: Volume) -> None:
+    dicom(folder, Volume(chest.array[:, :, :1], chest.affine))
+    shutil.copy(next(folder.iterdir()), folder / "again.dcm")
+
+
+def _two_patients(folder: Path, chest: Volume) -> None:
+    for path in dicom(folder / "other", chest, patient="Roe^Rick")[:3]:
+        shutil.move(path, folder / f"other-{path.name}")
+    shutil.rmtree(folder / "other")
+    dicom(folder, chest)
+
+
+def _two_series(folder: Path, chest: Volume) -> None:
+    dicom(folder, chest)
+    for path in dicom(folder / "other", chest, series="2"):
+        shutil.move(path, folder / f"other-{path.name}")
+    shutil.rmtree(folder / "other")
+
+
+def _tilted(folder: Path, chest: Volume) -> None:
+    dicom(folder, chest, tilt=0.5)
+
+
+def _alone(folder: Path, chest: Volume) -> None:
+    dicom(folder, Volume(chest.array[:, :, :1], chest.affine))
+
+
+def _cut(folder: Path, chest: Volume) -> None:
+    path = dicom(folder, chest)[3]
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def _uneven(folder: Path, chest: Volume) -> None:
+    paths = dicom(folder, chest)
+    moved = pydicom.dcmread(paths[-1])
+    moved.ImagePositionPatient[2] += 4
+    moved.save_as(paths[-1])
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (_gap, "none missing"), (_doubled, "two at one place"), (_two_patients, "one patient"),
+        (_two_series, "one series"), (_tilted, "tilted by"), (_alone, "a file for each slice"), (_cut, "decodable"),
+        (_uneven, "evenly spaced"),
+    ],
+)  # fmt: skip
+def test_a_series_that_is_no_scan_is_refused_and_leaves_nothing(tmp_path, chest, capsys, made, told) -> None:
+    made(tmp_path / "dataset", chest)
+    assert run("cohort", "add", tmp_path / "dataset", "--name", "mine", "--data", tmp_path / "root") == 2
+    assert told in capsys.readouterr().err.splitlines()[-1]
+    assert not [path for path in (tmp_path / "root").rglob("*") if path.is_file() and path.name != ".cases.lock"]
+
+
+@pytest.mark.parametrize("space", ["left-posterior-superior", "right-anterior-superior", "LAS"])
+def test_nrrd_scans(tmp_path, chest, space) -> None:
+    signs = np.diag([1.0 if "right" in space else -1.0, -1.0 if "posterior" in space else 1.0, 1, 1])
+    affine = signs @ chest.affine
+    header = {"space": space if space != "LAS" else "left-anterior-superior"}
+    header |= {"space directions": affine[:3, :3].T, "space origin": affine[:3, 3]}
+    (tmp_path / "dataset").mkdir()
+    nrrd.write(str(tmp_path / "dataset" / "chest.nrrd"), chest.array.astype(np.int16), header)
+    cohorts.add_cohort(tmp_path / "root", "mine", tmp_path / "dataset")
+    found = volumes.read_volume(cohorts.find_case(tmp_path / "root", "mine", "chest").image)
+    np.testing.assert_array_equal(found.array, chest.array)
+    np.testing.assert_allclose(found.affine, chest.affine, atol=1e-4)
+
+
+@pytest.mark.parametrize("content", [b"", b"NRRD0004\nencoding: raw\n\n", b"no nrrd"])
+def test_a_damaged_nrrd_is_refused(tmp_path, capsys, content) -> None:
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "chest.nrrd").write_bytes(content)
+    assert run("cohort", "add", tmp_path / "dataset", "--name", "mine", "--data", tmp_path / "root") == 2
+    assert "readable NRRD" in capsys.readouterr().err

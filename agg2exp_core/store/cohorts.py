@@ -7,7 +7,8 @@ import io
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from agg2exp_core.tables import read_table
 
 COLUMNS = ("case_id", "image", "label")
 Report = Callable[[int, int, str], None]
-LABELS = "labels"
-"""Folder, beside the list, of label maps that were joined from a file for each class."""
+CONVERTED, JOINED = "converted_images", "joined_labels"
+"""Folders, beside the list, of scans that were no NIfTI files, and of label maps joined from a file for each class."""
 
 
 @dataclass(frozen=True)
@@ -97,18 +98,38 @@ class Brought:
 def add_cohort(
     root: Path, name: str, folder: Path, brought: Brought = Brought(), report: Report = lambda *_: None
 ) -> tuple[int, list[str]]:
-    """List a folder of NIfTI scans, in any of the known layouts, as a new cohort. The scans stay where they are.
+    """List a folder of scans, in any of the known layouts, as a new cohort. NIfTI scans stay where they are.
 
-    Returns how many there are, and a line for each case that lacks something. Label maps are joined where there is a
-    file for each class, as TotalSegmentator has them.
+    Returns how many there are, and a line for each case that lacks something. Beside the list are written: scans of
+    DICOM series and NRRD files, converted; and label maps joined where there is a file for each class, as
+    TotalSegmentator has them.
     """
     path = _cases_csv(root, name)
     if path.exists():
         raise InputError("a new cohort needs a name that is free", repr(name))
     layout = read_layout(folder)
-    if not layout.scans:
-        raise InputError("a cohort needs scans", f"none in {folder}", ".nii, .nii.gz")
-    extra, columns = _metadata(brought.metadata, layout)
+    if not (layout.scans or layout.foreign):
+        raise InputError("a cohort needs scans", f"none in {folder}", ".nii, .nii.gz, .nrrd, DICOM series")
+    with ExitStack() as unfinished:
+        layout = _converted(layout, path.parent, unfinished, report)
+        extra, columns = _metadata(brought.metadata, layout)
+        maps = _label_maps(brought, layout)
+        notes: list[str] = []
+        if not maps:
+            maps, notes = _joined(root, path.parent, layout, brought, unfinished, report)
+        rows = [
+            {"case_id": case_id, "image": _relative(scan, path.parent, root)}
+            | {"label": _relative(maps[case_id], path.parent, root) if case_id in maps else ""}
+            | extra.get(case_id, {})
+            for case_id, scan in layout.scans.items()
+        ]
+        _write_new(path, [*COLUMNS, *columns], rows)
+        unfinished.pop_all()
+    return len(rows), notes
+
+
+def _label_maps(brought: Brought, layout: Layout) -> dict[str, Path]:
+    """The label maps that are there, each on its scan's grid."""
     maps = dict(scans_of(brought.labels) if brought.labels else layout.labels)
     _check_known("label map", maps, layout.scans)
     for case_id, labelled in maps.items():
@@ -117,47 +138,55 @@ def add_cohort(
         except InputError as error:
             rule = "every label map must be sound and lie on its scan's grid"
             raise InputError(rule, f"{case_id}: {error}") from None
-    notes: list[str] = []
-    joined = {} if maps else _joined(root, path.parent / LABELS, layout, brought, notes, report)
-    rows = [
-        {"case_id": case_id, "image": _relative(scan, path.parent, root)}
-        | {"label": _label_of(case_id, maps, joined, path.parent, root)}
-        | extra.get(case_id, {})
-        for case_id, scan in layout.scans.items()
-    ]
-    _write_new(path, [*COLUMNS, *columns], rows)
-    return len(rows), notes
+    return maps
 
 
-def _label_of(case_id: str, maps: Mapping[str, Path], joined: Mapping[str, Path], base: Path, root: Path) -> str:
-    if case_id in joined:
-        return os.path.relpath(joined[case_id], base)
-    return _relative(maps[case_id], base, root) if case_id in maps else ""
+def _own_folder(folder: Path, unfinished: ExitStack) -> Path:
+    """A new folder, which goes again unless the work is finished."""
+    if folder.exists():
+        raise InputError("a new cohort needs a folder that is free", f"{folder.name}, which is there")
+    folder.mkdir(parents=True)
+    unfinished.callback(shutil.rmtree, folder)
+    return folder
+
+
+def _converted(layout: Layout, base: Path, unfinished: ExitStack, report: Report) -> Layout:
+    """With NIfTI files in place of series and NRRD files."""
+    if not layout.foreign:
+        return layout
+    from agg2exp_core.foreign import read_nrrd, read_series  # takes a moment, and few need it
+
+    folder, scans = _own_folder(base / CONVERTED, unfinished), dict(layout.scans)
+    for number, (case_id, files) in enumerate(layout.foreign.items()):
+        report(number, len(layout.foreign), f"{case_id}, converting")
+        try:
+            volume = read_nrrd(files[0]) if files[0].suffix == ".nrrd" else read_series(files)
+        except InputError as error:
+            raise InputError("every scan must be sound", f"{case_id}: {error}") from None
+        scans[case_id] = folder / f"{case_id}.nii.gz"
+        volumes.write_volume(scans[case_id], volume)
+        volumes.check_scan(scans[case_id])
+    return replace(layout, scans=scans)
 
 
 def _joined(
-    root: Path, folder: Path, layout: Layout, brought: Brought, notes: list[str], report: Report
-) -> dict[str, Path]:
-    """Write a label map for each case that has files of single classes; nothing is left if one of them is refused."""
+    root: Path, base: Path, layout: Layout, brought: Brought, unfinished: ExitStack, report: Report
+) -> tuple[dict[str, Path], list[str]]:
+    """A label map written for each case that has files of single classes, and what cases have no file of."""
     if not layout.parts:
-        return {}
-    labels = load_label_set(brought.label_set, root)
-    ids = part_ids(labels, _joins(brought, root))
+        return {}, []
+    ids = part_ids(load_label_set(brought.label_set, root), _joins(brought, root))
+    folder = _own_folder(base / JOINED, unfinished)
     written: dict[str, Path] = {}
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        for number, (case_id, files) in enumerate(layout.parts.items()):
-            report(number, len(layout.parts), f"{case_id}, joining its classes")
-            written[case_id] = folder / f"{case_id}.nii.gz"
-            volumes.write_volume(written[case_id], _join(case_id, layout.scans[case_id], files, ids))
-            lacking = sorted(set(ids) - set(files))
-            if lacking:
-                more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
-                notes.append(f"{case_id} has no file of {', '.join(lacking[:5])}{more}: absent there")
-    except InputError:
-        shutil.rmtree(folder)
-        raise
-    return written
+    notes = []
+    for number, (case_id, files) in enumerate(layout.parts.items()):
+        report(number, len(layout.parts), f"{case_id}, joining its classes")
+        written[case_id] = folder / f"{case_id}.nii.gz"
+        volumes.write_volume(written[case_id], _join(case_id, layout.scans[case_id], files, ids))
+        if lacking := sorted(set(ids) - set(files)):
+            more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+            notes.append(f"{case_id} has no file of {', '.join(lacking[:5])}{more}: absent there")
+    return written, notes
 
 
 def _join(case_id: str, scan: Path, files: Mapping[str, Path], ids: Mapping[str, int]) -> Volume:

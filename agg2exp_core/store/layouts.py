@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,12 @@ PARTS, ABOUT, DATASET = "segmentations", "meta.csv", "dataset.json"
 class Layout:
     """Files of each case by its id. parts: in place of a label map, a file for each class by the class's name.
 
-    metadata: rows of text; columns: their names.
+    metadata: rows of text; columns: their names. foreign: scans of other formats, which have to be converted; the
+    files of a DICOM series, or one of NRRD.
     """
 
     scans: Mapping[str, Path]
+    foreign: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     labels: Mapping[str, Path] = field(default_factory=dict)
     parts: Mapping[str, Mapping[str, Path]] = field(default_factory=dict)
     metadata: Mapping[str, dict[str, str]] = field(default_factory=dict)
@@ -40,7 +42,10 @@ def read_layout(folder: Path) -> Layout:
     if (folder / DATASET).is_file():
         return _dataset(folder)
     subjects = {path.parent.name: path for name in SUBJECT_SCANS for path in sorted(folder.glob(f"*/{name}"))}
-    return _subjects(folder, subjects) if subjects else Layout(scans_of(folder))
+    if subjects:
+        return _subjects(folder, subjects)
+    scans = scans_of(folder)
+    return Layout(scans) if scans else Layout({}, _foreign(folder))
 
 
 def scans_of(folder: Path) -> dict[str, Path]:
@@ -61,6 +66,24 @@ def scans_of(folder: Path) -> dict[str, Path]:
 
 def _ending(name: str) -> str | None:
     return next((ending for ending in SCANS if name.lower().endswith(ending)), None)
+
+
+def _foreign(folder: Path) -> dict[str, Sequence[Path]]:
+    """NRRD files by name, and DICOM series, one a folder, by a name that tells nothing of the patient."""
+    from agg2exp_core.foreign import is_dicom, series_id  # takes a moment, and few need it
+
+    found: dict[str, Sequence[Path]] = {}
+    for path in sorted(folder.glob("*.nrrd")):
+        found[checked_id("a scan's name, without its ending,", path.name.removesuffix(".nrrd"))] = [path.resolve()]
+    for inner in sorted({folder, *(path for path in folder.rglob("*") if path.is_dir())}):
+        slices = [path for path in sorted(inner.iterdir()) if path.is_file() and path.name != "DICOMDIR"]
+        slices = [path for path in slices if is_dicom(path)]
+        name = series_id(slices[:1]) if slices else ""
+        if name in found:
+            raise InputError("every series must be there once", "one in two folders")
+        if slices:
+            found[name] = slices
+    return found
 
 
 # ---- TotalSegmentator ----------------------------------------------------------------------------
@@ -98,7 +121,7 @@ def _dataset(folder: Path) -> Layout:
         raise InputError(f"{DATASET} must stand beside imagesTr", f"no scan in {folder.name}", "imagesTr, labelsTr")
     labels = {name: label for cases in split.values() for name, (_, label) in cases.items() if label is not None}
     metadata = {name: {"split": kind} for kind, cases in split.items() for name in cases}
-    return Layout(scans, labels, metadata=metadata, columns=("split",))
+    return Layout(scans, labels=labels, metadata=metadata, columns=("split",))
 
 
 Split = dict[str, dict[str, tuple[Path, Path | None]]]

@@ -1,0 +1,153 @@
+"""Scans in other formats than NIfTI, DICOM series and NRRD, as volumes: voxels and affine, and nothing else of them.
+
+What says who the patient is stays behind: neither texts nor names of files come along.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nrrd
+import numpy as np
+import pydicom
+from pydicom.errors import InvalidDicomError
+
+from agg2exp_core.records import InputError, Volume
+
+PREAMBLE, MAGIC = 128, b"DICM"
+LEAST_SLICES = 2
+SAME = 1e-3
+"""Directions and spacings that differ by less are the same."""
+
+UNEVEN = 0.05
+"""Steps between slices may differ by this share of them: positions are often rounded."""
+
+MOST_TILT = 0.5
+"""Degrees between the stack's direction and the slices' normal, up to which slices lie straight above each other."""
+
+HEADER = ("SeriesInstanceUID", "PatientID", "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "Rows",
+          "Columns")  # fmt: skip
+FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""From DICOM's world, left and posterior, to ours, right and anterior."""
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file says that it is DICOM."""
+    try:
+        with path.open("rb") as file:
+            file.seek(PREAMBLE)
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
+def series_id(files: Sequence[Path]) -> str:
+    """A name for a series that tells nothing of the patient, and is the same for the same series."""
+    return f"ct-{hashlib.sha256(str(_headers(files)[0].SeriesInstanceUID).encode()).hexdigest()[:12]}"
+
+
+def read_series(files: Sequence[Path]) -> Volume:
+    """The scan of one DICOM series, a file a slice, in HU where it has a rescale slope and intercept.
+
+    InputError: files of several series or patients, a tilted gantry, a missing or doubled slice, uneven steps, slices
+    of different grids, fewer than two, or voxels that cannot be decoded.
+    """
+    headers = _headers(files)
+    for name, what in (("PatientID", "patient"), ("SeriesInstanceUID", "series")):
+        count = len({str(header.get(name, "")) for header in headers})
+        if count > 1:
+            raise InputError(f"a folder must hold one {what}", f"{count} of them")
+    if len(headers) < LEAST_SLICES:
+        raise InputError("a series must have a file for each slice", f"{len(headers)} file", f"{LEAST_SLICES} or more")
+    affine, order = _stacked(headers)
+    slices = [_pixels(files[index]) for index in order]
+    voxels = np.stack(slices, axis=-1)
+    if (voxels == np.rint(voxels)).all() and np.abs(voxels).max() < 2**15:
+        voxels = voxels.astype(np.int16)
+    return Volume(voxels, affine)
+
+
+def _headers(files: Sequence[Path]) -> list[pydicom.Dataset]:
+    headers: list[pydicom.Dataset] = []
+    for path in files:
+        try:
+            header = pydicom.dcmread(path, stop_before_pixels=True)
+        except (InvalidDicomError, OSError, ValueError, AttributeError):
+            raise InputError("a slice must be a readable DICOM file", "one that is not") from None
+        lacking = [name for name in HEADER if name != "PatientID" and name not in header]
+        if lacking or int(header.get("NumberOfFrames", 1)) > 1:
+            got = f"a file without {lacking[0]}" if lacking else "a file of several frames"
+            raise InputError("a series must have a file for each slice, with its place in space", got)
+        headers.append(header)
+    return headers
+
+
+def _stacked(headers: Sequence[pydicom.Dataset]) -> tuple[np.ndarray, list[int]]:
+    """The affine, and the slices' order along their normal."""
+    grids = np.array([[*h.ImageOrientationPatient, *h.PixelSpacing, h.Rows, h.Columns] for h in headers], float)
+    if np.abs(grids - grids[0]).max() > SAME:
+        raise InputError("slices must have one grid and one direction", "several")
+    along_columns, along_rows = grids[0, :3], grids[0, 3:6]
+    between_rows, between_columns = grids[0, 6:8]
+    normal = np.cross(along_columns, along_rows)
+    places = np.array([h.ImagePositionPatient for h in headers], float)
+    heights = places @ normal
+    order = [int(index) for index in np.argsort(heights, kind="stable")]
+    steps = np.diff(heights[order])
+    step = float(np.median(steps))
+    if steps.min() < SAME:
+        raise InputError("every slice must be there once", "two at one place")
+    if np.abs(steps - step).max() > UNEVEN * step:
+        got = f"steps from {steps.min():.4g} to {steps.max():.4g} mm"
+        raise InputError("slices must be evenly spaced, none missing", got)
+    stack = (places[order[-1]] - places[order[0]]) / (len(headers) - 1)
+    tilt = np.degrees(np.arccos(min(float(stack @ normal) / float(np.linalg.norm(stack)), 1.0)))
+    if tilt > MOST_TILT:
+        raise InputError("slices must lie straight above each other", f"a gantry tilted by {tilt:.1f}°")
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1] = along_columns * between_columns, along_rows * between_rows
+    affine[:3, 2], affine[:3, 3] = stack, places[order[0]]
+    return FLIP @ affine, order
+
+
+def _pixels(path: Path) -> np.ndarray:
+    """(columns, rows) float32: I runs along a row, J down the rows."""
+    dataset = pydicom.dcmread(path)
+    try:
+        stored = dataset.pixel_array
+    except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise InputError("slices must be decodable", " ".join(str(error).split())[:160]) from None
+    if stored.ndim != 2:
+        raise InputError("slices must hold one number a pixel", f"shape {stored.shape}")
+    slope, intercept = float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))
+    return (stored.astype(np.float64) * slope + intercept).astype(np.float32).T
+
+
+def read_nrrd(path: Path) -> Volume:
+    """The scan of one NRRD file. InputError: unreadable, not 3D, or without its place in space."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            voxels, header = nrrd.read(str(path))
+    except (nrrd.NRRDError, OSError, ValueError, EOFError, LookupError, StopIteration) as error:
+        raise InputError("a scan must be a readable NRRD file", " ".join(str(error).split())[:160]) from None
+    directions, origin, space = (header.get(key) for key in ("space directions", "space origin", "space"))
+    if voxels.ndim != 3 or directions is None or origin is None or np.shape(directions) != (3, 3):
+        raise InputError("a NRRD scan must be 3D, with space directions and origin", f"{voxels.ndim} dimensions")
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = np.asarray(directions, float).T, origin
+    return Volume(voxels, _signs(space) @ affine)
+
+
+def _signs(space: Any) -> np.ndarray:
+    """From the space that the file names to right, anterior, superior."""
+    words = {"RAS": "right-anterior-superior", "LPS": "left-posterior-superior", "LAS": "left-anterior-superior"}
+    known = {name: code for code, words in words.items() for name in (code, words)}
+    code = known.get(str(space)) or known.get(str(space).upper()) or known.get(str(space).lower())
+    if code is None:
+        raise InputError("the space of a NRRD scan must be known", repr(space)[:40], ", ".join(words))
+    return np.diag([1.0 if code[0] == "R" else -1.0, 1.0 if code[1] == "A" else -1.0, 1.0, 1.0])
