@@ -253,8 +253,9 @@ def predict(
     device: Device = "auto",
     data: Root = None,
 ) -> None:
-    """Segment a scan or a cohort; label maps lie on the scans' own grids."""
+    """Segment a scan or a cohort; label maps lie on the scans' own grids, and volumes.csv has each organ's size."""
     from agg2exp_core import pipeline
+    from agg2exp_core.files import write_text
     from agg2exp_core.model.bundle import find_bundle
 
     root = data_root(data)
@@ -263,15 +264,22 @@ def predict(
             one, folder = _scan_alone(image, None, cohort, out)
             if (folder / "manifest.json").exists():
                 raise InputError("--out must not be a case's results", folder.name)
-            pipeline.Segmenting(find_bundle(root, model), device).case(one, folder / "prediction.nii.gz", report)
+            segmenting = pipeline.Segmenting(find_bundle(root, model), device)
+            sizes = {one.case_id: segmenting.case(one, folder / "prediction.nii.gz", report)}
+            write_text(folder / "volumes.csv", _volumes_csv(sizes))
             print(f"label map written as {folder / 'prediction.nii.gz'}")
             return
         cases = _chosen_cases(root, cohort, None)
         folder = out or root / "predictions" / str(cohort) / model
         segmenting = pipeline.Segmenting(find_bundle(root, model), device)
-        refused = _each(
-            cases, report, lambda item, inner: segmenting.case(item, folder / f"{item.case_id}.nii.gz", inner)
-        )
+        sizes = {}
+
+        def segment(item: Case, inner: Report) -> None:
+            sizes[item.case_id] = segmenting.case(item, folder / f"{item.case_id}.nii.gz", inner)
+
+        refused = _each(cases, report, segment)
+        if sizes:
+            write_text(folder / "volumes.csv", _volumes_csv(sizes))
     print(f"{len(cases) - len(refused)} label maps written to {folder}")
     _say_refused(refused, len(cases))
 
@@ -669,6 +677,11 @@ def _mask(given: str, alone: bool) -> tuple[str, Path | None]:
         raise InputError(f"mask must be a known one or {kind}", repr(given), ", ".join(MASKS))
     stem = path.resolve().name.removesuffix(".gz").removesuffix(".nii")
     return DRAWN + (re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip(".-")[:20] or "mask"), path.resolve()
+
+
+def _volumes_csv(sizes: dict[str, dict[str, float]]) -> str:
+    rows = [f"{case_id},{organ},{size:.3f}\n" for case_id, organs in sizes.items() for organ, size in organs.items()]
+    return "case_id,organ,millilitres\n" + "".join(rows)
 
 
 def _numbers(option: str, text: str, count: int, least: float = -math.inf) -> tuple[float, ...]:

@@ -290,16 +290,24 @@ class Segmenting:
         self.device = pick_device(device)
         self.network = bundle.network(self.device)
 
-    def case(self, case: Case, file: Path, report: Report) -> None:
-        """Write the case's label map, on the scan's own grid and orientation; `report` counts window batches."""
+    def case(self, case: Case, file: Path, report: Report) -> dict[str, float]:
+        """Write the case's label map, on the scan's own grid and orientation; `report` counts window batches.
+
+        Returns millilitres of each organ, as the label map has them.
+        """
         scan = load_scan(self.bundle, _image_of(case))
         image, inferer = scan.voxels.to(self.device), self.bundle.inferer()
         plan, batch = plan_windows(inferer, tuple(image.shape[1:]), image), max(inferer.sw_batch_size, 1)
         total, done = -(-len(plan.slices) // batch), itertools.count(1)
         organs, _ = segment(self.network, plan, image[0], batch, lambda: report(next(done), total, "segmenting"))
         prediction = scan.volume(organs.cpu())
+        labels = on_grid_of(prediction, volumes.read_volume(_image_of(case)))
         file.parent.mkdir(parents=True, exist_ok=True)
-        volumes.write_volume(file, on_grid_of(prediction, volumes.read_volume(_image_of(case))))
+        volumes.write_volume(file, labels)
+        voxels = count_voxels(labels.array, len(self.bundle.classes))
+        millilitres = voxels * abs(np.linalg.det(labels.affine[:3, :3])) / 1000
+        sizes = zip(self.bundle.classes, millilitres.tolist(), strict=True)
+        return {name: size for name, size in sizes if name != BACKGROUND}
 
 
 def _image_of(case: Case) -> Path:

@@ -271,7 +271,20 @@ def test_prediction_on_the_scans_own_grid(root, scan, tmp_path):
     assert run("predict", "--model", "tiny", "--image", scan, "--out", tmp_path / "out", "--data", root) == 0
     written, original = nib.load(tmp_path / "out" / "prediction.nii.gz"), nib.load(scan)
     assert written.shape == original.shape and np.allclose(written.affine, original.affine)
-    assert len(np.unique(np.asarray(written.dataobj))) > 1
+    labels = np.asarray(written.dataobj)
+    assert len(np.unique(labels)) > 1
+    there = explain(root, scan, tmp_path / "explained", pipeline.Plan("tiny", GRADIENT)) / "prediction.nii.gz"
+    model_grid = nib.load(there)
+    voxels = np.argwhere(np.ones_like(labels))
+    at = nib.affines.apply_affine(np.linalg.inv(model_grid.affine) @ original.affine, voxels)
+    clear = (np.abs(at - np.floor(at) - 0.5) > 1e-3).all(axis=1)  # not half-way between two of the model's voxels
+    i, j, k = np.clip(np.rint(at[clear]).astype(int), 0, np.array(model_grid.shape) - 1).T
+    np.testing.assert_array_equal(labels[tuple(voxels[clear].T)], np.asarray(model_grid.dataobj)[i, j, k])
+    assert clear.mean() > 0.7
+    sizes = (tmp_path / "out" / "volumes.csv").read_text().splitlines()
+    edges = np.prod(np.linalg.norm(original.affine[:3, :3], axis=0)) / 1000
+    heart = CLASSES.index("heart")
+    assert sizes[0] == "case_id,organ,millilitres" and f"scan,heart,{(labels == heart).sum() * edges:.3f}" in sizes
 
 
 def test_predict_wants_a_folder_and_says_what_it_wrote(root, scan, tmp_path, capsys):
