@@ -1,4 +1,4 @@
-"""Training: what it writes is a bundle as the model zoo writes them, and an interrupted one leaves nothing."""
+"""Training: what it writes is a bundle as the model zoo writes them, and a stopped one goes on where it was."""
 
 from __future__ import annotations
 
@@ -9,13 +9,19 @@ import numpy as np
 import pytest
 
 from agg2exp_core import cli, volumes
+from agg2exp_core.model import fitting
 from agg2exp_core.model import train as training
-from agg2exp_core.model.bundle import find_bundle
+from agg2exp_core.model.bundle import find_bundle, load_weights
+from agg2exp_core.model.fitting import Fitting
+from agg2exp_core.model.plan import TrainPlan
 from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import InputError, Volume
 from agg2exp_core.settings import list_models
 from agg2exp_core.store import cohorts
 
+PLAN = TrainPlan(steps=3, validate=1, window=32, network="segresnet")
+WORDS = {"cohort": "small", "label_set": "thorax17", "network": "swinunetr", "steps": 1, "seed": 0}
+WORDS |= {"spacing": 5.0, "window": 64}
 ORGANS = load_label_set("thorax17").names
 
 
@@ -38,7 +44,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("network", "target"), [("swinunetr", "SwinUNETR"), ("segresnet", "SegResNet")])
 def test_a_trained_model_is_a_bundle_with_its_record(root, capsys, network, target):
-    cli.train(cohort="small", model="net", label_set="thorax17", network=network, steps=1, seed=3, data=root)
+    cli.train(**WORDS | {"network": network, "seed": 3}, model="net", data=root)
     assert "held-out Dice" in capsys.readouterr().out
     bundle = find_bundle(root, "net")
     assert bundle.classes == ORGANS and bundle.label_set == "thorax17"
@@ -51,23 +57,68 @@ def test_a_trained_model_is_a_bundle_with_its_record(root, capsys, network, targ
     assert list_models(root) == ["net"]
 
 
-def test_an_interrupted_training_leaves_no_model(root, monkeypatch):
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
+class Stopped(Exception):
+    """The user's Ctrl-C, at a known step."""
 
-    monkeypatch.setattr(training, "train", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        cli.train(cohort="small", model="net", label_set="thorax17", steps=1, seed=0, data=root)
-    assert list((root / "models").iterdir()) == []
+
+@pytest.mark.parametrize("network", ["swinunetr", "segresnet"])
+def test_a_stopped_training_goes_on_to_the_same_weights(root, monkeypatch, network):
+    """Stopped twice, once between two stored states, so that steps are made again."""
+    monkeypatch.setattr(training, "EVERY", 0.0)
+    if network == "swinunetr":  # in bfloat16 its smallest convolutions round otherwise from run to run
+        monkeypatch.setattr(fitting, "_computes_bfloat16", lambda device: False)
+    words = WORDS | {"network": network, "steps": 5, "window": 32 if network == "segresnet" else 64, "data": root}
+    cli.train(model="whole", **words)
+    advance = Fitting.advance
+    for last in (2, 3):
+
+        def advance_and_stop(self: Fitting, last: int = last) -> None:
+            if self.step == last:
+                raise Stopped
+            advance(self)
+
+        monkeypatch.setattr(Fitting, "advance", advance_and_stop)
+        with pytest.raises(Stopped):
+            cli.train(model="stopped", **words)
+        assert list_models(root) == ["whole"]
+    with pytest.raises(InputError, match="goes on as it began"):
+        cli.train(model="stopped", **words | {"seed": 2})
+    monkeypatch.setattr(Fitting, "advance", advance)
+    cli.train(model="stopped", **words)
+    whole, stopped = (find_bundle(root, name) for name in ("whole", "stopped"))
+    for name in ("model.safetensors", "last.safetensors"):
+        files = [bundle.folder / "models" / name for bundle in (whole, stopped)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    records = [json.loads((bundle.folder / "docs" / "training.json").read_text()) for bundle in (whole, stopped)]
+    assert records[0]["loss"] == records[1]["loss"]
+    assert not list((root / "models").glob("*/training.pt")) and not list((root / "models").glob(".*.training"))
+
+
+def test_the_best_weights_are_the_models_and_the_last_are_kept(root, monkeypatch):
+    """Dice as if the second of three looks had been the best."""
+    scores, seen = iter([0.1, 0.9, 0.3, 0.5]), []
+
+    def dice(bundle, network, pairs, report):
+        seen.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
+        return dict.fromkeys(ORGANS[1:], next(scores))
+
+    monkeypatch.setattr(training, "held_out_dice", dice)
+    bundle = training.write_bundle(root / "models" / "net", load_label_set("thorax17"), PLAN)
+    pairs = [(case.image, case.label) for case in cohorts.list_cases(root, "small")]
+    record = training.train(bundle, pairs, PLAN, lambda *_: None)
+    assert record["best_step"] == 2 and [row["held_out_dice"] for row in record["loss"]] == [0.1, 0.9, 0.3]
+    for name, wanted in (("model.safetensors", seen[1]), ("last.safetensors", seen[2])):
+        stored = load_weights(bundle.folder / "models" / name)
+        assert all((stored[key] == wanted[key].half().float()).all() for key in stored)
 
 
 def test_a_taken_name_and_a_cohort_without_labels_are_refused(root):
     (root / "models" / "net").mkdir(parents=True)
     with pytest.raises(InputError, match="free"):
-        cli.train(cohort="small", model="net", label_set="thorax17", steps=1, seed=0, data=root)
+        cli.train(**WORDS, model="net", data=root)
     with pytest.raises(InputError, match="swinunetr, segresnet"):
-        cli.train(cohort="small", model="other", label_set="thorax17", network="vnet", data=root)
+        cli.train(**WORDS | {"network": "vnet"}, model="other", data=root)
     cohorts.append_case(root, "bare", {"case_id": "a", "image": "", "label": ""})
     with pytest.raises(InputError, match="at least 2"):
-        cli.train(cohort="bare", model="other", label_set="thorax17", steps=1, seed=0, data=root)
+        cli.train(**WORDS | {"cohort": "bare"}, model="other", data=root)
     assert not (root / "models" / "other").exists()

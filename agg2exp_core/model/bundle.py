@@ -145,13 +145,13 @@ def find_bundle(root: Path, model: str) -> Bundle:
     return Bundle(folder)
 
 
-def save_weights(bundle: Bundle, network: torch.nn.Module) -> None:
-    """Write models/model.safetensors in half precision, which halves the file and costs no Dice."""
+def save_weights(bundle: Bundle, network: torch.nn.Module, name: str = WEIGHTS[0]) -> None:
+    """Write models/<name> in half precision, which halves the file and costs no Dice."""
     halves = {
         name: tensor.half().contiguous() if tensor.is_floating_point() else tensor.contiguous()
         for name, tensor in network.state_dict().items()
     }
-    path = bundle.folder / "models" / "model.safetensors"
+    path = bundle.folder / "models" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     safetensors.torch.save_file(halves, path)
 
