@@ -384,6 +384,21 @@ def export_csv(
 
 
 @app.command()
+def check(data: Root = None) -> None:
+    """Verify every result of the root, put aside what is damaged with how to compute it again, rebuild the caches."""
+    from agg2exp_core.store.checking import check_root
+
+    root = data_root(data)
+    with progress("Checking") as report:
+        findings = check_root(root, report)
+    for one in findings:
+        print(f"{one.place}: {one.wrong}; {one.remedy}")
+    if findings:
+        raise InputError("everything in the root must verify", f"{len(findings)} that did not")
+    print(f"all of {root} verifies")
+
+
+@app.command()
 def query(
     sql: Annotated[str, typer.Argument(help="One SELECT on the views cases, importance, agreement, runs, outliers.")],
     format: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",

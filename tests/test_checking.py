@@ -1,0 +1,86 @@
+"""`agg2exp check`: what is damaged is put aside and never used, and can be computed again as it was."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command import run
+from tiny import write_bundle
+
+from agg2exp_core import pipeline, volumes
+from agg2exp_core.records import Method, Volume
+from agg2exp_core.store import catalog, cohorts, queries, results
+from agg2exp_core.store.checking import check_root
+
+RUN = "tiny-smoothgrad-2-seed3"
+
+
+def silent(done: int, total: int, note: str) -> None: ...
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    root, scans = tmp_path / "root", tmp_path / "scans"
+    write_bundle(root)
+    scans.mkdir()
+    for seed, name in enumerate(("one", "two")):
+        array = np.random.default_rng(seed).normal(-300, 200, (18, 14, 12)).astype(np.int16)
+        volumes.write_volume(scans / f"{name}.nii.gz", Volume(array, np.diag([4.0, 4, 4, 1])))
+    cohorts.add_cohort(root, "c", scans)
+    plan = pipeline.Plan("tiny", Method(samples=2, seed=3, estimator="plain"))
+    for case in cohorts.list_cases(root, "c"):
+        pipeline.Explaining(root, plan).cohort_case("c", case, silent)
+    return root
+
+
+def explained(root: Path) -> list[str]:
+    sql = "SELECT DISTINCT case_id FROM importance ORDER BY 1"
+    return list(queries.run_user_query(catalog.connect(root), sql)["case_id"])
+
+
+def test_a_sound_root_verifies(root, capsys) -> None:
+    assert run("check", "--data", root) == 0
+    assert "verifies" in capsys.readouterr().out and explained(root) == ["one", "two"]
+
+
+@pytest.mark.parametrize("name", ["importance.csv", "manifest.json", "prediction.nii.gz", "saliency/heart.nii.gz"])
+def test_a_damaged_case_is_put_aside_and_computed_again(root, capsys, name) -> None:
+    folder = results.case_path(root, "c", RUN, "one")
+    before = (folder / "importance.csv").read_bytes()
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 4
+    (folder / name).write_bytes(content)
+    assert run("check", "--data", root) == 2
+    told = capsys.readouterr()
+    assert "1 that did not" in told.err and explained(root) == ["two"]
+    aside = root / re.search(r"put aside in (\S+);", told.out)[1]
+    assert not folder.exists() and (aside / name).read_bytes() == bytes(content)
+    again = shlex.split(told.out.split("compute it again: ")[1].strip())
+    assert run(*again[1:], "--data", root) == 0
+    assert (folder / "importance.csv").read_bytes() == before and explained(root) == ["one", "two"]
+    assert run("check", "--data", root) == 0
+
+
+def test_a_damaged_cache_is_built_again(root) -> None:
+    before = explained(root)
+    cache = root / "runs" / "c" / RUN / "importance.parquet"
+    content = bytearray(cache.read_bytes())
+    content[len(content) // 3] ^= 1
+    cache.write_bytes(content)
+    assert check_root(root, silent) == [] and explained(root) == before
+
+
+def test_lists_label_sets_and_files_that_are_gone_are_told(root, tmp_path) -> None:
+    (tmp_path / "scans" / "one.nii.gz").unlink()
+    (root / "label_sets").mkdir()
+    (root / "label_sets" / "odd.csv").write_text("id,name\nx,y\n")
+    (root / "cohorts" / "broken").mkdir()
+    (root / "cohorts" / "broken" / "cases.csv").write_text("case_id\n")
+    found = {finding.place: finding.wrong for finding in check_root(root, silent)}
+    assert set(found) == {"cohorts/c", "cohorts/broken", "label_sets/odd.csv"} and "files of one" in found["cohorts/c"]
