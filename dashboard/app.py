@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from dashboard import about, style
-from dashboard.views import case, cohort, compare, outliers, query, review
+from dashboard.views import case, cohort, compare, outliers, query, review, runs
 
 st.set_page_config(page_title="Agg²Exp Explorer", page_icon=style.ICON, layout="wide", initial_sidebar_state=350)
 style.apply()
@@ -16,6 +16,7 @@ pages = [
     st.Page(compare.page, title="Compare", icon=":material/compare_arrows:", url_path="compare"),
     st.Page(outliers.page, title="Outliers", icon=":material/scatter_plot:", url_path="outliers"),
     st.Page(review.page, title="Review", icon=":material/rate_review:", url_path="review"),
+    st.Page(runs.page, title="Runs", icon=":material/bolt:", url_path="runs"),
     st.Page(query.page, title="Query", icon=":material/terminal:", url_path="query"),
 ]
 st.navigation(pages, position="top").run()

@@ -22,7 +22,10 @@ from agg2exp_core.settings import checked_id
 
 @dataclass(frozen=True)
 class Request:
-    """What to compute: one case explained by one model and method. No targets means all of them."""
+    """What to compute: one case, or all of a cohort where none is named, explained by one model and method.
+
+    No targets means all of them.
+    """
 
     cohort: str
     case_id: str
@@ -77,7 +80,8 @@ def command(root: Path, job_id: str, request: Request) -> list[str]:
     """The command line that computes the request; it reports to the job by `--job`."""
     method = request.method.parameters()
     words = [sys.executable, "-m", "agg2exp_core", "explain", "--data", str(root)]
-    words += ["--cohort", request.cohort, "--case", request.case_id, "--model", request.model]
+    words += ["--cohort", request.cohort, *(["--case", request.case_id] if request.case_id else [])]
+    words += ["--model", request.model]
     words += ["--method", request.method.name, "--targets", ",".join(request.targets) or "all"]
     # Their usual values depend on more than the method, so they are said even where they are those.
     said = {"estimator": request.method.estimator, "precision": request.method.precision}

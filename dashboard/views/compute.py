@@ -93,6 +93,13 @@ def described(root: Path, model: str) -> str:
     return " ".join(str(metadata[name]) for name in ("description", "intended_use") if metadata.get(name))
 
 
+def count_classes(root: Path, model: str) -> int:
+    """How many classes the bundle's metadata names."""
+    metadata = read_json(root / "models" / model / "configs" / "metadata.json")
+    pred = metadata.get("network_data_format", {}).get("outputs", {}).get("pred", {})
+    return len(pred.get("channel_def", {}))
+
+
 def jobs(root: Path, labels: LabelSet, here: tuple[str, str] | None) -> None:
     """What runs and what ended lately; looks again every second while something runs.
 
@@ -120,7 +127,7 @@ def _jobs(root: Path, labels: LabelSet, here: tuple[str, str] | None) -> None:
             st.rerun(scope="app")
     told = [job for job in ended if (job.request.cohort, job.request.case_id) == here or _lately(job)]
     for job in [*unfinished, *told[: max(SHOWN_JOBS - len(unfinished), 1)]]:
-        _job(root, labels, job)
+        job_card(root, labels, job)
 
 
 def _lately(job: JobState) -> bool:
@@ -138,11 +145,13 @@ def open_result(job: JobState) -> None:
         st.query_params["target"] = job.request.targets[0]
 
 
-def _job(root: Path, labels: LabelSet, job: JobState) -> None:
+def job_card(root: Path, labels: LabelSet, job: JobState, before: int = 0) -> None:
+    """One job: what it is, how far it is, and what can be done about it. before: jobs that were asked for earlier."""
     with st.container(border=True, key=f"job_{job.job_id}", gap="small"):
         st.markdown(_headline(labels, job))
         if not job.finished:
-            st.progress(min(job.done / job.total, 1.0) if job.total else 0.0, text=_pace(job))
+            ahead = f" · {before} before it" if before and job.status == "queued" else ""
+            st.progress(min(job.done / job.total, 1.0) if job.total else 0.0, text=_pace(job) + ahead)
             _stop_button(root, job)
         elif job.status == "done" and job.result:
             if st.button("Open", key=f"open_{job.job_id}", icon=":material/visibility:"):
@@ -150,8 +159,19 @@ def _job(root: Path, labels: LabelSet, job: JobState) -> None:
                 st.rerun(scope="app")
         elif job.status == "failed":
             words.refuse(job.reason)
-            with st.popover("Log"):
-                st.code(queue.log(root, job.job_id) or "Nothing was printed.", language=None, wrap_lines=True)
+            with st.container(horizontal=True, gap="small"):
+                _again_button(root, job, "Try again")
+                with st.popover("Log"):
+                    st.code(queue.log(root, job.job_id) or "Nothing was printed.", language=None, wrap_lines=True)
+        elif job.status == "cancelled":
+            _again_button(root, job, "Go on")
+
+
+def _again_button(root: Path, job: JobState, label: str) -> None:
+    """The same request once more: what it had finished is not computed again."""
+    if st.button(label, key=f"again_{job.job_id}", icon=":material/replay:"):
+        queue.submit(root, job.request)
+        st.rerun(scope="app")
 
 
 def _stop_button(root: Path, job: JobState) -> None:
@@ -168,8 +188,10 @@ def _headline(labels: LabelSet, job: JobState) -> str:
     organs = ", ".join(words.plain(common.organ_of(labels, name).title) for name in job.request.targets) or "All organs"
     method = job.request.method
     word, color = STATUS[job.status]
-    what = ", ".join([organs, methods.method_words(method), *methods.mask_words(method)])
-    return f"**{words.plain(job.request.case_id)}** :{color}-badge[{word}]  \n{what}"
+    how = [methods.method_words(method), *methods.mask_words(method), words.plain(job.request.model)]
+    what = ", ".join([organs, *how])
+    subject = job.request.case_id or f"{job.request.cohort}, all scans"
+    return f"**{words.plain(subject)}** :{color}-badge[{word}]  \n{what}"
 
 
 def _pace(job: JobState) -> str:

@@ -1,0 +1,108 @@
+"""The Runs page: a cohort asked for, jobs in their order, what can be done about them, and the runs that are there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pages import texts
+from playwright.sync_api import Browser, expect
+from streamlit.testing.v1 import AppTest
+
+from agg2exp_core.jobs import queue
+from agg2exp_core.jobs.queue import JobState, Request
+from agg2exp_core.records import Method
+from agg2exp_core.settings import SHIPPED
+from agg2exp_core.store import cohorts, results
+
+RUN = "net-gradient"
+INFO = {"model": "net", "method": "gradient", "parameters": {}, "model_hash": "0", "values": "sums"}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A cohort of three cases, one of them without an image, and a run that was begun."""
+    for name, image in (("one", "one.nii.gz"), ("two", "two.nii.gz"), ("three", "")):
+        cohorts.append_case(tmp_path, "c", {"case_id": name, "image": image, "label": ""})
+    results.write_run(tmp_path, "c", RUN, INFO)
+    configs = tmp_path / "models" / "net" / "configs"
+    configs.mkdir(parents=True)
+    (configs / "inference.json").write_text("{}")
+    outputs = {"pred": {"channel_def": {"0": "background", "1": "heart"}}}
+    (configs / "metadata.json").write_text(json.dumps({"network_data_format": {"outputs": outputs}}))
+    return tmp_path
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, root: Path, *jobs: JobState) -> AppTest:
+    def script() -> None:
+        from dashboard.views import runs
+
+        runs.page()
+
+    monkeypatch.setenv("AGG2EXP_DATA", str(root))
+    monkeypatch.setattr(queue, "list_jobs", lambda root, limit=100: list(jobs))
+    app = AppTest.from_function(script, default_timeout=60).run()
+    assert not app.exception
+    return app
+
+
+def job(name: str, status: str, **more) -> JobState:
+    return JobState(name, Request("c", more.pop("case", ""), "net", Method("gradient")), 0.0, status, **more)
+
+
+def test_a_cohort_is_asked_for_without_the_cases_that_have_no_image(monkeypatch, root) -> None:
+    asked = []
+    monkeypatch.setattr(queue, "submit", lambda root, request: asked.append(request))
+    app = drawn(monkeypatch, root)
+    assert "Nothing is being computed" in texts(app)
+    next(box for box in app.selectbox if box.label == "Method").select("gradient").run()
+    next(button for button in app.button if button.label == "Explain 2 scans").click().run()
+    (request,) = asked
+    assert (request.cohort, request.case_id, request.model) == ("c", "", "net") and request.method.name == "gradient"
+    words = queue.command(root, "j", request)
+    assert "--case" not in words and words[words.index("--cohort") + 1] == "c"
+
+
+def test_jobs_stand_in_their_order_with_what_can_be_done(monkeypatch, root) -> None:
+    stopped, asked = [], []
+    monkeypatch.setattr(queue, "cancel", lambda root, job_id: stopped.append(job_id))
+    monkeypatch.setattr(queue, "submit", lambda root, request: asked.append(request))
+    jobs = [  # newest first, as the queue lists them
+        job("j4", "queued", note="waiting for its turn"),
+        job("j3", "running", done=5, total=20, note="two, attributing", seconds_left=300.0),
+        job("j2", "failed", reason="no room on the disk", case="two"),
+        job("j1", "cancelled"),
+    ]
+    app = drawn(monkeypatch, root, *jobs)
+    said = texts(app)
+    assert said.index("running") < said.index("waiting") and "c, all scans" in said
+    assert "Ended: 1 failed, 1 stopped" in [expander.label for expander in app.expander]
+    assert [error.value for error in app.error] == ["no room on the disk"]
+    app.button(key="again_j2").click().run()
+    app.button(key="again_j1").click().run()
+    app.button(key="stop_j3").click().run()
+    assert [request.case_id for request in asked] == ["two", ""] and stopped == ["j3"]
+
+
+def test_a_root_without_anything_says_what_to_do(monkeypatch, tmp_path) -> None:
+    assert "agg2exp demo" in texts(drawn(monkeypatch, tmp_path))
+
+
+@pytest.mark.browser
+def test_the_demos_runs_open_at_a_click(chromium: Browser, server: Callable[[Path], str]) -> None:
+    page = chromium.new_page(viewport={"width": 1440, "height": 900}, base_url=server(SHIPPED))
+    page.set_default_timeout(60_000)
+    errors: list[str] = []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.goto("/")
+    page.get_by_role("link", name="Runs").click()
+    page.get_by_text("Explained so far").wait_for()
+    expect(page.get_by_role("button", name="Explain 24 scans")).to_be_enabled()
+    page.wait_for_timeout(1000)
+    at = page.locator(".st-key-runs_table").bounding_box()
+    assert at is not None
+    page.mouse.click(at["x"] + 60, at["y"] + 53, delay=100)
+    page.get_by_text("what the model looks at").wait_for()
+    assert "cohort=reference" in page.url and not errors
