@@ -40,7 +40,7 @@ bench: $(VENV)/.tools $(NIIVUE)
 
 # Saliency is kept for the cases and organs of the README's tour only; sums are kept for all.
 MODELS := thorax17_swinunetr thorax17_segresnet
-EXPLAIN := $(BIN)/agg2exp explain --estimator plain --samples 4 --saliency-dtype float16
+EXPLAIN := $(BIN)/agg2exp explain --samples 4 --precision float32 --saliency-dtype float16
 TOUR := lung_upper_lobe_left,lung_lower_lobe_left,lung_lower_lobe_right,heart,aorta
 
 precompute: $(VENV)/.package
@@ -51,9 +51,9 @@ precompute: $(VENV)/.package
 			--targets $(TOUR) && \
 		$(EXPLAIN) --model $$model --cohort reference --saliency-dtype none && \
 		$(EXPLAIN) --model $$model --cohort clinic --saliency-dtype none && \
-		$(BIN)/agg2exp aggregate --cohort clinic --run $$model-smoothgrad-4 --masks data/cohorts/clinic/pathology \
+		$(BIN)/agg2exp aggregate --cohort clinic --run $$model-smoothgrad-pairs-4 --masks data/cohorts/clinic/pathology \
 			--name pathology && \
-		$(BIN)/agg2exp outliers --fit reference:$$model-smoothgrad-4 --score clinic:$$model-smoothgrad-4 || exit 1; \
+		$(BIN)/agg2exp outliers --fit reference:$$model-smoothgrad-pairs-4 --score clinic:$$model-smoothgrad-pairs-4 || exit 1; \
 	done
 
 pictures: $(VENV)/.tools $(NIIVUE)

@@ -10,11 +10,11 @@ from agg2exp_core.phantom import DEMO, write_cohort
 from agg2exp_core.settings import SHIPPED
 
 MODEL = "thorax17_swinunetr"
-RUN = f"{MODEL}-smoothgrad-4"
+RUN = f"{MODEL}-smoothgrad-pairs-4"
 SECOND = "thorax17_segresnet"
 """Another network on the same scans: what two models look at can be compared."""
 
-RUNS = (RUN, f"{SECOND}-smoothgrad-4")
+RUNS = (RUN, f"{SECOND}-smoothgrad-pairs-4")
 SHIPPED_PARTS = (
     "label_sets",
     *(f"models/{model}" for model in (MODEL, SECOND)),

@@ -10,7 +10,7 @@ from agg2exp_core.settings import SHIPPED
 from bench.browser import browser, served
 
 FOLDER = Path(__file__).parent
-RUN = "thorax17_swinunetr-smoothgrad-4"
+RUN = "thorax17_swinunetr-smoothgrad-pairs-4"
 SIZE = {"width": 1440, "height": 900}
 
 

@@ -31,7 +31,7 @@ from dashboard.viewer.stage import Scene
 from dashboard.views import choosing, compute, effort, methods
 
 LABELS = load_label_set("thorax17")
-RUN = "thorax17_swinunetr-smoothgrad-4"
+RUN = "thorax17_swinunetr-smoothgrad-pairs-4"
 SHAPE = (40, 32, 24)
 AFFINE = np.array([[-4.0, 0, 0, 80], [0, -4, 0, 70], [0, 0, 6, -50], [0, 0, 0, 1]])  # stored LPS
 

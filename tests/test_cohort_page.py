@@ -22,7 +22,7 @@ from dashboard import data, downloads
 from dashboard.views import cohort_charts
 
 LABELS = load_label_set("thorax17")
-RUN = "thorax17_swinunetr-smoothgrad-4"
+RUN = "thorax17_swinunetr-smoothgrad-pairs-4"
 CASES = pd.DataFrame(
     {
         "case_id": ["c1", "c2", "c3", "c4", "c5", "c6"],

@@ -70,7 +70,7 @@ def test_a_shipped_case_comes_out_again(tmp_path: Path) -> None:
     case_id, seed, planted = phantom.DEMO["clinic"][1]
     phantom.write_cohort(tmp_path / "cohorts" / "clinic", [(case_id, seed, planted)], workers=1)
     case = cohorts.find_case(tmp_path, "clinic", case_id)
-    plan = pipeline.Plan(MODEL, Method(samples=4, estimator="plain"), ("lung_lower_lobe_left",), saliency="none")
+    plan = pipeline.Plan(MODEL, Method(samples=4), ("lung_lower_lobe_left",), saliency="none")
     again = pipeline.Explaining(SHIPPED, plan).case(case, tmp_path / "out", silent)
     shipped = SHIPPED / "runs" / "clinic" / RUN / "cases" / case_id
     for key in ("model_hash", "input_sha256", "label_sha256", "parameters_hash"):
@@ -78,6 +78,7 @@ def test_a_shipped_case_comes_out_again(tmp_path: Path) -> None:
     one, other = results.read_importance(again), results.read_importance(shipped)
     row = other.targets.index("lung_lower_lobe_left")
     assert mass(one, "abs")[0] == pytest.approx(mass(other, "abs")[row], abs=1e-3)
+    assert one.mass_se[0] == pytest.approx(other.mass_se[row], abs=1e-3) and (other.mass_se[row] > 0).any()
     assert one.voxels == pytest.approx(other.voxels, rel=0.01, abs=2)
 
 

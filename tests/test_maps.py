@@ -13,8 +13,8 @@ from agg2exp_core.settings import SHIPPED
 
 
 @pytest.mark.parametrize(
-    "name", ["reference/thorax17_swinunetr-smoothgrad-4/cases/ref-01/saliency/heart.nii.gz",
-             "clinic/thorax17_segresnet-smoothgrad-4/cases/cli-02/saliency/aorta.nii.gz"],
+    "name", ["reference/thorax17_swinunetr-smoothgrad-pairs-4/cases/ref-01/saliency/heart.nii.gz",
+             "clinic/thorax17_segresnet-smoothgrad-pairs-4/cases/cli-02/saliency/aorta.nii.gz"],
 )  # fmt: skip
 def test_a_map_for_viewing_is_twenty_times_smaller(tmp_path: Path, name: str) -> None:
     full = volumes.read_volume(SHIPPED / "runs" / name)

@@ -37,7 +37,7 @@ from dashboard.views import outlier_list, unusual
 from dashboard.views.scoring import ALL, Scores
 
 LABELS = load_label_set("thorax17")
-RUN = "thorax17_swinunetr-smoothgrad-4"
+RUN = "thorax17_swinunetr-smoothgrad-pairs-4"
 
 
 @pytest.fixture(scope="module")

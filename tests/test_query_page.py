@@ -22,7 +22,7 @@ from dashboard.charts.answer import MOST_NAMES, MOST_POINTS, Drawing, answer_cha
 from dashboard.sql_guide import EXAMPLES, Example
 from dashboard.views import query
 
-RUN = "thorax17_swinunetr-smoothgrad-4"
+RUN = "thorax17_swinunetr-smoothgrad-pairs-4"
 LABELS = load_label_set("thorax17")
 
 

@@ -169,10 +169,11 @@ def _measured(sides: tuple[Side, Side]) -> tuple[tuple[Side, Side], bool]:
     """The switches that both sets share: what is counted, and whether scans are paired."""
     shares_only = any(side.record.get("values") == "shares" for side in sides)
     sign, value, background = filters.measures(ADDRESS, shares_only)
-    first, second = (
-        replace(side, selection=replace(side.selection, sign=sign, value=value, background=background))
-        for side in sides
-    )
+    counted: dict[str, Any] = {"sign": sign, "value": value, "background": background}
+    # Only regions that both sets join alike can be compared.
+    if sides[0].labels.joins == sides[1].labels.joins:
+        counted["joined"] = filters.joining(ADDRESS, sides[0].labels)
+    first, second = (replace(side, selection=replace(side.selection, **counted)) for side in sides)
     return (first, second), _pairs(first.selection, second.selection)
 
 
@@ -194,7 +195,7 @@ def _explained(root: Path, selection: Selection) -> list[str]:
     """Cases of a set that have explanations."""
     # Whatever is counted, the scans are the same: one answer for all of it.
     usual = Selection(selection.cohort, selection.run)
-    asked = replace(selection, sign=usual.sign, value=usual.value, background=usual.background)
+    asked = replace(selection, sign=usual.sign, value=usual.value, background=usual.background, joined=usual.joined)
     cases = data.cases(root, asked)
     return list(cases["case_id"][cases["explained"]])
 
