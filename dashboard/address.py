@@ -46,6 +46,8 @@ class Address:
             self._ask(now, outside=True)
         elif left:
             self._ask(written.get(self.page, {}) | st.session_state.get(_SHOWN, {}), outside=False)
+        if now:  # this page's, even if the user leaves before it is drawn and has written its own
+            written[self.page] = now
 
     def open(self, link: Link) -> None:
         """Let the page answer this link when it is drawn next, as if the user had followed it."""
@@ -75,14 +77,14 @@ class Address:
     def write(self, link: Link) -> None:
         """Let the address name what is shown; what a link asked for has been answered by then."""
         st.session_state[self._asked] = {}
-        written = st.session_state.setdefault(_WRITTEN, {})
-        # Each writing is a step of the browser's history, so that the same address written again would trap Back.
-        if _now() != link:
-            st.query_params.from_dict(link)
-        written[self.page] = link
+        # Noted first: a user who leaves the page at this very moment stops the script in the next line.
+        st.session_state.setdefault(_WRITTEN, {})[self.page] = link
         st.session_state[_SHOWN] = st.session_state.get(_SHOWN, {}) | {
             name: link[name] for name in SHARED if name in link
         }
+        # Each writing is a step of the browser's history, so that the same address written again would trap Back.
+        if _now() != link:
+            st.query_params.from_dict(link)
 
     def amend(self, link: Link) -> None:
         """Write a part of the address anew, as a fragment that alone is drawn again does."""

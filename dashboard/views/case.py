@@ -79,10 +79,11 @@ class Chosen:
 
 
 def go_to(place: Selection, case_id: str, target: str, at: Sequence[int] = ()) -> None:
-    """Leave the page for this one: a case of the selection's cohort in its run, at a voxel if one is given."""
-    link = {"cohort": place.cohort, "run": place.run, "case": case_id, "target": target}
+    """Leave the page for this one: a case of the selection's cohort in its run, counted alike, at a voxel if given."""
+    link: Link = {"cohort": [place.cohort], "run": [place.run], "case": [case_id], "target": [target]}
+    link |= filters.measure_link(place)
     if at:
-        link["at"] = ".".join(str(index) for index in at)
+        link["at"] = [".".join(str(index) for index in at)]
     st.switch_page(st.Page(page, url_path="case"), query_params=link)
 
 
