@@ -242,6 +242,23 @@ def test_an_open_session_shows_the_evidence_at_once(monkeypatch: pytest.MonkeyPa
     assert "c2" in app.markdown[0].value
 
 
+def test_only_those_of_the_session_judge_and_others_may_settle(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    named = replace(SESSION, name="round-2", reviewers=("Ada", "Grace"))
+    reviews.create_session(root, named)
+    assert reviews.as_listed(named, "ada") == "Ada" and reviews.as_listed(named, "Mallory") == "Mallory"
+    app = _open(monkeypatch, root, reviewer="Mallory", session="round-2")
+    assert "is judged by Ada and Grace" in texts(app) and not [b for b in app.button if b.key == "review_say_accept"]
+    app = _open(monkeypatch, root, reviewer="Grace", session="round-2")
+    assert [button for button in app.button if button.key == "review_say_accept"]
+
+
+def test_who_settles_sees_the_first_notes(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    _said(root, "Ada", "c1", "accept", "arms in the way")
+    _said(root, "Grace", "c1", "reject")
+    said = texts(_open(monkeypatch, root, reviewer="Zoe", view="adjudicate"))
+    assert "Before the evidence: Accept: arms in the way" in said
+
+
 def test_what_a_link_opens_waits_for_the_name(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     app = _open(monkeypatch, root, None, session="round-1", view="results")
     app.text_input(key="review_name").set_value(" ")

@@ -190,6 +190,16 @@ def reviewer_id(name: str) -> str:
     return f"{readable}-{hashlib.sha256(plain.encode()).hexdigest()[:8]}"
 
 
+def as_listed(session: Session, name: str) -> str:
+    """The name as the session spells it, if it is one of its reviewers: `ada` is Ada."""
+    return {reviewer_id(one): one for one in session.reviewers}.get(reviewer_id(name), name)
+
+
+def may_judge(session: Session, name: str) -> bool:
+    """Whether the session takes verdicts of theirs on its items; anyone may settle what differs."""
+    return not session.reviewers or reviewer_id(name) in map(reviewer_id, session.reviewers)
+
+
 # ---- sessions --------------------------------------------------------------------------------------
 
 
@@ -329,7 +339,7 @@ def _check_order(session: Session, verdicts: Verdicts, verdict: Verdict) -> None
         )
         _check_replaces(holding, verdict)
         return
-    if session.reviewers and reviewer_id(verdict.reviewer) not in map(reviewer_id, session.reviewers):
+    if not may_judge(session, verdict.reviewer):
         raise InputError("reviewer must be one of the session's", repr(verdict.reviewer), ", ".join(session.reviewers))
     first = verdicts.of(verdict.reviewer, "segmentation").get(verdict.item)
     if verdict.phase == "segmentation" and first is not None:

@@ -426,8 +426,7 @@ def _importance(chosen: Chosen, dice: bool = True) -> Link:
     if chosen.folder is None or chosen.run is None:
         return {}
     st.markdown(f"##### Attribution of {words.plain(chosen.title(chosen.target))}, organ by organ")
-    whole = _table(chosen, Selection(chosen.cohort, chosen.run))
-    _key_figures(chosen, whole)
+    figures = st.container()  # filled once it is known whether background counts
     _completeness(chosen)
     _against_ablation(chosen)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
@@ -436,6 +435,8 @@ def _importance(chosen: Chosen, dice: bool = True) -> Link:
         joined = filters.joining(ADDRESS, chosen.labels)
     selection = Selection(chosen.cohort, chosen.run, sign, value, background, joined=joined)
     table = _table(chosen, selection)
+    with figures:
+        _key_figures(chosen, background)
     masked = data.case_masked(
         chosen.root, Selection(chosen.cohort, chosen.run, sign, value), chosen.case.case_id, chosen.target
     )
@@ -461,16 +462,27 @@ def _scores(chosen: Chosen) -> pd.DataFrame:
     return data.agreement(chosen.root, chosen.cohort, chosen.run, chosen.case.case_id)
 
 
-def _key_figures(chosen: Chosen, whole: pd.DataFrame) -> None:
-    shares = whole.set_index("region")["value"].astype(float)
+def _key_figures(chosen: Chosen, background: bool) -> None:
+    """background: whether it counts in the share on the organ, as it does in the bars below."""
+    assert chosen.run is not None
+    of_all, counted = (
+        _table(chosen, Selection(chosen.cohort, chosen.run, background=on)).set_index("region")["value"].astype(float)
+        for on in (True, background)
+    )
     scores = _scores(chosen).set_index("target")
     dice = scores["dice"].get(chosen.target)
-    own, outside = shares.get(chosen.target), shares.get(BACKGROUND)
+    own, outside = counted.get(chosen.target), of_all.get(BACKGROUND)
+    whole = "of the whole scan" if background else "on all organs, without background"
     figures = {
         "Dice": ("no label" if dice is None or pd.isna(dice) else f"{dice:.3f}", "Overlap of prediction and label."),
-        "On the organ": (common.number(own, "mass"), "Share of the absolute attribution on the target’s own voxels."),
-        "Off all organs": (common.number(outside, "mass"), "Share of the absolute attribution on background."),
-    }
+        "On the organ": (
+            common.number(own, "mass"),
+            f"Share on the target’s own voxels, of the absolute attribution {whole}.",
+        ),
+        "Off all organs": (
+            common.number(outside, "mass"), "Share on background, of the absolute attribution of the whole scan."
+        ),
+    }  # fmt: skip
     for column, (name, (value, help_text)) in zip(st.columns(3), figures.items(), strict=True):
         column.markdown(f":small[:gray[{name}]]  \n**{value}**", help=help_text)
 

@@ -48,6 +48,11 @@ def page() -> None:
         section = _section(reviewer)
     desk = _desk(root, session, reviewer)
     _warn(desk)
+    if section == "judge" and not reviews.may_judge(session, reviewer):
+        told = " and ".join(map(words.plain, session.reviewers))
+        st.info(f"This session is judged by {told}. Under **{SECTIONS['adjudicate']}** you can settle what differs.")
+        ADDRESS.write(_link(desk, section))
+        return
     {"judge": review_item.draw, "adjudicate": review_results.adjudicate, "results": review_results.results}[section](
         desk
     )
@@ -88,7 +93,7 @@ def _who(session: Session) -> str | None:
     st.caption(f"{ON_TRUST} A session goes on where you left it.")
     if started:
         try:
-            st.session_state[REVIEWER] = reviews.checked_reviewer(name)
+            st.session_state[REVIEWER] = reviews.as_listed(session, reviews.checked_reviewer(name))
         except InputError as error:
             words.refuse(error)
         else:

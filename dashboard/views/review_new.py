@@ -115,6 +115,15 @@ def _terms(root: Path, cohort: str, run: str, source: Source, cases: tuple[str, 
         "Organs", organs, default=organs[:1], key=f"review_new_targets_{cohort}_{run}",
         format_func=lambda name: common.organ_of(labels, name).title, help="Each is judged on its own, in every case.",
     )  # fmt: skip
+    drawn = sum(
+        (results.case_path(root, cohort, run, case_id) / results.map_name(target)).is_file()
+        for case_id in cases for target in targets
+    )  # fmt: skip
+    if drawn < len(cases) * len(targets):
+        st.caption(
+            f"An attribution map is stored for {drawn} of these {len(cases) * len(targets)}; of the others, the "
+            "evidence is shown as shares only."
+        )
     mode = filters.segments("Evidence", "review_new_mode", MODES, "blinded", MODE_HELP)
     shuffled = st.toggle("Another order for each reviewer", value=True, key="review_new_shuffled",
                          help="Cases are shuffled, so that tiring does not always meet the same ones.")  # fmt: skip

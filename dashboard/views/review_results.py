@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -74,11 +75,12 @@ def adjudicate(desk: Desk) -> None:
     with left:
         desks.scan(desk, question)
     with right:
-        _sides(outcome)
-        _settle(desk, question, items)
+        _sides(desk, outcome)
+        _settle(desk, question, items, outcome.finals)
 
 
-def _sides(outcome: Outcome) -> None:
+def _sides(desk: Desk, outcome: Outcome) -> None:
+    """What each reviewer said, and what they had said before they saw the evidence."""
     for column, (name, verdict) in zip(
         st.columns(len(outcome.finals), border=True), outcome.finals.items(), strict=True
     ):
@@ -87,12 +89,21 @@ def _sides(outcome: Outcome) -> None:
             if verdict.tags:
                 st.caption(", ".join(verdict.tags))
             st.markdown(words.plain(verdict.note) if verdict.note else ":gray[no note]")
+            first = desk.verdicts.of(name, "segmentation").get(outcome.item)
+            if first is not None:
+                note = f": {words.plain(first.note)}" if first.note else ""
+                st.caption(f"Before the evidence: {reviews.VERDICTS[first.verdict]}{note}")
 
 
-def _settle(desk: Desk, question: Question, items: list[Item]) -> None:
+def _settle(desk: Desk, question: Question, items: list[Item], finals: Collection[str]) -> None:
     st.markdown("##### The verdict that holds", help="It settles the item; those of the reviewers stay on record.")
     if (holding := question.holding) is not None:
-        st.caption(f"{words.plain(holding.reviewer)} settled it: **{reviews.VERDICTS[holding.verdict]}**.")
+        party = (
+            ", one of those who differ"
+            if any(reviews.reviewer_id(name) == reviews.reviewer_id(holding.reviewer) for name in finals)
+            else ""
+        )
+        st.caption(f"{words.plain(holding.reviewer)}{party}, settled it: **{reviews.VERDICTS[holding.verdict]}**.")
     desks.verdict_buttons(desk, question)
     desks.remarks(desk, question, "Reason (needed)", "Why this verdict holds")
 
