@@ -38,7 +38,7 @@ def keep(root: Path, shown: CaseList, key: str) -> None:
             on_change="rerun", help=f"Save {'this scan' if count == 1 else f'these {count} scans'} under a name",
         )  # fmt: skip
     with place, st.form(f"keep_{key}_form", border=False):
-        st.text_input("Name", key=names["name"], max_chars=64, help="Letters, digits, _ . and -")
+        st.text_input("Name", key=names["name"], max_chars=64, help="Letters, digits, _ . and -; blanks become -.")
         st.text_area("Note", key=names["note"], max_chars=MOST_NOTE, height=80, placeholder="Why these scans?")
         st.checkbox("Replace a list of that name", key=names["replacing"])
         title = f"Save {count} scan{'' if count == 1 else 's'}"
@@ -49,7 +49,7 @@ def keep(root: Path, shown: CaseList, key: str) -> None:
 
 def _keep(root: Path, shown: CaseList, names: dict[str, str]) -> None:
     """Save what the form says; once that is done, its fields are emptied and it closes."""
-    name, note = (st.session_state[names[part]].strip() for part in ("name", "note"))
+    name, note = words.as_name(st.session_state[names["name"]]), st.session_state[names["note"]].strip()
     try:
         save_list(root, replace(shown, name=name, note=note), st.session_state[names["replacing"]])
     except InputError as error:

@@ -24,6 +24,11 @@ def column_title(name: object) -> str:
     return f"{str(name)[:1].upper()}{str(name)[1:]}"
 
 
+def as_name(text: str) -> str:
+    """What a user calls a list or a session, as the name of a file: `wet lungs` is kept as `wet-lungs`."""
+    return "-".join(text.split())
+
+
 def refuse(reason: object) -> None:
     """Say what was refused or went wrong."""
     st.error(plain(reason), icon=":material/error:")

@@ -18,6 +18,7 @@ from agg2exp_core.records import Method, SumTable, Volume
 from agg2exp_core.store import results, reviews
 from agg2exp_core.store.reviews import Draft, Item, Session, Verdict
 from agg2exp_core.volumes import write_volume
+from dashboard import words
 from dashboard.views import review_desk
 
 LABELS = load_label_set("thorax17")
@@ -240,6 +241,10 @@ def test_an_open_session_shows_the_evidence_at_once(monkeypatch: pytest.MonkeyPa
     assert "on the organ" in texts(app)
     _press(app, "say_accept")
     assert "c2" in app.markdown[0].value
+
+
+def test_blanks_in_a_name_become_dashes() -> None:
+    assert words.as_name("  wet  lungs ") == "wet-lungs" and words.as_name("") == ""
 
 
 def test_only_those_of_the_session_judge_and_others_may_settle(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:

@@ -134,11 +134,11 @@ def _terms(root: Path, cohort: str, run: str, source: Source, cases: tuple[str, 
     name = st.text_input(
         "Name of the session", value=_free_name(root, source.list_name or cohort),
         key=f"review_new_name_{source.title}",
-        help="Letters, digits and _ . - without spaces; it is a folder’s name.",
+        help="Letters, digits and _ . -; blanks become -. It is a folder’s name.",
     )  # fmt: skip
     count = len(cases) * len(targets)
     session = Session(
-        name.strip(), cohort, run, tuple(targets), cases, mode, source.list_name,
+        words.as_name(name), cohort, run, tuple(targets), cases, mode, source.list_name,
         tuple(one for one in expected.split(",") if one.strip()), SEED if shuffled else None,
     )  # fmt: skip
     pressed = st.button(
