@@ -128,7 +128,7 @@ def test_p_in_words() -> None:
 def test_the_most_unusual_organ_is_no_background() -> None:
     values = np.array([[9.0, 1, 2], [np.nan, 3, np.nan], [np.nan] * 3])
     scores = Scores(("a", "b", "c"), ("background", "heart", "aorta"), values, values)
-    assert scores.most_unusual == ["aorta", "heart", "heart"]
+    assert scores.most_unusual == ["aorta", "heart", "background"]
     np.testing.assert_array_equal(scores.of(ALL), overall(values))
     assert scores.limit("heart", 0.5) == 2 and np.isnan(Scores(("a",), ("heart",), values, None).limit(ALL, 0.95))
 

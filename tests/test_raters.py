@@ -89,6 +89,9 @@ def test_outcomes_follow_the_adjudication(verdicts: Verdicts) -> None:
     without = Verdicts(tuple(one for one in verdicts.given if one.phase != "adjudication"))
     assert [outcome.verdict for outcome in raters.outcomes(SESSION, without)] == ["reject", "split", "accept"]
     assert [outcome.verdict for outcome in raters.outcomes(SESSION, Verdicts(()))] == [None, None, None]
+    outcome = next(one for one in raters.outcomes(SESSION, verdicts) if one.adjudication)
+    agreed = {name: replace(verdict, verdict="accept") for name, verdict in outcome.finals.items()}
+    assert replace(outcome, finals=agreed).verdict == "accept"  # who agrees by now needs no judge
 
 
 def test_counts_time_and_what_the_evidence_changed(verdicts: Verdicts) -> None:

@@ -78,11 +78,12 @@ class Outcome:
 
     @property
     def verdict(self) -> str | None:
-        """What holds: the adjudication, else what all said, else "split"; None where nobody is done."""
-        if self.adjudication is not None:
-            return self.adjudication.verdict
+        """What all said or, where they differ, the adjudication, else "split"; None where nobody is done.
+
+        An adjudication that reviewers have come to agree after settles nothing any more.
+        """
         if self.split:
-            return "split"
+            return "split" if self.adjudication is None else self.adjudication.verdict
         return next((one.verdict for one in self.finals.values()), None)
 
 

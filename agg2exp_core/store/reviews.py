@@ -212,8 +212,8 @@ def create_session(root: Path, session: Session) -> Session:
         reviewers=tuple(dict.fromkeys(checked_reviewer(name) for name in session.reviewers)),
     )
     path = _folder(root, session.name) / "session.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_new(path, _sealed(asdict(session)))
     except FileExistsError:
         raise InputError("a new session needs a name that is free", repr(session.name)) from None
@@ -334,10 +334,9 @@ def _check_verdict(session: Session, verdict: Verdict) -> None:
 def _check_order(session: Session, verdicts: Verdicts, verdict: Verdict) -> None:
     """One verdict follows another; the blinded one comes first and stands once the evidence was shown."""
     if verdict.phase == "adjudication":
-        holding = next(
-            (one for one in verdicts.current if one.phase == verdict.phase and one.item == verdict.item), None
-        )
-        _check_replaces(holding, verdict)
+        # The newest, as the page shows it: a lost file leaves two that nothing replaces.
+        given = [one for one in verdicts.current if one.phase == verdict.phase and one.item == verdict.item]
+        _check_replaces(given[-1] if given else None, verdict)
         return
     if not may_judge(session, verdict.reviewer):
         raise InputError("reviewer must be one of the session's", repr(verdict.reviewer), ", ".join(session.reviewers))

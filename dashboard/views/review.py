@@ -126,8 +126,14 @@ def _section(reviewer: str) -> str:
         st.markdown(f"Reviewing as **{words.plain(reviewer)}**", width="content", help=ON_TRUST)
         leave = "Another name, or the next reviewer. What you gave is stored."
         st.button("", key="review_leave", icon=":material/logout:", type="tertiary", help=leave,
-                  on_click=lambda: st.session_state.pop(REVIEWER))  # fmt: skip
+                  on_click=_leave)  # fmt: skip
     return section
+
+
+def _leave() -> None:
+    """The next reviewer begins with their own verdicts, not where the results of others are open."""
+    st.session_state.pop(REVIEWER, None)
+    st.session_state[SECTION] = "judge"
 
 
 def _desk(root: Path, session: Session, reviewer: str) -> Desk:

@@ -81,13 +81,17 @@ class Scores:
 
     @cached_property
     def most_unusual(self) -> list[str]:
-        """(cases,): the target with the highest score; background where a case has none.
+        """(cases,): the organ with the highest score; background, if it is a target, where no organ has one.
 
-        Scores of robust z mean the same in every target; those of others nearly so.
+        Scores of robust z and Mahalanobis mean the same in every target; those of neighbours grow with its spread.
         """
         organs = [place for place, name in enumerate(self.targets) if name != BACKGROUND]
+        if not organs:
+            return [BACKGROUND] * len(self.values)
         known = np.nan_to_num(self.values[:, organs], nan=-np.inf)
-        return [self.targets[organs[place]] for place in known.argmax(axis=1)] if organs else [BACKGROUND] * len(known)
+        some, most = np.isfinite(known).any(axis=1), known.argmax(axis=1)
+        none = BACKGROUND if BACKGROUND in self.targets else self.targets[organs[0]]
+        return [self.targets[organs[at]] if known_ else none for at, known_ in zip(most, some, strict=True)]
 
 
 def scored(question: Question, detector: str, report: Report, limits: bool = True) -> Scores:
