@@ -429,9 +429,9 @@ def test_runs_stand_side_by_side_with_one_crosshair(page: Page) -> None:
     chooser.click()
     page.get_by_role("option").first.click()
     page.locator(".stack").nth(1).wait_for()
+    axial = page.locator('.tile[data-plane="axial"][aria-valuenow]')
+    axial.nth(1).wait_for()  # the first one was ready before
     page.locator(".viewer[data-state=ready]").wait_for()
-    axial = page.locator('.tile[data-plane="axial"]')
-    assert axial.count() == 2
     axial.nth(1).press("PageDown")
     _until(lambda: len({axial.nth(n).get_attribute("aria-valuenow") for n in (0, 1)}), 1)
     off = np.array([6.0, 6, 6])
