@@ -15,7 +15,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -297,42 +296,16 @@ def train(
     data: Root = None,
 ) -> None:
     """Train a network on a labelled cohort and write it as a MONAI bundle. Stopped, the same command goes on."""
-    from agg2exp_core.files import locked, read_json, write_json
-    from agg2exp_core.model import train as training
-    from agg2exp_core.model.plan import NETWORKS, TrainPlan
+    from agg2exp_core.model.plan import TrainPlan
+    from agg2exp_core.model.train import train_model
     from agg2exp_core.organs import load_label_set
 
     root = data_root(data)
-    folder = root / "models" / checked_id("model", model)
-    if folder.exists():
-        raise InputError("a new model needs a name that is free", repr(model))
     pairs = [(case.image, case.label) for case in _chosen_cases(root, cohort, None) if case.image and case.label]
-    if len(pairs) < 2:
-        raise InputError("training needs at least 2 cases with an image and a label map", f"{len(pairs)} in {cohort}")
-    if network not in NETWORKS:
-        raise InputError("network must be known", repr(network), ", ".join(NETWORKS))
-    if window % 32:
-        raise InputError("window must be a multiple of 32", window)
     labels = load_label_set(label_set, root)
     plan = TrainPlan(len(labels.names), steps, seed=seed, spacing=spacing, window=window, network=network)
-    # In a hidden folder until it is trained, from where a stopped training goes on.
-    hidden = folder.parent / f".{model}.training"
-    hidden.mkdir(parents=True, exist_ok=True)
-    about = {
-        "plan": asdict(plan),
-        "label_set": label_set,
-        "cohort": cohort,
-        "cases": [str(image) for image, _ in pairs],
-    }
-    with locked(folder.parent / f".{model}"), progress("Training") as report:
-        if read_json(hidden / "plan.json") not in ({}, about):
-            got = f"a training of {model} with other parameters, which was stopped"
-            raise InputError("a training goes on as it began", got, f"the same again, or without models/{hidden.name}")
-        write_json(hidden / "plan.json", about)
-        bundle = training.write_bundle(hidden, labels, plan)
-        record = training.train(bundle, pairs, plan, report)
-        (hidden / "plan.json").unlink()
-        hidden.rename(folder)
+    with progress("Training") as report:
+        record = train_model(root / "models", checked_id("model", model), labels, pairs, plan, report)
     dice = record["held_out_dice"]
     worst = min(dice, key=dice.get)
     print(f"held-out Dice: mean {sum(dice.values()) / len(dice):.3f}, worst {worst} {dice[worst]:.3f}")

@@ -15,6 +15,7 @@ import nrrd
 import numpy as np
 import pydicom
 from pydicom.errors import InvalidDicomError
+from pydicom.pixels import apply_modality_lut
 
 from agg2exp_core.records import InputError, Volume
 
@@ -123,8 +124,7 @@ def _pixels(path: Path) -> np.ndarray:
         raise InputError("slices must be decodable", " ".join(str(error).split())[:160]) from None
     if stored.ndim != 2:
         raise InputError("slices must hold one number a pixel", f"shape {stored.shape}")
-    slope, intercept = float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))
-    return (stored.astype(np.float64) * slope + intercept).astype(np.float32).T
+    return apply_modality_lut(stored, dataset).astype(np.float32).T
 
 
 def read_nrrd(path: Path) -> Volume:

@@ -109,6 +109,14 @@ class Method:
             used += ("precision",)
         return {key: value for key, value in asdict(self).items() if key in used}
 
+    def options(self) -> list[str]:
+        """What `agg2exp explain` is told to compute just this.
+
+        Estimator and precision are said always: parameters leave out the published ones, which are not the usual ones.
+        """
+        said = {"method": self.name, "estimator": self.estimator, "precision": self.precision} | self.parameters()
+        return [word for name, value in said.items() for word in (f"--{name}", str(value))]
+
 
 @dataclass(frozen=True, eq=False)
 class SumTable:

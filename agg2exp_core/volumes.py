@@ -74,7 +74,7 @@ def check_header(path: Path) -> ScanHeader:
 
 def check_grid(labels: Path, scan: Path) -> None:
     """InputError unless the headers alone say that the labels lie on the scan's grid."""
-    check_same_grid(check_header(Path(labels)), check_header(Path(scan)))
+    _check_same_grid(check_header(Path(labels)), check_header(Path(scan)))
 
 
 def read_volume(path: Path) -> Volume:
@@ -95,7 +95,7 @@ def read_labels(path: Path, like: ScanHeader | Volume | None = None) -> Volume:
     """
     with _opened(Path(path)) as (header, stream):
         if like is not None:
-            check_same_grid(header, like)
+            _check_same_grid(header, like)
         pieces = [_as_labels(chunk) for chunk in _chunks(header, stream)]
     # Each piece already has the smallest type that holds it, so joining them promotes to just what is needed.
     return Volume(np.concatenate(pieces).reshape(header.shape, order="F"), header.affine)
@@ -327,8 +327,7 @@ def _as_labels(values: np.ndarray) -> np.ndarray:
     return values.astype(np.min_scalar_type(int(high)))
 
 
-def check_same_grid(labels: ScanHeader, scan: ScanHeader | Volume) -> None:
-    """InputError unless the labels have the scan's shape and lie where it lies."""
+def _check_same_grid(labels: ScanHeader, scan: ScanHeader | Volume) -> None:
     shape = scan.array.shape if isinstance(scan, Volume) else scan.shape
     if labels.shape != shape:
         raise InputError("labels must lie on the scan's grid", f"shape {labels.shape}", f"shape {shape}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -151,7 +150,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _built(tmp_path_factory.mktemp("data"), "thorax17")
 
 
-def _built(root: Path, label_set: str) -> Path:
+def _built(root: Path, label_set: str, targets: tuple[str, ...] = ("aorta", "heart")) -> Path:
     """A cohort of one explained scan with a bright mark at the patient's left, and one case without an image."""
     folder = root / "cohorts" / "tiny"
     (folder / "images").mkdir(parents=True)
@@ -165,14 +164,14 @@ def _built(root: Path, label_set: str) -> Path:
     }  # fmt: skip
     results.write_run(root, "tiny", RUN, info)
     for name in ("one", "two"):
-        _explained(root, name)
+        _explained(root, name, targets)
     model = root / "models" / "thorax17_swinunetr" / "configs"
     model.mkdir(parents=True)
     (model / "inference.json").write_text("{}")
     return root
 
 
-def _explained(root: Path, case_id: str, targets: tuple[str, ...] = ("aorta", "heart")) -> None:
+def _explained(root: Path, case_id: str, targets: tuple[str, ...]) -> None:
     sums = np.random.default_rng(0).random((2, len(targets), 17))
     voxels = np.full(17, 50, np.int64)
     table = SumTable(targets, LABELS.names, sums[0], sums[1], voxels)
@@ -263,9 +262,7 @@ def test_a_link_to_a_place_opens_it_in_a_scan_that_was_seen_before(
 def test_a_target_that_the_label_set_does_not_know_is_drawn_too(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    root = _built(tmp_path, "thorax17")
-    shutil.rmtree(root / "runs" / "tiny" / RUN / "cases")
-    _explained(root, "one", ("gall_bladder", "heart"))
+    root = _built(tmp_path, "thorax17", ("gall_bladder", "heart"))
     app = _drawn(monkeypatch, root, target="gall_bladder")
     assert not app.error and any("Attribution of Gall bladder" in element.value for element in app.markdown)
 
@@ -323,9 +320,7 @@ def test_runs_beside_follow_the_link_and_those_that_are_not_here_are_told() -> N
 def test_the_window_of_plain_slices_follows_the_organ_until_one_is_chosen(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    root = _built(tmp_path, "thorax17")
-    shutil.rmtree(root / "runs" / "tiny" / RUN / "cases")
-    _explained(root, "one", ("heart", "lung_upper_lobe_left"))
+    root = _built(tmp_path, "thorax17", ("heart", "lung_upper_lobe_left"))
     lobe = LABELS.by_name["lung_upper_lobe_left"].id
     monkeypatch.setattr(Scene, "window", property(lambda scene: "lung" if scene.target == lobe else "soft"))
     app = _drawn(monkeypatch, root)

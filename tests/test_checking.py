@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from command import run
-from tiny import write_bundle
+from tiny import write_bundle, write_cohort
 
-from agg2exp_core import pipeline, volumes
-from agg2exp_core.records import Method, Volume
+from agg2exp_core import pipeline
+from agg2exp_core.records import Method
 from agg2exp_core.store import catalog, cohorts, queries, results
 from agg2exp_core.store.checking import check_root
 
@@ -26,13 +26,9 @@ def silent(done: int, total: int, note: str) -> None: ...
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    root, scans = tmp_path / "root", tmp_path / "scans"
+    root = tmp_path / "root"
     write_bundle(root)
-    scans.mkdir()
-    for seed, name in enumerate(("one", "two")):
-        array = np.random.default_rng(seed).normal(-300, 200, (18, 14, 12)).astype(np.int16)
-        volumes.write_volume(scans / f"{name}.nii.gz", Volume(array, np.diag([4.0, 4, 4, 1])))
-    cohorts.add_cohort(root, "c", scans)
+    write_cohort(root, ("one", "two"), np.diag([4.0, 4, 4, 1]), (18, 14, 12))
     plan = pipeline.Plan("tiny", Method(samples=2, seed=3, estimator="plain"))
     for case in cohorts.list_cases(root, "c"):
         pipeline.Explaining(root, plan).cohort_case("c", case, silent)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from command import run
-from tiny import write_bundle
+from tiny import write_bundle, write_cohort
 
 from agg2exp_core import pipeline, volumes
 from agg2exp_core.aggregation.masks import values_on_grid
@@ -36,13 +36,9 @@ def test_a_linear_field_comes_out_as_it_is_in_the_world() -> None:
 def root(tmp_path: Path) -> Path:
     """Two explained cases of an oblique scan, the second without maps."""
     torch.manual_seed(0)
-    root, scans = tmp_path / "root", tmp_path / "scans"
+    root = tmp_path / "root"
     write_bundle(root)
-    scans.mkdir()
-    array = np.random.default_rng(0).normal(-300, 200, (20, 18, 12)).astype(np.int16)
-    for name in ("one", "two"):
-        volumes.write_volume(scans / f"{name}.nii.gz", Volume(array, OBLIQUE))
-    cohorts.add_cohort(root, "c", scans)
+    write_cohort(root, ("one", "two"), OBLIQUE, (20, 18, 12))
     for case, saliency in zip(cohorts.list_cases(root, "c"), ("float32", "none"), strict=True):
         plan = pipeline.Plan("tiny", Method("gradient"), saliency=saliency)
         pipeline.Explaining(root, plan).cohort_case("c", case, lambda *_: None)

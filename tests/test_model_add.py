@@ -267,7 +267,8 @@ def test_torchscript_of_one_logit_is_a_model_of_one_organ(tmp_path, scan) -> Non
         ("$-@list#1 * 2 + 1", -3), ("$[1.5] * 3", [1.5] * 3), ("$torch.float32", "$torch.float32"), ("plain", "plain"),
         ("$__import__('os').system('true')", None), ("$open('/etc/passwd').read()", None), ("%other.json::x", None),
         ("$[x for x in (1, 2)]", None), ("$'$print(1)'", None), ("$(lambda: 1)()", None), ("@nowhere", None),
-        ("@circle", None), ("$'a' * 99", None), ("$[0] * 9999999999", None), ("$9 ** 9", None), ("$torch.load", None),
+        ("@circle", None), ("$'a' * 99", None), ("$[0] * 9999999999", None),
+        ("$9999999999 * [0]", None), ("$9 ** 9", None), ("$torch.load", None),
         ("$1 +", None), ("$@nowhere", None),
     ],
 )  # fmt: skip
@@ -294,6 +295,12 @@ def test_callables_that_are_not_on_the_list_are_refused(name, monkeypatch) -> No
     monkeypatch.setenv(ALLOWED_VARIABLE, f"elsewhere, {name.rpartition('.')[0] or 'none'}")
     if "." in name:
         config.plain_section({"part": [{"_target_": name}]}, "part")
+
+
+def test_a_few_lines_that_would_fill_the_memory_are_refused() -> None:
+    settings = {f"l{n}": [f"@l{n + 1}"] * 10 for n in range(12)} | {"l12": 0}
+    with pytest.raises(InputError, match="too many"):
+        config.plain_section(settings, "l0")
 
 
 @pytest.mark.parametrize("key", ["_mode_", "_requires_"])
@@ -330,6 +337,10 @@ def _with_gaps(settings: dict[str, Any], channels: dict[str, str], network: torc
     return settings, {"0": "background", "5": "spleen"}, network
 
 
+def _without_windows(settings: dict[str, Any], channels: dict[str, str], network: torch.nn.Module) -> Any:
+    return settings | {"inferer": {"_target_": "SimpleInferer"}}, channels, network
+
+
 def _with_unknown_arguments(settings: dict[str, Any], channels: dict[str, str], network: torch.nn.Module) -> Any:
     return settings | {"network_def": settings["network_def"] | {"unheard_of": 1}}, channels, network
 
@@ -340,7 +351,7 @@ def _with_unknown_arguments(settings: dict[str, Any], channels: dict[str, str], 
         (_without_labels, "no names"), (_without_inferer, "no inferer"), (_with_code, "os.system"),
         (_with_other_weights, "model.0.conv.unit0.conv.weight is missing"), (_with_a_name_twice, "names of their own"),
         (_without_background, "background first"), (_with_gaps, "from 0 or 1 on"),
-        (_with_unknown_arguments, "unheard_of"),
+        (_with_unknown_arguments, "unheard_of"), (_without_windows, "must be a SlidingWindowInferer"),
     ],
 )  # fmt: skip
 def test_a_bundle_that_does_not_serve_is_refused_in_one_line(tmp_path, capsys, change, told) -> None:

@@ -20,6 +20,7 @@ from agg2exp_core.store.reviews import Draft, Item, Session, Verdict
 from agg2exp_core.volumes import write_volume
 from dashboard import words
 from dashboard.views import review_desk
+from dashboard.views.review_desk import Desk
 
 LABELS = load_label_set("thorax17")
 RUN, SHAPE = "m-smoothgrad-4", (24, 20, 16)
@@ -241,6 +242,17 @@ def test_an_open_session_shows_the_evidence_at_once(monkeypatch: pytest.MonkeyPa
     assert "on the organ" in texts(app)
     _press(app, "say_accept")
     assert "c2" in app.markdown[0].value
+
+
+def test_a_question_is_one_persons_in_one_session(root: Path) -> None:
+    """Else a note begun in one would turn up in another."""
+    verdicts = reviews.read_verdicts(root, SESSION)
+    desks = [
+        Desk(root, session, LABELS, verdicts, who, "smoothgrad")
+        for session in (SESSION, replace(SESSION, name="round-2"))
+        for who in ("Ada", "Grace")
+    ]
+    assert len({desk.question(Item("c1", "heart"), "final").of for desk in desks}) == 4
 
 
 def test_blanks_in_a_name_become_dashes() -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from monai.inferers import SlidingWindowInferer
 
 from agg2exp_core.attribution.attribute import Explainer
 from agg2exp_core.model.bundle import Bundle, save_weights
+from agg2exp_core.records import Volume
+from agg2exp_core.store import cohorts
+from agg2exp_core.volumes import write_volume
 
 CLASSES = ("background", "aorta", "heart")
 
@@ -46,6 +50,16 @@ def inferer_of(
 
 def explainer_of(network: torch.nn.Module, inferer: SlidingWindowInferer | None = None) -> Explainer:
     return Explainer(network, inferer or inferer_of(), CLASSES, torch.device("cpu"))
+
+
+def write_cohort(root: Path, names: tuple[str, ...], affine: np.ndarray, shape: tuple[int, int, int]) -> None:
+    """A cohort `c` of scans of noise, which lie beside the root."""
+    scans = root.parent / "scans"
+    scans.mkdir()
+    for seed, name in enumerate(names):
+        array = np.random.default_rng(seed).normal(-300, 200, shape).astype(np.int16)
+        write_volume(scans / f"{name}.nii.gz", Volume(array, affine))
+    cohorts.add_cohort(root, "c", scans)
 
 
 def write_bundle(

@@ -78,15 +78,9 @@ def submit(root: Path, request: Request) -> str:
 
 def command(root: Path, job_id: str, request: Request) -> list[str]:
     """The command line that computes the request; it reports to the job by `--job`."""
-    method = request.method.parameters()
     words = [sys.executable, "-m", "agg2exp_core", "explain", "--data", str(root)]
     words += ["--cohort", request.cohort, *(["--case", request.case_id] if request.case_id else [])]
-    words += ["--model", request.model]
-    words += ["--method", request.method.name, "--targets", ",".join(request.targets) or "all"]
-    # Their usual values depend on more than the method, so they are said even where they are those.
-    said = {"estimator": request.method.estimator, "precision": request.method.precision}
-    for name, value in (said | method).items():
-        words += [f"--{name}", str(value)]
+    words += ["--model", request.model, *request.method.options(), "--targets", ",".join(request.targets) or "all"]
     return [*words, "--device", request.device, "--job", job_id]
 
 

@@ -17,9 +17,9 @@ from typing import Any
 import safetensors.torch
 import torch
 from monai.bundle import ConfigParser
+from monai.utils import fall_back_tuple
 
 from agg2exp_core.model.bundle import SCRIPTED, WEIGHTS, Bundle, load_weights
-from agg2exp_core.model.config import plain_section
 from agg2exp_core.model.networks import network_def, without_prefixes
 from agg2exp_core.organs import BACKGROUND, LabelSet, known_label_sets, made_label_set, write_label_set
 from agg2exp_core.records import InputError
@@ -59,7 +59,7 @@ def add_model(root: Path, source: Path, name: str, wrapping: Wrapping) -> Bundle
         raise InputError(
             "a model must be a bundle's folder or a checkpoint's file", f"{source.name}, which is not there"
         )
-    if source.is_dir() and any(wrapping.__dict__[given] for given in ("spacing", "window", "intensity")):
+    if source.is_dir() and (wrapping.spacing or wrapping.window or wrapping.intensity):
         raise InputError(
             "--spacing, --window and --intensity go with a bare checkpoint", "a bundle, which names its own"
         )
@@ -233,8 +233,7 @@ def _label_set(root: Path, name: str, titles: dict[str, str]) -> LabelSet:
 def _outputs(new: Path) -> int:
     """How many logits the network gives a voxel, seen on a window of zeros. InputError: it cannot be run, or 2D."""
     bundle = Bundle(new)
-    roi = plain_section(json.loads((new / "configs" / "inference.json").read_text(encoding="utf-8")), "inferer")
-    size = [TRIED] * 3 if not roi.get("roi_size") else [min(edge, TRIED) for edge in _three(roi["roi_size"])]
+    size = [min(edge, TRIED) for edge in fall_back_tuple(bundle.inferer().roi_size, (TRIED,) * 3)]
     network = bundle.bare_network(torch.device("cpu"))
     try:
         with torch.inference_mode():
@@ -245,10 +244,6 @@ def _outputs(new: Path) -> int:
         got = f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise InputError("a network must give logits for every voxel of a window", got)
     return logits.shape[1]
-
-
-def _three(roi: int | Sequence[int]) -> list[int]:
-    return [roi] * 3 if isinstance(roi, int) else [edge if edge > 0 else TRIED for edge in roi]
 
 
 def _write_json(path: Path, content: Any) -> None:

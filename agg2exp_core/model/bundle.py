@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, TypeVar
 
 import monai
 import safetensors.torch
@@ -26,6 +26,7 @@ from agg2exp_core.model.networks import misfit
 from agg2exp_core.records import InputError
 from agg2exp_core.settings import checked_id, list_models
 
+Made = TypeVar("Made")
 WEIGHTS = ("model.safetensors", "model.pt", "model.ts")
 SCRIPTED = ".ts"
 """Weights that bring their network along, as TorchScript."""
@@ -116,10 +117,10 @@ class Bundle:
         return _built("network_def", section)
 
     def preprocessing(self) -> Compose:
-        return _built("preprocessing", self._section("preprocessing"))
+        return _a(Compose, "preprocessing", _built("preprocessing", self._section("preprocessing")))
 
     def inferer(self) -> SlidingWindowInferer:
-        return _built("inferer", self._section("inferer"))
+        return _a(SlidingWindowInferer, "inferer", _built("inferer", self._section("inferer")))
 
     def _section(self, key: str) -> Any:
         return plain_section(_read_json(self.folder / "configs" / "inference.json"), key)
@@ -163,6 +164,12 @@ def _built(key: str, section: Any) -> Any:
     except Exception as error:  # whatever the callables that a config names make of its arguments
         reason = str(error.__cause__ or error).splitlines()[0][:200]
         raise InputError(f"{key} must be buildable with MONAI {monai.__version__}", reason) from None
+
+
+def _a(kind: type[Made], key: str, made: Any) -> Made:
+    if not isinstance(made, kind):
+        raise InputError(f"{key} must be a {kind.__name__}", type(made).__name__)
+    return made
 
 
 def _load_script(path: Path) -> torch.nn.Module:

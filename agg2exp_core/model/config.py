@@ -31,14 +31,17 @@ DEVICES = ("device", "sw_device")
 KEYS = ("_target_", "_disabled_", "_desc_")
 """Of MONAI's own keys those that run nothing."""
 
-DEEPEST = 32
+DEEPEST, MOST_VALUES = 32, 100_000
+"""Of references in references, and of values that one section may come to: a few lines could else fill the memory."""
+
 LONGEST = 64
 
 
 def _times(one: Any, other: Any) -> Any:
     """A product; of a list only a short one, and of a text none."""
-    if isinstance(one, str) or (isinstance(one, list) and other > LONGEST):
-        raise ValueError
+    for part, count in ((one, other), (other, one)):
+        if isinstance(part, str) or (isinstance(part, list) and count > LONGEST):
+            raise ValueError
     return one * other
 
 
@@ -68,10 +71,12 @@ class _Reader:
 
     def __init__(self, config: Mapping[str, Any]):
         self.config = config
+        self._left = MOST_VALUES
 
     def read(self, value: Any, depth: int) -> Any:
-        if depth > DEEPEST:
-            raise InputError("references of a bundle's config must end", "a circle")
+        self._left -= 1
+        if depth > DEEPEST or self._left < 0:
+            raise InputError("references of a bundle's config must end", "a circle, or too many")
         if isinstance(value, dict):
             return {key: self.read(one, depth + 1) for key, one in value.items() if key not in DEVICES}
         if isinstance(value, list):

@@ -16,6 +16,7 @@ from monai.metrics import DiceMetric
 from monai.networks import one_hot
 
 from agg2exp_core import volumes
+from agg2exp_core.files import locked, read_json, write_json
 from agg2exp_core.model.bundle import Bundle, save_weights
 from agg2exp_core.model.fitting import CHANNELS_LAST, Fitting
 from agg2exp_core.model.plan import NETWORKS, TrainPlan
@@ -31,8 +32,48 @@ EVERY = 60.0
 STATE = "training.pt"
 """Of a training that has not ended, in its bundle's folder."""
 
+BEGUN = "plan.json"
+"""What it is a training of, there too."""
+
+DIVIDED = 32
+"""How often the networks halve a window, as a factor."""
+
 DICE = ("held_out_dice", "dice")
 Report = Callable[[int, int, str], None]
+
+
+def train_model(
+    models: Path, name: str, labels: LabelSet, pairs: Sequence[tuple[Path, Path]], plan: TrainPlan, report: Report
+) -> dict[str, Any]:
+    """Train a new bundle `<models>/<name>` on (scan, label map) pairs; its record, see `train`.
+
+    It is hidden until it is trained, and goes on from there where it was stopped. InputError: the name is taken, too
+    few pairs, a plan that cannot be, or a training of that name with other parameters was stopped.
+    """
+    _check(plan, pairs)
+    hidden = models / f".{name}.training"
+    about = {"plan": asdict(plan), "label_set": labels.name, "cases": [str(image) for image, _ in pairs]}
+    with locked(models / f".{name}"):
+        if (models / name).exists():
+            raise InputError("a new model needs a name that is free", repr(name))
+        if read_json(hidden / BEGUN) not in ({}, about):
+            got = f"a training of {name} with other parameters, which was stopped"
+            raise InputError("a training goes on as it began", got, f"the same again, or without models/{hidden.name}")
+        hidden.mkdir(exist_ok=True)
+        write_json(hidden / BEGUN, about)
+        record = train(write_bundle(hidden, labels, plan), pairs, plan, report)
+        (hidden / BEGUN).unlink()
+        hidden.rename(models / name)
+    return record
+
+
+def _check(plan: TrainPlan, pairs: Sequence[tuple[Path, Path]]) -> None:
+    if plan.network not in NETWORKS:
+        raise InputError("network must be known", repr(plan.network), ", ".join(NETWORKS))
+    if plan.window % DIVIDED:
+        raise InputError(f"window must be a multiple of {DIVIDED}", plan.window)
+    if len(pairs) < 2:
+        raise InputError("training needs at least 2 cases with an image and a label map", len(pairs))
 
 
 def write_bundle(folder: Path, labels: LabelSet, plan: TrainPlan) -> Bundle:

@@ -73,12 +73,7 @@ def _command(run: Path, case_id: str) -> str:
     except InputError:
         return "explain it again with the version of this program that made the run"
     words = ["agg2exp", "explain", "--model", str(about["model"]), "--cohort", run.parent.name, "--case", case_id]
-    # These two are left out of parameters where they are the published ones, and here have other usual values.
-    words += ["--method", method.name, "--estimator", method.estimator, "--precision", method.precision]
-    for name, value in method.parameters().items():
-        if name not in ("estimator", "precision"):
-            words += [f"--{name}", str(value)]
-    return shlex.join(words)
+    return shlex.join([*words, *method.options()])
 
 
 def _cohorts(root: Path) -> Iterator[Finding]:

@@ -75,7 +75,7 @@ def _looked_at(
     if case.image is None:
         raise InputError("a case needs an image", "none")
     volume = volumes.read_volume(case.image)
-    edges = np.sqrt((volume.affine[:3, :3] ** 2).sum(axis=0))
+    edges = np.array(volume.spacing)
     low, high = float(volume.array.min()), float(volume.array.max())
     odd = [f"voxels of {edges.max():.3g} mm"] if edges.max() > THICK_MM else []
     stretch = edges.max() / edges.min()
@@ -97,9 +97,7 @@ def _looked_at(
 def _organs(path: Path, scan: volumes.Volume, labels: LabelSet) -> frozenset[str]:
     """The organs that have a voxel. InputError: another grid, or values that the label set does not have."""
     names = {organ.id: organ.name for organ in labels.organs}
-    header = volumes.check_header(path)
-    volumes.check_same_grid(header, scan)
-    found = np.flatnonzero(np.bincount(volumes.read_labels(path).array.reshape(-1)))
+    found = np.flatnonzero(np.bincount(volumes.read_labels(path, like=scan).array.reshape(-1)))
     strangers = [int(value) for value in found if int(value) not in names]
     if strangers:
         got = ", ".join(map(str, strangers[:5]))

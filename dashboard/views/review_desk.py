@@ -65,11 +65,16 @@ class Desk:
     def place(self) -> Place:
         return reviews.read_place(self.root, self.session.name, self.reviewer)
 
+    def question(self, item: Item, phase: str, holding: Verdict | None = None) -> Question:
+        """Asked of this reviewer in this session: what one writes here must not turn up elsewhere."""
+        return Question(f"{self.session.name}/{reviews.reviewer_id(self.reviewer)}", item, phase, holding)
+
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """An item in one phase. holding: the verdict that would be replaced."""
+    """An item in one phase, asked of somebody in a session. holding: the verdict that would be replaced."""
 
+    whose: str
     item: Item
     phase: str
     holding: Verdict | None = None
@@ -82,7 +87,7 @@ class Question:
     @property
     def of(self) -> str:
         """Names the question for the browser; a verdict makes it another one."""
-        return "/".join((*self.item, self.phase, self.holding.file if self.holding else ""))
+        return "/".join((self.whose, *self.item, self.phase, self.holding.file if self.holding else ""))
 
     @property
     def draft(self) -> Draft:

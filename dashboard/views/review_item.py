@@ -52,8 +52,8 @@ def draw(desk: Desk) -> None:
 def _question(desk: Desk, item: Item) -> Question:
     """Before the evidence in a blinded session; once that is answered, and in an open one, with it."""
     if desk.session.blinded and item not in desk.verdicts.of(desk.reviewer, "segmentation"):
-        return Question(item, "segmentation")
-    return Question(item, "final", desk.verdicts.of(desk.reviewer, "final").get(item))
+        return desk.question(item, "segmentation")
+    return desk.question(item, "final", desk.verdicts.of(desk.reviewer, "final").get(item))
 
 
 def _heading(desk: Desk, question: Question, items: tuple[Item, ...], place: Place) -> None:

@@ -65,7 +65,7 @@ def adjudicate(desk: Desk) -> None:
     if at not in items:
         at = open_[0] if open_ else items[0]
     outcome = split[items.index(at)]
-    question = Question(at, "adjudication", outcome.adjudication)
+    question = desk.question(at, "adjudication", outcome.adjudication)
     desks.opened(question)
     st.markdown(
         f"### {words.plain(at.case)}: {words.plain(desk.title(at.target))}  "
