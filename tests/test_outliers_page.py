@@ -115,10 +115,12 @@ def test_without_dice_a_strip_of_scores_is_drawn() -> None:
 def test_a_deviation_in_words() -> None:
     row = {"target": "lung_lower_lobe_left", "region": "heart", "value": 0.118, "median": 0.041, "z": 5.12}
     assert unusual.sentence(row, LABELS) == (
-        "Segmenting **the left lower lobe**, it looks at **the heart** for **12 %** (usually 4.1 %; 5.1 spreads above)"
+        "Segmenting **the left lower lobe**, it looks at **the heart** for **12 %** "
+        "(usually 4.1 %; 5.1 times the usual spread above)"
     )
     own = row | {"region": "lung_lower_lobe_left", "value": 0.0012, "z": -12.3}
-    assert "at **the organ itself** for **0.12 %** (usually 4.1 %; 12 spreads below)" in unusual.sentence(own, LABELS)
+    told = unusual.sentence(own, LABELS)
+    assert "at **the organ itself** for **0.12 %** (usually 4.1 %; 12 times the usual spread below)" in told
 
 
 def test_p_in_words() -> None:
@@ -129,6 +131,8 @@ def test_the_most_unusual_organ_is_no_background() -> None:
     values = np.array([[9.0, 1, 2], [np.nan, 3, np.nan], [np.nan] * 3])
     scores = Scores(("a", "b", "c"), ("background", "heart", "aorta"), values, values)
     assert scores.most_unusual == ["aorta", "heart", "background"]
+    wide = np.array([[5.0, 40]] * 19 + [[9.0, 41]])  # the second organ's distances are larger in every scan
+    assert Scores(("a",) * 20, ("heart", "aorta"), wide, wide).most_unusual[-1] == "heart"
     np.testing.assert_array_equal(scores.of(ALL), overall(values))
     assert scores.limit("heart", 0.5) == 2 and np.isnan(Scores(("a",), ("heart",), values, None).limit(ALL, 0.95))
 
@@ -184,9 +188,9 @@ def test_scans_left_out_are_learned_from_no_more(monkeypatch: pytest.MonkeyPatch
     app.button(key="outliers_leave_out_usual").click().run()
     assert not app.exception and not app.error
     (kept,) = list_lists(tmp_path / "own", "clinic")
-    assert (kept.name, kept.cases) == ("left-out-clinic", ("cli-10",))
+    assert (kept.name, kept.cases) == ("not-learned-clinic", ("cli-10",))
     assert "learned from: not in list" in texts(app)
-    assert _linked(app, "usual.not_list") == ["left-out-clinic"]
+    assert _linked(app, "usual.not_list") == ["not-learned-clinic"]
     assert "of 16 scans" in texts(app)  # it is judged still
     app.button(key="outliers_leave_out_here").click().run()
     assert "of 16 scans" not in texts(app) and _linked(app, "not_list") == ["left-out-clinic"]

@@ -96,7 +96,8 @@ def test_outcomes_follow_the_adjudication(verdicts: Verdicts) -> None:
 
 def test_counts_time_and_what_the_evidence_changed(verdicts: Verdicts) -> None:
     assert raters.counts(SESSION, verdicts).set_index("reviewer").loc["Ada", ["accept", "reject"]].tolist() == [2, 1]
-    assert raters.changed_by_evidence(verdicts).set_index("reviewer")["changed"].to_dict() == {"Ada": 1, "Grace": 0}
+    seen = Verdicts((said("Grace", "c3", "unsure", "segmentation"), *verdicts.given))  # changed later, by Ada's verdict
+    assert raters.changed_by_evidence(seen).set_index("reviewer")["changed"].to_dict() == {"Ada": 1, "Grace": 0}
     progress = raters.progress(replace(SESSION, reviewers=("Eve",)), verdicts).set_index("reviewer")
     assert progress["done"].to_dict() == {"Eve": 0, "Ada": 3, "Grace": 3}
     assert progress.loc["Ada", "seconds"] == 10  # 20 s on c1, 10 s each on the others

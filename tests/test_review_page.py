@@ -12,6 +12,7 @@ import pytest
 from pages import opened, texts
 from playwright.sync_api import Browser, Page, expect
 from streamlit.testing.v1 import AppTest
+from streamlit.testing.v1.element_tree import Button
 
 from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import Method, SumTable, Volume
@@ -67,9 +68,18 @@ def _open(monkeypatch: pytest.MonkeyPatch, root: Path, reviewer: str | None = "A
 
 def _press(app: AppTest, *keys: str) -> AppTest:
     for key in keys:
-        app.button(key=f"review_{key}").click().run()
+        _button(app, key).click().run()
         assert not app.exception
     return app
+
+
+def _button(app: AppTest, name: str) -> Button:
+    """Those of a question carry its name behind theirs."""
+    return next(button for button in app.button if re.fullmatch(rf"review_{name}(_[0-9a-f]{{12}})?", str(button.key)))
+
+
+def _asked(app: AppTest) -> bool:
+    return any(str(button.key).startswith("review_say_") for button in app.button)
 
 
 def _given(root: Path) -> tuple[Verdict, ...]:
@@ -203,7 +213,9 @@ def test_an_adjudication_takes_a_reason_and_settles(monkeypatch: pytest.MonkeyPa
     _said(root, "Ada", "c2", "accept", "fine")
     _said(root, "Grace", "c2", "reject", EVIL)
     app = _open(monkeypatch, root, "Chair", view="adjudicate", session="round-1")
-    shown = texts(app)
+    assert "yours count no more" in app.info[0].value and "fine" not in texts(app)
+    assert not reviews.read_place(root, "round-1", "Chair").saw_others
+    shown = texts(_press(app, "show_others"))
     assert "c2: Heart" in shown and "fine" in shown and EVIL not in shown
     _press(app, "say_reject")
     assert "needs its reason" in app.error[0].value
@@ -244,6 +256,22 @@ def test_an_open_session_shows_the_evidence_at_once(monkeypatch: pytest.MonkeyPa
     assert "c2" in app.markdown[0].value
 
 
+def test_a_verdict_is_stored_even_where_the_place_cannot_be(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    app = _open(monkeypatch, root)
+    with monkeypatch.context() as full:
+        full.setattr(reviews, "write_json", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        _press(app, "say_accept", "keep")
+    assert [one.phase for one in _given(root)] == ["segmentation", "final"]
+    assert "the place in a session must be stored" in app.error[0].value
+
+
+def test_each_question_has_buttons_of_its_own(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    """Else a second press, sent while the next one is drawn, would answer that unseen."""
+    app = _open(monkeypatch, root)
+    before = _button(app, "say_accept").key
+    assert _button(_press(app, "say_accept"), "say_accept").key != before
+
+
 def test_a_question_is_one_persons_in_one_session(root: Path) -> None:
     """Else a note begun in one would turn up in another."""
     verdicts = reviews.read_verdicts(root, SESSION)
@@ -264,15 +292,15 @@ def test_only_those_of_the_session_judge_and_others_may_settle(monkeypatch: pyte
     reviews.create_session(root, named)
     assert reviews.as_listed(named, "ada") == "Ada" and reviews.as_listed(named, "Mallory") == "Mallory"
     app = _open(monkeypatch, root, reviewer="Mallory", session="round-2")
-    assert "is judged by Ada and Grace" in texts(app) and not [b for b in app.button if b.key == "review_say_accept"]
+    assert "is judged by Ada and Grace" in texts(app) and not _asked(app)
     app = _open(monkeypatch, root, reviewer="Grace", session="round-2")
-    assert [button for button in app.button if button.key == "review_say_accept"]
+    assert _asked(app)
 
 
 def test_who_settles_sees_the_first_notes(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     _said(root, "Ada", "c1", "accept", "arms in the way")
     _said(root, "Grace", "c1", "reject")
-    said = texts(_open(monkeypatch, root, reviewer="Zoe", view="adjudicate"))
+    said = texts(_press(_open(monkeypatch, root, reviewer="Zoe", view="adjudicate"), "show_others"))
     assert "Before the evidence: Accept: arms in the way" in said
 
 
@@ -291,7 +319,7 @@ def test_damage_and_what_is_not_here_are_told(monkeypatch: pytest.MonkeyPatch, r
     path = next(iter((root / "reviews").glob("*/verdicts/*/*.json")))
     path.chmod(0o644)
     path.write_text("{}")
-    app = _open(monkeypatch, root, "Chair", session="round-1", view="results")
+    app = _press(_open(monkeypatch, root, "Chair", session="round-1", view="results"), "show_others")
     assert "1 file of this session cannot be used" in app.warning[0].value and path.name[:20] in app.error[0].value
     app = _open(monkeypatch, root, session=EVIL)
     assert "Session of the link is not here" in texts(app) and EVIL not in texts(app)

@@ -280,9 +280,9 @@ def test_what_was_skipped_comes_back_when_nothing_else_is_left() -> None:
     assert reviews.upcoming((a, b, c), {a, b, c}, (b,), c) is None
 
 
-def test_a_damaged_draft_is_a_beginning(root: Path) -> None:
+def test_a_damaged_draft_is_a_beginning_and_makes_nobody_independent_again(root: Path) -> None:
     reviews.change_place(root, "round-1", "Ada", lambda place: replace(place, saw_others=True))
     path = next((root / "reviews" / "round-1" / "drafts").glob("*.json"))
     for text in ("{", '{"at": 3}', '{"drafts": [1]}'):
         path.write_text(text)
-        assert reviews.read_place(root, "round-1", "Ada") == Place()
+        assert reviews.read_place(root, "round-1", "Ada") == Place(saw_others=True)

@@ -113,11 +113,6 @@ def usual_folds(cases: int) -> int:
     return cases if cases <= ONE_BY_ONE else FOLDS
 
 
-def leave_one_out(name: str, values: np.ndarray) -> np.ndarray:
-    """(cases, targets): each case scored by a detector fitted on all others."""
-    return held_out(name, values, folds=len(values))
-
-
 def thresholds(scores: np.ndarray) -> np.ndarray:
     """(targets,): the FLAGGED_ABOVE quantile of a cohort's `held_out` scores; NaN, which flags none, without any."""
     return np.array([threshold(own) for own in scores.T])
@@ -144,13 +139,13 @@ def outlier_table(cohort: Importance, others: Importance | None, report: Report)
     in common, or too few cases.
     """
     cohort, scored = (cohort, cohort) if others is None else shared(cohort, others)
-    folds, tables = min(FOLDS, len(cohort.cases)), []
+    folds, tables = usual_folds(len(cohort.cases)), []
     for place, name in enumerate(DETECTORS):
 
         def fold_done(done: int, place: int = place, name: str = name) -> None:
             report(place * folds + done, len(DETECTORS) * folds, name)
 
-        own = held_out(name, cohort.values, report=fold_done)
+        own = held_out(name, cohort.values, folds, fold_done)
         scores = own if others is None else fit(name, cohort.values).score(scored.values)
         tables.append(_rows(scored, name, scores, thresholds(own)))
     return pd.concat(tables, ignore_index=True)

@@ -147,11 +147,22 @@ def counts(session: Session, verdicts: Verdicts) -> pd.DataFrame:
 
 
 def changed_by_evidence(verdicts: Verdicts) -> pd.DataFrame:
-    """reviewer, items, changed: how many first verdicts of a blinded session the evidence turned into another."""
+    """reviewer, items, changed: how many first verdicts of a blinded session the evidence turned into another.
+
+    A final verdict counts as first given and without knowing those of others: what changes later has other reasons.
+    """
     rows = []
     for name in verdicts.reviewers:
-        before, after = verdicts.of(name, "segmentation"), verdicts.of(name, "final")
+        before, after = verdicts.of(name, "segmentation"), _first_finals(verdicts, name)
         both = [item for item in before if item in after]
         changed = sum(before[item].verdict != after[item].verdict for item in both)
         rows.append({"reviewer": name, "items": len(both), "changed": changed})
     return pd.DataFrame(rows, columns=["reviewer", "items", "changed"])
+
+
+def _first_finals(verdicts: Verdicts, reviewer: str) -> dict[Item, Verdict]:
+    first: dict[Item, Verdict] = {}
+    for one in verdicts.given:
+        if one.phase == "final" and one.independent and reviewer_id(one.reviewer) == reviewer_id(reviewer):
+            first.setdefault(one.item, one)
+    return first

@@ -224,7 +224,8 @@ def create_session(root: Path, session: Session) -> Session:
 
 def list_sessions(root: Path) -> list[str]:
     """Names of the sessions, those made last first."""
-    made = {path.parent.name: str(read_json(path).get("created")) for path in (root / "reviews").glob("*/session.json")}
+    files = (root / "reviews").glob("*/session.json")
+    made = {path.parent.name: str(read_json(path).get("created") or "") for path in files}
     return sorted(made, key=made.__getitem__, reverse=True)
 
 
@@ -233,7 +234,7 @@ def read_session(root: Path, name: str) -> Session:
     path = _folder(root, name) / "session.json"
     if not path.is_file():
         raise InputError("session must exist", repr(name), ", ".join(list_sessions(root)) or "none yet")
-    session = _read(path, Session)
+    session, _ = _read(path, Session)
     if session.name != name:
         raise InputError("a session must lie in the folder of its name", f"{session.name} in {name}")
     return session
@@ -293,9 +294,9 @@ def read_verdicts(root: Path, session: Session) -> Verdicts:
 
 
 def _read_verdict(root: Path, session: Session, path: Path) -> Verdict:
-    verdict = _read(path, Verdict)
+    verdict, seal = _read(path, Verdict)
     _check_verdict(session, verdict)
-    if path != _verdict_folder(root, verdict) / _file_name(verdict, str(read_json(path)["sha256"])):
+    if path != _verdict_folder(root, verdict) / _file_name(verdict, seal):
         raise InputError("a verdict must keep its file name", path.name)
     return replace(verdict, file=path.name)
 
@@ -447,8 +448,11 @@ def upcoming(items: Sequence[Item], done: Collection[Item], skipped: Sequence[It
 
 
 def read_place(root: Path, session: str, reviewer: str) -> Place:
-    """Where the reviewer is; a file that cannot be read is a beginning."""
-    content = read_json(_place_file(root, session, reviewer))
+    """Where the reviewer is. One whose file cannot be read begins anew, and may have seen the verdicts of others."""
+    path = _place_file(root, session, reviewer)
+    content = read_json(path)
+    if not content:
+        return Place(saw_others=path.exists())
     try:
         return Place(
             Item(*content["at"]) if content.get("at") else None,
@@ -457,7 +461,7 @@ def read_place(root: Path, session: str, reviewer: str) -> Place:
             bool(content.get("saw_others")),
         )
     except (TypeError, KeyError, AttributeError):
-        return Place()
+        return Place(saw_others=True)
 
 
 def change_place(root: Path, session: str, reviewer: str, change: Callable[[Place], Place]) -> Place:
@@ -471,7 +475,9 @@ def change_place(root: Path, session: str, reviewer: str, change: Callable[[Plac
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(path, {"reviewer": checked_reviewer(reviewer), **asdict(place)})
     except OSError as error:
-        raise _not_stored(error) from None
+        raise InputError(
+            "notes and the place in a session must be stored; these are not", error.strerror or error, "a disk to write"
+        ) from None
     return place
 
 
@@ -505,8 +511,8 @@ def _sealed(content: dict[str, Any]) -> str:
     return json.dumps({**plain, "sha256": _seal(plain)}, indent=1, ensure_ascii=False) + "\n"
 
 
-def _read(path: Path, kind: type[Made]) -> Made:
-    """A sealed file as its record. InputError if it is not what was written."""
+def _read(path: Path, kind: type[Made]) -> tuple[Made, str]:
+    """A sealed file as its record, and its seal. InputError if it is not what was written."""
     content = read_json(path)
     seal = content.pop("sha256", None)
     if not content or seal != _seal(content):
@@ -517,7 +523,7 @@ def _read(path: Path, kind: type[Made]) -> Made:
         if kind is Verdict:
             values["seen"] = Seen(**values["seen"])
             datetime.fromisoformat(values["given"])
-        return kind(**values)
+        return kind(**values), seal
     except (TypeError, ValueError, KeyError) as error:
         raise InputError("a review's file must hold what it should", error) from None
 

@@ -8,16 +8,13 @@ from agg2exp_core.analysis.raters import Agreement
 from agg2exp_core.store.reviews import VERDICTS
 from dashboard.charts.common import HOVER
 
-SHORT = {**VERDICTS, "correct": "To correct"}
-"""Verdict → what a narrow column can hold."""
-
 HEIGHT = 300
 """In px."""
 
 
 def confusion(pair: Agreement) -> go.Figure:
     """Items by the first reviewer's verdict (rows) and the second's (columns); agreement lies on the diagonal."""
-    titles = list(SHORT.values())
+    titles = [title.replace(" ", "<br>") for title in VERDICTS.values()]
     counts = pair.confusion.to_numpy()
     figure = go.Figure(
         go.Heatmap(

@@ -156,23 +156,25 @@ def _actions(listed: Listed, rows: pd.DataFrame) -> None:
 
 
 def _leave_out_form(listed: Listed, ids: tuple[str, ...]) -> None:
-    st.markdown(f"They join the list **{words.plain(_left_out(listed))}**, which can be changed under *Saved lists*.")
     choices = {"of this page": ADDRESS}
     if listed.usual.cohort == listed.place.cohort:
         choices["of what is learned"] = USUAL
+    names = " or ".join(f"**{words.plain(_left_out(listed, side))}**" for side in choices.values())
+    st.markdown(f"They join the list {names}, which can be changed under *Saved lists*.")
     with st.container(horizontal=True, gap="small"):
         for title, side in choices.items():
             key = f"outliers_leave_out_{side.side or 'here'}"
             st.button(f"Out {title}", key=key, on_click=_leave_out, args=(listed, ids, side))
 
 
-def _left_out(listed: Listed) -> str:
-    return f"left-out-{listed.place.cohort}"[:64]
+def _left_out(listed: Listed, side: Address) -> str:
+    """The list of those left out: one for each side, so that neither grows by what the other leaves out."""
+    return f"{'not-learned' if side.side else 'left-out'}-{listed.place.cohort}"[:64]
 
 
 def _leave_out(listed: Listed, ids: tuple[str, ...], side: Address) -> None:
     """Add the scans to the cohort's list of those left out, and let one side's filter leave that list out."""
-    cohort, name = listed.place.cohort, _left_out(listed)
+    cohort, name = listed.place.cohort, _left_out(listed, side)
     try:
         extend_list(listed.root, name, cohort, ids)
     except InputError as error:

@@ -490,7 +490,7 @@ def _forest_wanted(chosen: Chosen, place: Any) -> bool:
 def _worth(scores: np.ndarray, shown: Shown, abnormal: tuple[str, np.ndarray] | None) -> dict[str, Any]:
     both = np.isfinite(scores) & np.isfinite(shown.dice)
     rho, p = rank_correlation(scores[both], shown.dice[both])
-    found: dict[str, Any] = {"n": int(both.sum()), "rho": rho, "p": outlier_list.p_in_words(p)}
+    found: dict[str, Any] = {"rho": rho, "p": outlier_list.p_in_words(p)}
     return found | ({"auc": roc_auc(scores, abnormal[1])} if abnormal else {})
 
 

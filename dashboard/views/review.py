@@ -15,10 +15,10 @@ from dashboard import data, filters, words
 from dashboard.address import Address, Link
 from dashboard.filters import Choice
 from dashboard.views import review_item, review_new, review_results
-from dashboard.views.review_desk import Desk, refused
+from dashboard.views.review_desk import MAP, SECTION, WINDOW, Desk, refused
 
 ADDRESS = Address("review")
-REVIEWER, NEW, MADE, SECTION = "review_reviewer", "review_is_new", "review_made", "review_section"
+REVIEWER, NEW, MADE = "review_reviewer", "review_is_new", "review_made"
 SECTIONS = {"judge": "Judge", "adjudicate": "Adjudicate", "results": "Results"}
 ON_TRUST = "It stands on every verdict. There is no login: names are taken on trust."
 
@@ -131,8 +131,9 @@ def _section(reviewer: str) -> str:
 
 
 def _leave() -> None:
-    """The next reviewer begins with their own verdicts, not where the results of others are open."""
-    st.session_state.pop(REVIEWER, None)
+    """The next reviewer begins with their own verdicts and the usual window, not where others left off."""
+    for key in (REVIEWER, WINDOW, MAP):
+        st.session_state.pop(key, None)
     st.session_state[SECTION] = "judge"
 
 

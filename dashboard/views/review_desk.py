@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from dashboard.viewer.stage import Look, Scene, moved_to, stage, stage_data
 from dashboard.views.legend import legend
 
 NOTE, STAGE, SINCE, REFUSED = "review_note", "review_stage", "review_since", "review_refused"
+SECTION = "review_section"
 WINDOW, MAP = "review_window", "review_map"
 PICTURE = 240
 """Height in px of a report's picture."""
@@ -88,6 +90,10 @@ class Question:
     def of(self) -> str:
         """Names the question for the browser; a verdict makes it another one."""
         return "/".join((self.whose, *self.item, self.phase, self.holding.file if self.holding else ""))
+
+    def key(self, name: str) -> str:
+        """A button's key: a press that comes late, as the next question is drawn, must not answer that one."""
+        return f"{name}_{hashlib.sha256(self.of.encode()).hexdigest()[:12]}"
 
     @property
     def draft(self) -> Draft:
@@ -170,7 +176,8 @@ def prepare(desk: Desk, question: Question) -> None:
     """Read and cut what comes next, so that it is there when it is asked for."""
     try:
         scene = scene_of(desk, question.item, question.evidence)
-        stage_data(scene, Look(st.session_state.get(WINDOW, "soft")), _start(scene), None)
+        signed = question.evidence and st.session_state.get(MAP, "signed") == "signed"
+        stage_data(scene, Look(st.session_state.get(WINDOW, "soft"), signed=signed), _start(scene), None)
         seen(desk, question)
     except InputError:
         return  # told when its turn comes
@@ -257,7 +264,7 @@ def verdict_buttons(desk: Desk, question: Question) -> None:
         for name, title in reviews.VERDICTS.items():
             holds = question.holding is not None and question.holding.verdict == name
             st.button(
-                title, key=f"review_say_{name}", shortcut=KEYS[name], icon=f":material/{ICONS[name]}:",
+                title, key=question.key(f"review_say_{name}"), shortcut=KEYS[name], icon=f":material/{ICONS[name]}:",
                 help=MEANINGS[name], on_click=say, args=(desk, question, name), width="stretch",
                 type="primary" if holds else "secondary",
             )  # fmt: skip
@@ -280,14 +287,13 @@ def say(desk: Desk, question: Question, verdict: str) -> None:
             independent=not place.saw_others,
         )  # fmt: skip
         reviews.give(desk.root, given)
-        reviews.change_place(desk.root, session.name, desk.reviewer, lambda place: _after(desk, place, question))
     except InputError as error:
         st.session_state[REFUSED] = str(error)
-    else:
-        st.toast(
-            f"{words.plain(desk.about(question.item))}: **{reviews.VERDICTS[verdict]}** is stored",
-            icon=":material/check:",
-        )
+        return
+    st.toast(
+        f"{words.plain(desk.about(question.item))}: **{reviews.VERDICTS[verdict]}** is stored", icon=":material/check:"
+    )
+    move(desk, lambda place: _after(desk, place, question))
 
 
 def _settings(hashes: Seen) -> dict[str, str]:

@@ -102,7 +102,7 @@ def _said_before(desk: Desk, question: Question) -> None:
         note = f" with the note “{words.plain(first.note)}”" if first.note else ""
         st.caption(f"Before the evidence you said **{title}**{note}.")
         st.button(
-            f"Keep: {title}", key="review_keep", shortcut="K", icon=":material/done_all:", type="primary",
+            f"Keep: {title}", key=question.key("review_keep"), shortcut="K", icon=":material/done_all:", type="primary",
             on_click=desks.say, args=(desk, question, first.verdict), width="stretch",
         )  # fmt: skip
 
@@ -133,15 +133,20 @@ def _steps(desk: Desk, question: Question, items: tuple[Item, ...]) -> None:
 
 def _all_done(desk: Desk, items: tuple[Item, ...]) -> None:
     st.success(
-        f"All {len(items)} are reviewed. Thank you! **Results** at the left shows agreement and exports; "
+        f"All {len(items)} are reviewed. Thank you! The results show agreement and exports; "
         "step back to look at one again.",
         icon=":material/task_alt:",
     )
     to = items[-1]
-    st.button(
-        "Back to the last one", key="review_back", shortcut="B", icon=":material/chevron_left:",
-        on_click=lambda: desks.move(desk, lambda place: replace(place, at=to)),
-    )  # fmt: skip
+    with st.container(horizontal=True, gap="small"):
+        st.button(
+            "Back to the last one", key="review_back", shortcut="B", icon=":material/chevron_left:",
+            on_click=lambda: desks.move(desk, lambda place: replace(place, at=to)),
+        )  # fmt: skip
+        st.button(
+            "Results", key="review_to_results", type="primary", icon=":material/query_stats:",
+            on_click=lambda: st.session_state.update({desks.SECTION: "results"}),
+        )  # fmt: skip
 
 
 def _prepare_next(desk: Desk, question: Question, items: tuple[Item, ...], place: Place) -> None:

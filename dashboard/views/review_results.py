@@ -16,7 +16,7 @@ from agg2exp_core.records import InputError
 from agg2exp_core.store import reviews
 from agg2exp_core.store.reviews import Item
 from dashboard import words
-from dashboard.charts.confusion import SHORT, confusion
+from dashboard.charts.confusion import confusion
 from dashboard.views import review_desk as desks
 from dashboard.views.review_desk import Desk, Question
 
@@ -41,6 +41,14 @@ def _opened(desk: Desk) -> bool:
             icon=":material/visibility_off:",
         )
         return False
+    if reviews.may_judge(session, me) and not desk.place.saw_others and not raters.finished(session, verdicts, me):
+        st.info(
+            "You may still review in this session. Once you have seen the verdicts of others, yours count no more for "
+            "the agreement between independent reviewers.",
+            icon=":material/visibility_off:",
+        )
+        if not st.button("Show them to me", key="review_show_others", icon=":material/visibility:"):
+            return False
     reviews.change_place(desk.root, session.name, me, lambda place: replace(place, saw_others=True))
     return True
 
@@ -164,7 +172,7 @@ def _organs(desk: Desk) -> None:
         return
     st.markdown("##### Organ by organ")
     shown = table.assign(target=[desk.title(name) for name in table["target"]]).sort_values(["target", "reviewer"])
-    config: dict[str, Any] = {"reviewer": "Reviewer", "target": "Organ", **SHORT}
+    config: dict[str, Any] = {"reviewer": "Reviewer", "target": "Organ", **reviews.VERDICTS}
     st.dataframe(
         shown[["target", "reviewer", *reviews.VERDICTS]], hide_index=True, column_config=config, key="review_organs"
     )

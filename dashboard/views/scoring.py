@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from agg2exp_core.analysis.outliers import overall, threshold
+from agg2exp_core.analysis.outliers import overall, threshold, thresholds
 from agg2exp_core.organs import BACKGROUND
 from agg2exp_core.records import Selection
 from dashboard import data
@@ -83,12 +83,14 @@ class Scores:
     def most_unusual(self) -> list[str]:
         """(cases,): the organ with the highest score; background, if it is a target, where no organ has one.
 
-        Scores of robust z and Mahalanobis mean the same in every target; those of neighbours grow with its spread.
+        Scores are taken against what is usual for that organ, as those of neighbours grow with its spread.
         """
         organs = [place for place, name in enumerate(self.targets) if name != BACKGROUND]
         if not organs:
             return [BACKGROUND] * len(self.values)
-        known = np.nan_to_num(self.values[:, organs], nan=-np.inf)
+        usual = 1.0 if self.own is None else thresholds(self.own)[organs]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            known = np.nan_to_num(self.values[:, organs] / usual, nan=-np.inf)
         some, most = np.isfinite(known).any(axis=1), known.argmax(axis=1)
         none = BACKGROUND if BACKGROUND in self.targets else self.targets[organs[0]]
         return [self.targets[organs[at]] if known_ else none for at, known_ in zip(most, some, strict=True)]

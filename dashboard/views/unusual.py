@@ -14,8 +14,8 @@ from dashboard.charts.common import organ_of
 
 SENTENCES = 6
 SPREAD_HELP = (
-    "Every target’s shares are compared with the usual ones, and the most deviating are told. A spread is 1.48 times "
-    "the median absolute deviation from the median: where values are normal, one standard deviation."
+    "Every target’s shares are compared with the usual ones, and the most deviating are told. The usual spread is "
+    "1.48 times the median absolute deviation from the median: where values are normal, one standard deviation."
 )
 
 
@@ -58,7 +58,7 @@ def percent(share: float) -> str:
 
 
 def _spreads(count: float) -> str:
-    return f"{count:.0f} spreads" if count >= 10 else f"{count:.1f} spreads"
+    return f"{count:.0f} times the usual spread" if count >= 10 else f"{count:.1f} times the usual spread"
 
 
 def _name(labels: LabelSet, organ: str) -> str:
