@@ -15,7 +15,7 @@ from agg2exp_core.records import Selection
 from dashboard import filters
 from dashboard.charts.change import FALSE_DISCOVERIES, Row, differs, from_to, interval, points, signed
 from dashboard.charts.common import organ_of
-from dashboard.words import plain
+from dashboard.words import model_title, plain
 
 FEWEST_CASES = 2
 MOST_NAMED = 3
@@ -40,7 +40,8 @@ class Side:
 
     @property
     def model(self) -> str:
-        return str(self.record.get("model") or self.selection.run)
+        name = self.record.get("model")
+        return model_title(name) if name else self.selection.run
 
     @property
     def filters(self) -> Selection:

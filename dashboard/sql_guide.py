@@ -55,20 +55,33 @@ COLUMNS = {
 """Column → its meaning, the same in every view that has it; other columns are metadata of the scans."""
 
 
+NO_ROW = "No row answers this query. Loosen a condition, or see beside the editor which views hold rows."
+
+
 @dataclass(frozen=True)
 class Example:
-    """A query to learn from, with places for {cohort}, {run} and {target}. needs: metadata columns it names."""
+    """A query to learn from, with places for {cohort}, {run} and {target}.
+
+    needs: metadata columns it names. empty: what no row of it means.
+    """
 
     title: str
     lesson: str
     sql: str
     needs: tuple[str, ...] = ()
+    empty: str = NO_ROW
 
 
 def filled(example: Example, cohort: str, run: str, target: str) -> str:
     """The example's query about these; names are quoted as SQL texts."""
     names = {"cohort": cohort, "run": run, "target": target}
     return example.sql.format(**{name: "'" + text.replace("'", "''") + "'" for name, text in names.items()})
+
+
+def on_nothing(sql: str, cohort: str, run: str, target: str) -> str:
+    """What it means that a query has no answer."""
+    asked = (example for example in EXAMPLES if filled(example, cohort, run, target) == sql)
+    return next((example.empty for example in asked), NO_ROW)
 
 
 def offered(columns: Collection[str]) -> list[Example]:
@@ -122,6 +135,7 @@ WHERE cohort = {cohort} AND run = {run}
   AND target = {target} AND region_set = 'organs' AND sign = 'abs' AND region LIKE 'lung%'
 GROUP BY case_id HAVING on_lungs > 0.2
 ORDER BY on_lungs DESC""",
+        empty="No scan is above this threshold. Lower the number behind HAVING.",
     ),
     Example(
         "Right for a reason?",
@@ -159,6 +173,7 @@ FROM outliers
 WHERE cohort = {cohort} AND run = {run}
 QUALIFY row_number() OVER (PARTITION BY detector ORDER BY score DESC) <= 5
 ORDER BY detector, score DESC""",
+        empty="This run was not scored yet: `agg2exp outliers` does that. Another cohort at the left may have scores.",
     ),
     Example(
         "Model against model",
@@ -186,6 +201,7 @@ FROM importance
 WHERE cohort = {cohort} AND run = {run} AND region_set = 'organs'
   AND absent IS NOT NULL AND region = target
 GROUP BY target, absent ORDER BY scans DESC""",
+        empty="No organ is missing in any scan of this run. Another cohort at the left may lack some.",
     ),
     Example(
         "Saved lists compared",
@@ -194,5 +210,6 @@ GROUP BY target, absent ORDER BY scans DESC""",
 FROM importance JOIN lists USING (cohort, case_id)
 WHERE cohort = {cohort} AND run = {run} AND target = {target} AND region_set = 'organs' AND sign = 'abs'
 GROUP BY region, list""",
+        empty="This cohort has no saved list yet. The Cohort and Outliers pages save those that are shown.",
     ),
 ]

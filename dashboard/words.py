@@ -24,6 +24,11 @@ def column_title(name: object) -> str:
     return f"{str(name)[:1].upper()}{str(name)[1:]}"
 
 
+def model_title(name: object) -> str:
+    """A model's name in words: `thorax17_swinunetr` is thorax17 swinunetr."""
+    return str(name).replace("_", " ")
+
+
 def as_name(text: str) -> str:
     """What a user calls a list or a session, as the name of a file: `wet lungs` is kept as `wet-lungs`."""
     return "-".join(text.split())

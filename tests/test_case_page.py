@@ -134,12 +134,12 @@ def test_masks_are_hatched_bars_above_the_organs() -> None:
 
 def test_run_titles_name_the_method() -> None:
     record = {"run": "r", "method": "smoothgrad", "model": "m", "parameters": {"samples": 4}}
-    assert choosing.run_title(record) == "SmoothGrad × 4, m"
+    assert choosing.run_title(record) == "m, SmoothGrad × 4"
     parameters = Method(samples=4, seed=7, mask="fp", estimator="plain").parameters()
-    assert choosing.run_title(record | {"parameters": parameters}) == "SmoothGrad × 4, false positives, seed 7, m"
+    assert choosing.run_title(record | {"parameters": parameters}) == "m, SmoothGrad × 4, false positives, seed 7"
     assert choosing.run_title({"run": "published", "method": None, "parameters": None}) == "published"
     quick = record | {"parameters": effort.EFFORTS["Quick look"].parameters()}
-    assert choosing.run_title(quick) == "SmoothGrad, quick look, m"
+    assert choosing.run_title(quick) == "m, SmoothGrad, quick look"
 
 
 # ---- a data root ------------------------------------------------------------------------------

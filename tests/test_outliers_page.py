@@ -103,6 +103,13 @@ def test_every_point_lies_where_it_should_and_answers_with_its_case() -> None:
     }
 
 
+def test_axes_have_round_ticks_however_narrow_they_are() -> None:
+    points = _points().assign(x=[0.871, 0.9, 0.88, 0.91], score=[1.35, 2.3, 1.7, 2.0])
+    layout = evidence_scatter(points, Lines(2.2, 0.88), Words("x", "y", "Planted")).layout
+    assert list(layout.xaxis.ticktext) == ["0.87", "0.88", "0.89", "0.9", "0.91"]
+    assert pytest.approx(layout.yaxis.tickvals) == [1.4, 1.6, 1.8, 2.0, 2.2, 2.4]
+
+
 def test_without_dice_a_strip_of_scores_is_drawn() -> None:
     figure = evidence_scatter(_points(color=[1.0, 2.0, 3.0, 4.0]), Lines(3, None), Words("x", "y", "Age"))
     assert [note.text for note in figure.layout.annotations] == ["Unusual: 2 scans"]

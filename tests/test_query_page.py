@@ -103,6 +103,7 @@ def test_a_query_that_takes_too_long_is_ended_and_the_next_one_answers(con: duck
             {"target": list("abcde") * 5, "region": sorted(list("abcde") * 5), "v": range(25)},
             Drawing("heatmap", "region", "target", "v"),
         ),
+        ({"target": list("xyz"), "absent": list("aab"), "scans": [1, 2, 3]}, Drawing("bar", "target", "scans")),
         ({"v": [1.0, 2.0]}, Drawing("histogram", "v")),
         ({"name": ["a", "b"], "flagged": [True, False]}, None), ({"region": [], "v": []}, None),
         ({"several": [[1], [2]], "v": [1, 2]}, Drawing("histogram", "v")),
@@ -176,6 +177,13 @@ def test_a_long_query_is_no_link(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_empty_root_and_an_empty_answer_say_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert "No row answers" in _opened(monkeypatch, tmp_path).info[0].value
+
+
+def test_an_example_without_rows_says_what_that_means() -> None:
+    example = next(one for one in sql_guide.EXAMPLES if one.title == "Most unusual organs")
+    asked = sql_guide.filled(example, "c", "r", "heart")
+    assert "agg2exp outliers" in sql_guide.on_nothing(asked, "c", "r", "heart")
+    assert sql_guide.on_nothing(asked + " LIMIT 1", "c", "r", "heart") == sql_guide.NO_ROW
 
 
 @pytest.mark.browser

@@ -109,11 +109,11 @@ def test_nothing_of_the_evidence_is_sent_before_the_verdict(monkeypatch: pytest.
         assert all(plane["color"] is plane["attribution"] is None for plane in data["planes"].values())
         assert data["planes"]["axial"]["labels"]
     assert sent and sent[0]["cursor"] == [6, 8, 8]  # in the organ, not at the peak of its attribution
-    assert "on the organ" not in texts(app) and "secret" not in texts(app) and not app.get("plotly_chart")
+    assert "off all organs" not in texts(app) and "secret" not in texts(app) and not app.get("plotly_chart")
     sent.clear()
     _press(app, "say_accept")
     assert sent[-1]["legend"] and sent[-1]["peak"] == (20, 3, 2) and sent[-1]["planes"]["axial"]["attribution"]
-    assert "on the organ" in texts(app) and app.get("plotly_chart")
+    assert "off all organs" in texts(app) and app.get("plotly_chart")
 
 
 def test_a_verdict_names_all_that_was_seen(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
@@ -251,7 +251,7 @@ def test_a_link_brings_cases_and_a_session_takes_those_that_can_be_seen(
 def test_an_open_session_shows_the_evidence_at_once(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     reviews.create_session(root, replace(SESSION, name="open", mode="open"))
     app = _open(monkeypatch, root, session="open")
-    assert "on the organ" in texts(app)
+    assert "off all organs" in texts(app)
     _press(app, "say_accept")
     assert "c2" in app.markdown[0].value
 
@@ -328,7 +328,7 @@ def test_damage_and_what_is_not_here_are_told(monkeypatch: pytest.MonkeyPatch, r
 # ---- the journey -------------------------------------------------------------------------------------
 
 PATIENCE = 120_000  # ms, for a machine that does other things as well
-EVIDENCE = re.compile(rb'"color": ?"data:|"attribution": ?"|on the organ, ')
+EVIDENCE = re.compile(rb'"color": ?"data:|"attribution": ?"|on it, ')
 
 
 @pytest.mark.browser

@@ -53,7 +53,7 @@ def columns_of(table: pd.DataFrame) -> tuple[list[str], list[str]]:
 def suggested(table: pd.DataFrame) -> Drawing | None:
     """What probably suits the table; None where it has nothing to draw.
 
-    A category and a number are bars, or boxes where a category has many numbers; two categories whose pairs are
+    A category and a number are bars, or boxes where no category is each row's own; two categories whose pairs are
     there once are a heatmap, or bars side by side where one has few; rows that are scans, with two numbers, a scatter.
     """
     names, numbers = columns_of(table)
@@ -65,6 +65,9 @@ def suggested(table: pd.DataFrame) -> Drawing | None:
         if table[few].nunique() <= FEW_SIDE_BY_SIDE:
             return Drawing("bar", many, numbers[0], few)
         return Drawing("heatmap", groups[1], groups[0], numbers[0])
+    own = [name for name in names if name != "case_id" and table[name].nunique() == len(table)]
+    if own:
+        return Drawing("bar", own[0], numbers[0])
     if groups:
         return Drawing("box", next((name for name in groups if name in ORGAN_COLUMNS), groups[-1]), numbers[0])
     if len(numbers) > 1 and (not names or "case_id" in names):

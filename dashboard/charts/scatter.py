@@ -72,7 +72,7 @@ def evidence_scatter(points: pd.DataFrame, lines: Lines, words: Words, dragmode:
     figure.update_layout(
         height=CHART_HEIGHT, hovermode="closest", hoverlabel=HOVER, dragmode=dragmode, clickmode="event+select",
         margin={"l": 62, "r": 6, "t": 6, "b": 44 + 21 * legend_rows},
-        xaxis={"title": {"text": words.x, "standoff": 6}, "range": x, **grid} | _dice_ticks(strip),
+        xaxis={"title": {"text": words.x, "standoff": 6}, "range": x, **grid} | _dice_ticks(strip, x),
         yaxis={"title": {"text": words.y, "standoff": 10}, "type": "log", "range": y, "minor": {"showgrid": False},
                "tickvals": _log_ticks(y), **grid},
         legend={"orientation": "h", "xref": "container", "yref": "container", "x": 0.02, "y": 0, "yanchor": "bottom",
@@ -90,10 +90,13 @@ def _place(dice: float | None) -> float:
     return float(stretched(np.array(dice, float)))
 
 
-def _dice_ticks(strip: bool) -> dict[str, Any]:
+def _dice_ticks(strip: bool, ends: tuple[float, float]) -> dict[str, Any]:
     if strip:
         return {"tickvals": []}
-    return {"tickvals": [_place(tick) for tick in DICE_TICKS], "ticktext": [f"{tick:g}" for tick in DICE_TICKS]}
+    low, high = (1 - 10**-end for end in ends)
+    ticks = [tick for tick in DICE_TICKS if low <= tick <= high]
+    ticks = ticks if len(ticks) >= 4 else _even_ticks(low, high)
+    return {"tickvals": [_place(tick) for tick in ticks], "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
 def _log_range(scores: pd.Series, limit: float) -> tuple[float, float]:
@@ -106,17 +109,23 @@ def _log_range(scores: pd.Series, limit: float) -> tuple[float, float]:
 def _log_ticks(ends: tuple[float, float]) -> list[float]:
     """Four to nine round values inside the range."""
     low, high = 10 ** ends[0], 10 ** ends[1]
-    for steps in (
-        (1, 2, 5),
-        (1, 1.5, 2, 3, 5, 7),
-        tuple(np.arange(10, 100, 5) / 10),
-        tuple(np.arange(100, 1000) / 100),
-    ):
-        decades = range(math.floor(ends[0]), math.ceil(ends[1]) + 1)
+    decades = range(math.floor(ends[0]), math.ceil(ends[1]) + 1)
+    for steps in ((1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
         ticks = [float(f"{step * 10.0**decade:.6g}") for decade in decades for step in steps]
         ticks = [tick for tick in ticks if low <= tick <= high]
         if len(ticks) >= 4:
             return ticks[:: math.ceil(len(ticks) / 9)]
+    return _even_ticks(low, high)
+
+
+def _even_ticks(low: float, high: float) -> list[float]:
+    """The fewest round values at even steps inside the range that are at least four."""
+    for decade in range(3, -9, -1):
+        for lead in (5, 2, 1):
+            step = lead * 10.0**decade
+            places = range(math.ceil(low / step), math.floor(high / step) + 1)
+            if len(places) >= 4:
+                return [float(f"{place * step:.6g}") for place in places]
     return []
 
 

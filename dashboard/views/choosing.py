@@ -67,19 +67,19 @@ def run_box(address: Address, records: dict[str, dict[str, Any]]) -> str | None:
 
 
 def run_title(record: dict[str, Any]) -> str:
-    """`SmoothGrad × 20, seed 7, thorax17_swinunetr`, unusual parameters only; a run of another kind keeps its id.
+    """`thorax17 swinunetr, SmoothGrad × 20, seed 7`, unusual parameters only; a run of another kind keeps its id.
 
-    An unusual mask comes first of them: `SmoothGrad × 20, false positives, …`.
+    An unusual mask comes first of them: `…, SmoothGrad × 20, false positives, …`.
     """
     method = method_of(record)
     if method is None:
         return str(record["run"])
     return ", ".join(
         [
+            words.model_title(record.get("model")),
             methods.method_words(method),
             *methods.mask_words(method),
             *methods.parameter_words(method),
-            str(record.get("model")),
         ]
     )
 

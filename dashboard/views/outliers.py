@@ -518,8 +518,8 @@ def _by_target(chosen: Chosen, scores: Scores, shown: Shown) -> None:
     st.markdown("##### Score and Dice, target by target", help=TARGETS_HELP)
     number = st.column_config.NumberColumn
     config = {
-        "target": st.column_config.TextColumn("Target", width=186), "rho": number("ρ", format="%.2f", width=50),
-        "p_adjusted": st.column_config.TextColumn("p, adjusted", width=84), "n": number("Scans", width=52),
+        "target": st.column_config.TextColumn("Target", width=176), "rho": number("ρ", format="%.2f", width=50),
+        "p_adjusted": st.column_config.TextColumn("p, adjusted", width=94), "n": number("Scans", width=52),
     }  # fmt: skip
     table["target"] = [chosen.title(name) for name in table["target"]]
     table["p_adjusted"] = [outlier_list.p_in_words(p) for p in table["p_adjusted"]]

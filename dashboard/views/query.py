@@ -126,7 +126,7 @@ def _ask(root: Path, about: About) -> None:
         words.refuse(error)
         ADDRESS.write(_link(about, sql))
         return
-    drawing = _answer(answer, about.labels, sql)
+    drawing = _answer(answer, about, sql)
     ADDRESS.write(_link(about, sql) | drawing)
 
 
@@ -173,7 +173,7 @@ def _link(about: About, sql: str) -> Link:
 # ---- the answer ------------------------------------------------------------------------------------
 
 
-def _answer(answer: data.Answer, labels: LabelSet, sql: str) -> Link:
+def _answer(answer: data.Answer, about: About, sql: str) -> Link:
     """Show the answer; gives what the link says of its chart."""
     table = answer.table
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
@@ -186,7 +186,7 @@ def _answer(answer: data.Answer, labels: LabelSet, sql: str) -> Link:
             key="query_csv", on_click="ignore", disabled=table.empty, help=f"All rows, up to {data.MOST_ROWS:,}",
         )  # fmt: skip
     if table.empty:
-        st.info("No row answers this query. Loosen a condition, or see beside the editor which views hold rows.")
+        st.info(sql_guide.on_nothing(sql, about.cohort, about.run, about.target), icon=":material/info:")
         return {}
     left, right = st.columns([2, 3], gap="medium")
     with left:
@@ -195,7 +195,7 @@ def _answer(answer: data.Answer, labels: LabelSet, sql: str) -> Link:
         if len(table) > MOST_SHOWN:
             st.caption(f"The first {MOST_SHOWN:,} rows. The CSV has {len(table):,}.")
     with right:
-        return _chart(table, labels, sql)
+        return _chart(table, about.labels, sql)
 
 
 def _count(answer: data.Answer) -> str:

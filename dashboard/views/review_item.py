@@ -19,9 +19,12 @@ from dashboard.views.review_desk import Desk, Question
 LARGEST = 6
 """Regions in the small chart: a verdict is given on one screen, without scrolling."""
 
+SMALL = 160
+"""Height of the small chart in px. Its legend is told on hover."""
+
 BARS_HELP = (
     "Share of the absolute attribution on each region, background included; the six largest of this case. "
-    "The grey bands and the mark behind a bar are the cohort’s spread and median."
+    "Behind a bar, grey bands hold 90 % and half of the cohort; the mark is its median. Colours are those of groups."
 )
 
 
@@ -85,7 +88,7 @@ def _ask(desk: Desk, question: Question) -> None:
         st.markdown("##### 1 · Is the segmentation right?")
         st.caption("Where the evidence lies stays hidden until your answer is stored.")
     else:
-        st.markdown(f"##### {'2 · ' if desk.session.blinded else ''}Seeing the evidence, do you trust it?")
+        st.markdown(f"##### {'2 · ' if desk.session.blinded else ''}Do you trust the evidence?")
         _said_before(desk, question)
     desks.verdict_buttons(desk, question)
 
@@ -169,7 +172,9 @@ def _evidence(desk: Desk, item: Item) -> None:
     table = data.case_importance(desk.root, Selection(session.cohort, session.run), item.case, item.target)
     shares = table.set_index("region")["value"].astype(float)
     own, off = (common.number(shares.get(name), "mass") for name in (item.target, BACKGROUND))
-    st.markdown(f"##### Evidence: {own} on the organ, {off} off all organs", help=BARS_HELP)
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        st.markdown("##### Evidence", width="content", help=BARS_HELP)
+        st.markdown(f"{own} on it, {off} off all organs", width="content")
     if not shares.notna().any():
         st.info("The model did not draw this organ here, so there is nothing to explain.", icon=":material/info:")
         return
@@ -177,4 +182,5 @@ def _evidence(desk: Desk, item: Item) -> None:
         st.caption("No map of the attribution is stored for this organ here; these are its sums, organ by organ.")
     largest = table.assign(value=table["value"].astype(float)).nlargest(LARGEST, "value")
     figure = bars.importance_bars(largest, desk.labels, common.group_colors(desk.labels), "mass")
+    figure.update_layout(showlegend=False, height=SMALL, xaxis={"title": None, "ticksuffix": " %"}, margin_b=24)
     st.plotly_chart(figure, key="review_bars", config={"displayModeBar": False})

@@ -14,7 +14,7 @@ from agg2exp_core.analysis import raters, review_report
 from agg2exp_core.analysis.raters import Outcome
 from agg2exp_core.records import InputError
 from agg2exp_core.store import reviews
-from agg2exp_core.store.reviews import Item
+from agg2exp_core.store.reviews import Item, Place
 from dashboard import words
 from dashboard.charts.confusion import confusion
 from dashboard.views import review_desk as desks
@@ -47,10 +47,17 @@ def _opened(desk: Desk) -> bool:
             "the agreement between independent reviewers.",
             icon=":material/visibility_off:",
         )
-        if not st.button("Show them to me", key="review_show_others", icon=":material/visibility:"):
-            return False
-    reviews.change_place(desk.root, session.name, me, lambda place: replace(place, saw_others=True))
+        st.button(
+            "Show them to me", key="review_show_others", icon=":material/visibility:",
+            on_click=lambda: desks.move(desk, _seeing_others),
+        )  # fmt: skip
+        return False
+    reviews.change_place(desk.root, session.name, me, _seeing_others)
     return True
+
+
+def _seeing_others(place: Place) -> Place:
+    return replace(place, saw_others=True)
 
 
 # ---- adjudication ----------------------------------------------------------------------------------
@@ -75,10 +82,9 @@ def adjudicate(desk: Desk) -> None:
     outcome = split[items.index(at)]
     question = desk.question(at, "adjudication", outcome.adjudication)
     desks.opened(question)
-    st.markdown(
-        f"### {words.plain(at.case)}: {words.plain(desk.title(at.target))}  "
-        f":gray[{items.index(at) + 1} of {len(items)} that differ, {len(open_)} open]"
-    )
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        st.markdown(f"### {words.plain(at.case)}: {words.plain(desk.title(at.target))}", width="content")
+        st.markdown(f"{items.index(at) + 1} of {len(items)} that differ  ·  {len(open_)} open", width="stretch")
     left, right = st.columns([8, 5], gap="medium")
     with left:
         desks.scan(desk, question)

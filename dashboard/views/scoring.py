@@ -88,7 +88,7 @@ class Scores:
         organs = [place for place, name in enumerate(self.targets) if name != BACKGROUND]
         if not organs:
             return [BACKGROUND] * len(self.values)
-        usual = 1.0 if self.own is None else thresholds(self.own)[organs]
+        usual = np.ones(len(organs)) if self.own is None else thresholds(self.own)[organs]
         with np.errstate(divide="ignore", invalid="ignore"):
             known = np.nan_to_num(self.values[:, organs] / usual, nan=-np.inf)
         some, most = np.isfinite(known).any(axis=1), known.argmax(axis=1)
