@@ -297,6 +297,41 @@ def test_callables_that_are_not_on_the_list_are_refused(name, monkeypatch) -> No
         config.plain_section({"part": [{"_target_": name}]}, "part")
 
 
+@pytest.mark.parametrize("reader", ["os.system", "open", ["os.system"], {"_target_": "os.system"}, "@elsewhere"])
+def test_what_reads_a_scan_is_not_the_configs_choice(reader) -> None:
+    """MONAI looks the reader up, wherever it lies, and calls it with the other arguments."""
+    settings = {"preprocessing": ["@load"], "load": {"_target_": "LoadImaged", "keys": "image", "reader": reader}}
+    found = config.plain_section(settings | {"elsewhere": "os.system"}, "preprocessing")
+    assert found == [{"_target_": "LoadImaged", "keys": "image"}]
+
+
+@pytest.mark.parametrize("text", ["os.system", "/etc/passwd", "../x", "http://127.0.0.1/x", "C:\\x", "~", "a\nb"])
+@pytest.mark.parametrize("found", ["plain", "by reference", "by expression"])
+def test_a_text_that_could_be_looked_up_opened_or_asked_for_is_refused(text, found) -> None:
+    value = {"plain": text, "by reference": "@text", "by expression": f"${text!r} + ''"}[found]
+    section = {"_target_": "HoVerNet", "any": [{"some": value}]}
+    with pytest.raises(InputError, match="texts of letters"):
+        config.plain_section({"network_def": section, "text": text}, "network_def")
+
+
+@pytest.mark.parametrize(
+    ("section", "name"),
+    [("inferer", "PatchInferer"), ("preprocessing", "torch.nn.ReLU"), ("network_def", "SlidingWindowInferer")],
+)
+def test_a_section_holds_classes_of_its_own_kind_alone(section, name) -> None:
+    """So that an inferer's `merger_cls`, which MONAI looks up too, is never come to."""
+    outer = {
+        "_target_": {"inferer": "SlidingWindowInferer", "preprocessing": "Compose", "network_def": "UNet"}[section]
+    }
+    with pytest.raises(InputError, match="must be a"):
+        config.plain_section({section: outer | {"part": [{"_target_": name}]}}, section)
+
+
+def test_weights_are_never_fetched() -> None:
+    described = {"_target_": "HoVerNet", "pretrained_url": "http://127.0.0.1:9/x", "pretrained": True}
+    assert config.plain_section({"network_def": described}, "network_def") == {"_target_": "HoVerNet"}
+
+
 def test_a_few_lines_that_would_fill_the_memory_are_refused() -> None:
     settings = {f"l{n}": [f"@l{n + 1}"] * 10 for n in range(12)} | {"l12": 0}
     with pytest.raises(InputError, match="too many"):

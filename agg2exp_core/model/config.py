@@ -14,7 +14,10 @@ from functools import cache
 from pydoc import locate
 from typing import Any
 
+import torch
 from monai.bundle.config_item import ComponentLocator
+from monai.inferers import SlidingWindowInferer
+from monai.transforms import Transform
 
 from agg2exp_core.records import InputError
 from agg2exp_core.settings import ALLOWED_VARIABLE, allowed_callables
@@ -25,11 +28,17 @@ WRITING = ("Save", "Write")
 
 REFERENCE = re.compile(r"@(\w+(?:(?:::|#)\w+)*)")
 DTYPE = re.compile(r"\$(torch|np|numpy)\.(u?int\d+|b?float\d+|bool)")
-DEVICES = ("device", "sw_device")
-"""Keys that are left out: where a model runs is its user's choice."""
+LEFT_OUT = ("device", "sw_device", "reader", "pretrained", "pretrained_url", "_desc_")
+"""Keys that are not read: where a model runs is its user's choice, all scans are NIfTI, and weights came along."""
 
-KEYS = ("_target_", "_disabled_", "_desc_")
+KEYS = ("_target_", "_disabled_")
 """Of MONAI's own keys those that run nothing."""
+
+WORD = re.compile(r"[\w ,-]*")
+"""What a text may be. MONAI looks up dotted names, opens paths and asks addresses; no word of letters is one."""
+
+KINDS = {"network_def": torch.nn.Module, "preprocessing": Transform, "inferer": SlidingWindowInferer}
+"""What the classes of a section must be, so that nothing else is built on the way."""
 
 DEEPEST, MOST_VALUES = 32, 100_000
 """Of references in references, and of values that one section may come to: a few lines could else fill the memory."""
@@ -57,12 +66,12 @@ def plain_section(config: Mapping[str, Any], key: str) -> Any:
     """One section, such as `network_def`, as data that MONAI's parser can build without running anything else.
 
     InputError: the section is missing, refers to what is not there, holds an expression that is more than arithmetic,
-    or names a callable that is not allowed.
+    names a callable that is not allowed, or holds a text that could be looked up, opened or asked for.
     """
     if key not in config:
         raise InputError("a bundle's config needs network_def, preprocessing and inferer", f"no {key}")
     found = _Reader(config).read(config[key], 0)
-    _check(found)
+    _check(found, KINDS.get(key, object))
     return found
 
 
@@ -78,7 +87,7 @@ class _Reader:
         if depth > DEEPEST or self._left < 0:
             raise InputError("references of a bundle's config must end", "a circle, or too many")
         if isinstance(value, dict):
-            return {key: self.read(one, depth + 1) for key, one in value.items() if key not in DEVICES}
+            return {key: self.read(one, depth + 1) for key, one in value.items() if key not in LEFT_OUT}
         if isinstance(value, list):
             return [self.read(one, depth + 1) for one in value]
         if not isinstance(value, str):
@@ -132,30 +141,37 @@ def _worked_out(node: ast.expr, known: Mapping[str, Any]) -> Any:
     raise KeyError
 
 
-def _check(value: Any) -> None:
-    """InputError for what MONAI's parser would run or look up, and for callables that are not on the list."""
+def _check(value: Any, kind: type) -> None:
+    """InputError for what MONAI would run, look up, open or ask for, and for callables that are not on the list."""
     if isinstance(value, list):
         for one in value:
-            _check(one)
+            _check(one, kind)
     elif isinstance(value, dict):
         for key, one in value.items():
             if str(key).startswith("_") and key not in KEYS:
                 raise InputError(NOT_READ, str(key)[:80])
-            _check(one)
+            if key != "_target_":
+                _check(one, kind)
         if "_target_" in value:
-            check_callable(str(value["_target_"]))
-    elif isinstance(value, str) and (value[:1] in ("@", "%") or (value[:1] == "$" and not DTYPE.fullmatch(value))):
-        raise InputError(NOT_READ, value[:80])
+            check_callable(str(value["_target_"]), kind)
+    elif isinstance(value, str) and not (WORD.fullmatch(value) or DTYPE.fullmatch(value)):
+        raise InputError(NOT_READ, repr(value)[:80], "texts of letters, digits, blanks, commas, _ and -")
 
 
-def check_callable(name: str) -> None:
-    """InputError unless a `_target_` names a class of the allowed packages: MONAI's, PyTorch's, and an operator's."""
+def check_callable(name: str, kind: type = object) -> None:
+    """InputError unless a `_target_` names a class of the allowed packages, MONAI's and PyTorch's, that is of a kind.
+
+    What an operator allows may be anything.
+    """
     found = [name] if "." in name else [f"{module}.{name}" for module in _modules_of(name)]
-    if not found or not all(map(_is_allowed, found)):
+    foreign = [path for path in found if not any(_lies_in(path, package) for package in allowed_callables())]
+    if not found or not all(map(_is_allowed, foreign)):
         allowed = (
             f"classes of {', '.join(PACKAGES)} that write nothing; an operator allows others by {ALLOWED_VARIABLE}"
         )
         raise InputError("a bundle's config may name only allowed callables", repr(name)[:80], allowed)
+    if not all(issubclass(locate(path), kind) for path in foreign):  # type: ignore[arg-type]
+        raise InputError(f"every class of this section must be a {kind.__name__}", name)
 
 
 @cache
@@ -170,8 +186,6 @@ def _modules_of(name: str) -> list[str]:
 
 
 def _is_allowed(path: str) -> bool:
-    if any(_lies_in(path, package) for package in allowed_callables()):
-        return True
     if not any(_lies_in(path, package) for package in PACKAGES):
         return False
     found = locate(path)  # of these packages alone, whose modules import others: what counts is where it is made
