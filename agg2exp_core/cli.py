@@ -513,7 +513,11 @@ def model_add(
     device: Device = "auto",
     data: Root = None,
 ) -> None:
-    """Take in a model: a MONAI bundle as it is, bare weights wrapped into one. Nothing but allowed classes is run."""
+    """Take in a model: a MONAI bundle as it is, bare weights wrapped into one.
+
+    A config is read as data, and nothing but allowed classes is built. TorchScript (.ts) is code of its author, which
+    is run: what touches files is refused, but take it from those you trust.
+    """
     from agg2exp_core.model.adding import Wrapping, add_model
 
     root = data_root(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections import Counter
 from pathlib import Path
@@ -21,7 +22,7 @@ from monai.networks.nets.unet import UNet
 
 from agg2exp_core import pipeline, volumes
 from agg2exp_core.aggregation.regions import mass
-from agg2exp_core.model import config
+from agg2exp_core.model import config, script
 from agg2exp_core.model.adding import Wrapping, add_model
 from agg2exp_core.model.bundle import Bundle
 from agg2exp_core.model.networks import misfit, network_def, without_prefixes
@@ -255,6 +256,63 @@ def test_torchscript_of_one_logit_is_a_model_of_one_organ(tmp_path, scan) -> Non
     both = explaining.explainer.network(window)
     torch.testing.assert_close(both[:, 1:], network(window))
     torch.testing.assert_close(both[:, :1], -both[:, 1:])
+
+
+class Overwriting(torch.nn.Module):
+    """Maps a file into memory, in a branch that is taken seldom."""
+
+    def forward(self, window: torch.Tensor) -> torch.Tensor:
+        if bool(window.sum() > 0):
+            window = window + torch.from_file("victim.bin", True, 8).fill_(0.0).sum()
+        return window
+
+
+class Saving(torch.nn.Module):
+    def forward(self, window: torch.Tensor) -> torch.Tensor:
+        torch.save(window, "victim.bin")
+        return window
+
+
+class Restoring(torch.nn.Module):
+    """Has code that is run while it is loaded."""
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[bool, bool]:
+        return self.training, True
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[bool, bool]) -> None:
+        self.training = state[0]
+
+    def forward(self, window: torch.Tensor) -> torch.Tensor:
+        return window
+
+
+@pytest.mark.parametrize(
+    ("network", "told"), [(Overwriting, "from_file"), (Saving, "save"), (Restoring, "__setstate__")]
+)  # fmt: skip
+def test_torchscript_that_touches_files_is_refused_before_it_is_run(tmp_path, capsys, monkeypatch, network, told):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "victim.bin").write_bytes(b"precious" * 4)
+    torch.jit.script(torch.nn.Sequential(torch.nn.Conv3d(1, 1, 1), network())).save("model.ts")
+    words = ("--name", "new", "--labels", labels_file(tmp_path, "lesion"), *WRAPPED, "--data", tmp_path)
+    assert run("model", "add", tmp_path / "model.ts", *words) == 2
+    assert f"touch no files; got model.ts with {told}" in capsys.readouterr().err
+    assert (tmp_path / "victim.bin").read_bytes() == b"precious" * 4
+
+
+@pytest.mark.parametrize(
+    "code", ['getattr(torch, "from_" "file")', "ops.c10d.send", "(ops).sparse", 'getattr(ops, "x")']
+)
+def test_other_spellings_are_found(code) -> None:
+    assert list(script._reaching_out(ast.parse(code)))
+    assert not list(script._reaching_out(ast.parse("ops.prim.RaiseException(torch.add(x, 1))")))
+
+
+def test_what_is_no_torchscript_is_refused(tmp_path) -> None:
+    (tmp_path / "model.ts").write_bytes(b"none")
+    with pytest.raises(InputError, match="readable"):
+        script.load_script(tmp_path / "model.ts")
 
 
 # ---- what is refused ---------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 
 from agg2exp_core.model.config import plain_section
 from agg2exp_core.model.networks import misfit
+from agg2exp_core.model.script import load_script
 from agg2exp_core.records import InputError
 from agg2exp_core.settings import checked_id, list_models
 
@@ -94,7 +95,7 @@ class Bundle:
     def bare_network(self, device: torch.device) -> torch.nn.Module:
         """The network as it came, with as many outputs as it has."""
         if self.weights.suffix == SCRIPTED:
-            network = _load_script(self.weights)
+            network = load_script(self.weights)
         else:
             network, weights = self.untrained_network(), load_weights(self.weights)
             if wrong := misfit(network, weights):
@@ -170,13 +171,6 @@ def _a(kind: type[Made], key: str, made: Any) -> Made:
     if not isinstance(made, kind):
         raise InputError(f"{key} must be a {kind.__name__}", type(made).__name__)
     return made
-
-
-def _load_script(path: Path) -> torch.nn.Module:
-    try:
-        return torch.jit.load(path, map_location="cpu")
-    except (RuntimeError, ValueError) as error:
-        raise InputError("weights must be readable", f"{path.name}: {str(error).splitlines()[0][:200]}") from None
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
