@@ -27,7 +27,7 @@ from agg2exp_core.model.bundle import Bundle, find_bundle
 from agg2exp_core.model.predict import pick_device, segment
 from agg2exp_core.model.preprocess import AIR_HU, TISSUE_HU, Scan, load_scan, on_grid_of, on_model_grid, scaled
 from agg2exp_core.model.windows import plan_windows
-from agg2exp_core.organs import BACKGROUND
+from agg2exp_core.organs import BACKGROUND, load_label_set
 from agg2exp_core.precision import AUTO, PRECISIONS, Measured, read_measured, write_measured
 from agg2exp_core.records import InputError, Method, SumTable, Volume
 from agg2exp_core.settings import LONGEST_ID
@@ -76,6 +76,7 @@ class Explaining:
         self._masks = scans_of(plan.drawn) if plan.drawn is not None and plan.drawn.is_dir() else {}
         self.bundle = find_bundle(root, plan.model)
         self.targets = _known_targets(self.bundle, plan.targets)
+        self.channels = _channels(root, self.bundle)
         self.explainer = explainer_of(self.bundle, device)
 
     @property
@@ -100,8 +101,13 @@ class Explaining:
             more = {"classes": list(self.bundle.classes), "versions": identity["versions"]}
             results.write_run(self.root, cohort, self.run, self._run_info() | more)
         scan = load_scan(self.bundle, _image_of(case))
-        labels, mask = (None if one is None else torch.as_tensor(on_model_grid(one, scan)) for one in (label, drawn))
-        subject = Subject(scan.voxels, labels, None if mask is None else mask > 0)
+        labels, mask = (None if one is None else on_model_grid(one, scan) for one in (label, drawn))
+        labels = None if labels is None else self.channels[labels]
+        subject = Subject(
+            scan.voxels,
+            None if labels is None else torch.as_tensor(labels),
+            None if mask is None else torch.as_tensor(mask > 0),
+        )
         kept = () if self.plan.saliency == "none" else None
         explained = attribute(self.explainer, subject, missing, self.plan.method, report, kept)
         with nullcontext() if cohort is None else results.publishing(folder):
@@ -110,7 +116,7 @@ class Explaining:
             explained = self._without_worse_maps(known, explained)
             with results.case_folder(folder, identity) as new:
                 self._write(new, folder if known else None, scan, explained)
-                self._write_agreement(new, explained, None if labels is None else labels.numpy())
+                self._write_agreement(new, explained, labels)
                 identity["targets"] = list(results.read_importance(new).targets)
                 identity["viewing"] = self._for_viewing(known, explained)
                 identity["device"] = str(self.explainer.device)
@@ -257,6 +263,24 @@ def sum_table(classes: tuple[str, ...], explained: Explanation) -> SumTable:
             table[row] = np.nan if known is None else known
     voxels = count_voxels(explained.prediction.numpy(), len(classes))
     return SumTable(targets, classes, positive, negative, voxels, dict(explained.absent), *errors)
+
+
+def _channels(root: Path, bundle: Bundle) -> np.ndarray:
+    """The model's output for every value of a label map, whose values are ids of the model's label set.
+
+    An organ that the model does not have is background to it, another value no class. Where the label set does not
+    name all its classes, labels are numbered as its outputs are.
+    """
+    try:
+        organs = load_label_set(bundle.label_set, root).organs
+    except InputError:
+        organs = ()
+    if not set(bundle.classes) <= {organ.name for organ in organs}:
+        return np.arange(volumes.MAX_LABEL + 1, dtype=np.int32)
+    channels = np.full(volumes.MAX_LABEL + 1, len(bundle.classes), np.int32)
+    for organ in organs:
+        channels[organ.id] = bundle.classes.index(organ.name) if organ.name in bundle.classes else 0
+    return channels
 
 
 def explainer_of(bundle: Bundle, device: torch.device) -> Explainer:

@@ -21,6 +21,7 @@ from tiny import CLASSES, threshold_net, write_bundle
 from agg2exp_core import maps, pipeline, volumes
 from agg2exp_core.aggregation.regions import mass
 from agg2exp_core.attribution.attribute import Explanation
+from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import InputError, Method, SumTable, Volume
 from agg2exp_core.settings import checked_id
 from agg2exp_core.store import results
@@ -28,6 +29,8 @@ from agg2exp_core.store.cohorts import Case
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "real"
 GRADIENT = Method("gradient")
+IDS = np.array([load_label_set("thorax17")[name].id for name in CLASSES], np.uint8)
+"""What label maps call the classes that `tiny` has as 0, 1 and 2."""
 
 
 def silent(done: int, total: int, note: str) -> None: ...
@@ -304,15 +307,37 @@ def test_an_empty_list_says_so_beside_the_output(tmp_path, capsys, what):
 
 
 def test_dice_of_a_label_that_equals_the_prediction_is_one(root, tmp_path):
-    """On a scan that already is the model's grid, the prediction is a label map of the scan."""
+    """On a scan that already is the model's grid, the prediction is a label map, but for how it numbers organs."""
     image, plan = tmp_path / "iso.nii.gz", pipeline.Plan("tiny", GRADIENT)
     array = np.random.default_rng(1).normal(-300, 300, (18, 16, 14)).astype(np.int16)
     volumes.write_volume(image, Volume(array, np.diag([4.0, 4, 4, 1])))
     out = explain(root, image, tmp_path / "out", plan)
-    scored = explain(root, image, tmp_path / "scored", plan, out / "prediction.nii.gz")
+    prediction = volumes.read_labels(out / "prediction.nii.gz")
+    volumes.write_volume(tmp_path / "label.nii.gz", Volume(IDS[prediction.array], prediction.affine))
+    scored = explain(root, image, tmp_path / "scored", plan, tmp_path / "label.nii.gz")
     rows = (scored / "agreement.csv").read_text().splitlines()[1:]
     assert len(rows) == len(CLASSES)
     assert all(row.split(",")[1:] == ["1.0", "1.0"] for row in rows)
+
+
+def test_organs_that_the_model_does_not_have_are_background_to_it(root, tmp_path):
+    image, label = labelled(tmp_path)
+    out = explain(root, image, tmp_path / "out", pipeline.Plan("tiny", GRADIENT), label)
+    given = volumes.read_labels(label)
+    other = np.where(given.array == 0, load_label_set("thorax17")["ribs"].id, given.array).astype(np.uint8)
+    volumes.write_volume(tmp_path / "other.nii.gz", Volume(other, given.affine))
+    again = explain(root, image, tmp_path / "again", pipeline.Plan("tiny", GRADIENT), tmp_path / "other.nii.gz")
+    assert (again / "agreement.csv").read_text() == (out / "agreement.csv").read_text()
+
+
+def test_without_its_label_set_a_models_outputs_number_the_labels(root, tmp_path):
+    image, label = labelled(tmp_path)
+    out = explain(root, image, tmp_path / "out", pipeline.Plan("tiny", GRADIENT), label)
+    given, path = volumes.read_labels(label), root / "models" / "tiny" / "configs" / "metadata.json"
+    volumes.write_volume(label, Volume(np.searchsorted(IDS, given.array).astype(np.uint8), given.affine))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"label_set": "unknown"}))
+    again = explain(root, image, tmp_path / "again", pipeline.Plan("tiny", GRADIENT), label)
+    assert (again / "agreement.csv").read_text() == (out / "agreement.csv").read_text()
 
 
 def test_a_label_map_on_another_grid_is_refused_before_the_work(root, scan, tmp_path, capsys):
@@ -402,7 +427,7 @@ def labelled(tmp_path: Path) -> tuple[Path, Path]:
     affine = np.diag([4.0, 4, 4, 1])
     files = tmp_path / "iso.nii.gz", tmp_path / "iso-label.nii.gz"
     volumes.write_volume(files[0], Volume(rng.normal(-300, 300, (18, 16, 14)).astype(np.int16), affine))
-    volumes.write_volume(files[1], Volume(rng.integers(0, 3, (18, 16, 14)).astype(np.uint8), affine))
+    volumes.write_volume(files[1], Volume(IDS[rng.integers(0, 3, (18, 16, 14))], affine))
     return files
 
 
@@ -452,7 +477,7 @@ def test_a_run_of_false_positives_is_another_run_and_needs_a_label(root, scan, t
 def test_a_mask_from_a_file_is_another_run_and_another_file_is_computed_anew(root, tmp_path):
     image, label = labelled(tmp_path)
     heart, drawn = volumes.read_labels(label), tmp_path / "heart.nii.gz"
-    volumes.write_volume(drawn, Volume((heart.array == 1).astype(np.uint8), heart.affine))
+    volumes.write_volume(drawn, Volume((heart.array == IDS[1]).astype(np.uint8), heart.affine))
     words = ["explain", "--model", "tiny", "--method", "gradient", "--image", image, "--data", root]
     assert run(*words, "--out", tmp_path / "drawn", "--mask", drawn) == 0
     assert run(*words, "--out", tmp_path / "label", "--mask", "label", "--label", label) == 0
@@ -461,7 +486,7 @@ def test_a_mask_from_a_file_is_another_run_and_another_file_is_computed_anew(roo
     both = [results.read_importance(tmp_path / name) for name in ("drawn", "label")]
     rows = [table.positive[table.targets.index(CLASSES[1])] for table in both]
     assert rows[0] == pytest.approx(rows[1], rel=1e-6)
-    volumes.write_volume(drawn, Volume((heart.array == 2).astype(np.uint8), heart.affine))
+    volumes.write_volume(drawn, Volume((heart.array == IDS[2]).astype(np.uint8), heart.affine))
     assert run(*words, "--out", tmp_path / "drawn", "--mask", drawn) == 2  # the folder holds another mask's results
 
 
