@@ -172,6 +172,37 @@ def test_classes_of_a_known_label_set_take_it(tmp_path, name, count) -> None:
     assert added.label_set == name and not (tmp_path / "label_sets").exists()
 
 
+def _choosing(name: str) -> tuple[dict[str, Any], dict[str, str], torch.nn.Module]:
+    """Of two sets of weights, as the zoo's whole-body bundle has them for two spacings."""
+    settings, channels, network = spleen()
+    path = {"_target_": "CheckpointLoader", "load_path": "$@bundle_root + '/models/' + @modelname"}
+    choice = {"modelname": f"$'model.pt' if @highres else '{name}'", "highres": False}
+    return settings | choice | {"handlers": [path], "bundle_root": "$os.getcwd()"}, channels, network
+
+
+def test_the_weights_are_those_that_the_config_loads(tmp_path) -> None:
+    source, other = write_zoo(tmp_path / "zoo", _choosing("model_lowres.pt")), spleen()[2]
+    torch.save(other.state_dict(), source / "models" / "model_lowres.pt")
+    bundle = add_model(tmp_path, source, "new", Wrapping())
+    found, key = bundle.bare_network(torch.device("cpu")).state_dict(), "model.0.conv.unit0.conv.weight"
+    assert torch.equal(found[key], other.state_dict()[key])
+
+
+def test_weights_of_the_config_that_are_not_there_are_not_replaced_by_others(tmp_path) -> None:
+    with pytest.raises(InputError, match=r"loads must be in models/; got model_lowres; allowed: model\.pt"):
+        add_model(tmp_path, write_zoo(tmp_path / "zoo", _choosing("model_lowres.pt")), "new", Wrapping())
+
+
+def test_a_path_that_cannot_be_read_leaves_no_choice_but_one(tmp_path) -> None:
+    settings, channels, network = spleen()
+    made = settings | {"loader": {"load_path": "$os.path.join('models', 'model.pt')"}}, channels, network
+    source = write_zoo(tmp_path / "zoo", made)
+    add_model(tmp_path, source, "new", Wrapping())
+    torch.save(network.state_dict(), source / "models" / "other.pt")
+    with pytest.raises(InputError, match=r"os\.path\.join"):
+        add_model(tmp_path, source, "again", Wrapping())
+
+
 # ---- bare checkpoints --------------------------------------------------------------------------
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -20,6 +20,7 @@ from monai.bundle import ConfigParser
 from monai.utils import fall_back_tuple
 
 from agg2exp_core.model.bundle import SCRIPTED, WEIGHTS, Bundle, load_weights
+from agg2exp_core.model.config import plain_text
 from agg2exp_core.model.networks import network_def, without_prefixes
 from agg2exp_core.organs import BACKGROUND, LabelSet, known_label_sets, made_label_set, write_label_set
 from agg2exp_core.records import InputError
@@ -88,8 +89,9 @@ def _copied(source: Path, new: Path) -> list[str]:
     content, metadata = _read_config(config), _read_config(source / "configs" / "metadata.json")
     _write_json(new / "configs" / "inference.json", content)
     _write_json(new / "configs" / "metadata.json", metadata)
-    weights = Bundle(source).weights
-    shutil.copyfile(weights, new / "models" / weights.name)
+    weights = _own_weights(source, content)
+    kind = weights.suffix if weights.suffix in (SCRIPTED, ".safetensors") else ".pt"
+    shutil.copyfile(weights, new / "models" / f"model{kind}")
     for extra in ("docs", "LICENSE"):
         if (source / extra).is_dir():
             shutil.copytree(source / extra, new / extra)
@@ -97,6 +99,32 @@ def _copied(source: Path, new: Path) -> list[str]:
             shutil.copyfile(source / extra, new / extra)
     pred = metadata.get("network_data_format", {}).get("outputs", {}).get("pred", {})
     return _channel_names(pred.get("channel_def") or {})
+
+
+def _own_weights(source: Path, content: dict[str, Any]) -> Path:
+    """The file that the config loads, of several that fit its network, whatever its format; else the usual one."""
+    there = sorted(path for path in (source / "models").glob("*") if path.suffix in CHECKPOINTS)
+    for text in _load_paths(content):
+        try:
+            named = PurePosixPath(plain_text(content | {"bundle_root": "."}, text)).stem
+        except InputError:
+            if len({path.stem for path in there}) > 1:
+                raise
+            continue
+        fitting = [path for path in there if path.stem == named]
+        if not fitting:
+            have = ", ".join(path.name for path in there)
+            raise InputError("the weights that a bundle's config loads must be in models/", named, have)
+        return min(fitting, key=lambda path: path.suffix != ".safetensors")
+    return Bundle(source).weights
+
+
+def _load_paths(value: Any) -> Iterator[str]:
+    """What the checkpoint loaders of a config load."""
+    if isinstance(value, dict) and isinstance(value.get("load_path"), str):
+        yield value["load_path"]
+    for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _load_paths(one)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

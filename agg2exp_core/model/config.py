@@ -75,6 +75,14 @@ def plain_section(config: Mapping[str, Any], key: str) -> Any:
     return found
 
 
+def plain_text(config: Mapping[str, Any], text: str) -> str:
+    """A text of the config worked out, to be read and not to be built. InputError: it is more than that."""
+    found = _Reader(config).read(text, 0)
+    if not isinstance(found, str):
+        raise InputError(NOT_READ, repr(found)[:80], f"a text for {text[:80]}")
+    return found
+
+
 class _Reader:
     """Values of one config with references and expressions worked out."""
 
