@@ -259,6 +259,19 @@ def test_a_bare_checkpoint_becomes_a_bundle(tmp_path, scan, suffix) -> None:
     torch.testing.assert_close(bundle.network(torch.device("cpu"))(window), network(window), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", ["DynUNet", "DynUNet, anisotropic"])
+def test_a_bare_checkpoint_with_tensors_of_two_names_becomes_a_bundle(tmp_path, name) -> None:
+    network = NETWORKS[name]().eval()
+    torch.save(network.state_dict(), tmp_path / "best.pth")
+    outputs = network.output_block.conv.conv.out_channels
+    labels = labels_file(tmp_path, "background", *(f"organ{number}" for number in range(1, outputs)))
+    bundle = add_model(
+        tmp_path, tmp_path / "best.pth", "bare", Wrapping(labels, (5.0,) * 3, (32,) * 3, (-175.0, 250.0))
+    )
+    window = torch.rand(1, 1, 32, 32, 32)
+    torch.testing.assert_close(bundle.network(torch.device("cpu"))(window), network(window), rtol=0, atol=0)
+
+
 def test_torchscript_of_one_logit_is_a_model_of_one_organ(tmp_path, scan) -> None:
     """Its organ is where the logit is above 0, as a sigmoid above one half."""
     torch.manual_seed(0)

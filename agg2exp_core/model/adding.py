@@ -169,9 +169,9 @@ def _wrapped(source: Path, new: Path, wrapping: Wrapping) -> list[str]:
         weights = without_prefixes(load_weights(source))
         config["network_def"] = network_def(weights)
         channels = config["network_def"]["in_channels"]
-        safetensors.torch.save_file(
-            {key: one.contiguous() for key, one in weights.items()}, new / "models" / WEIGHTS[0]
-        )
+        # Cloned: a DynUNet has some tensors by two names, which safetensors does not store.
+        apart = {key: one.clone(memory_format=torch.contiguous_format) for key, one in weights.items()}
+        safetensors.torch.save_file(apart, new / "models" / WEIGHTS[0])
     if channels != 1:
         raise InputError("a network must take one channel", f"{channels}")
     _write_json(new / "configs" / "inference.json", config | _chain(wrapping))
