@@ -5,11 +5,17 @@ What says who the patient is stays behind: neither texts nor names of files come
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
+import math
 import warnings
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import nrrd
 import numpy as np
@@ -18,6 +24,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.pixels import apply_modality_lut
 
 from agg2exp_core.records import InputError, Volume
+from agg2exp_core.settings import max_volume_bytes
 
 PREAMBLE, MAGIC = 128, b"DICM"
 LEAST_SLICES = 2
@@ -32,6 +39,12 @@ MOST_TILT = 0.5
 
 HEADER = ("SeriesInstanceUID", "PatientID", "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "Rows",
           "Columns")  # fmt: skip
+LARGEST_VOXEL = 8
+"""Bytes of the largest number that NRRD knows."""
+
+ENCODINGS: dict[str, Callable[[BinaryIO], Any]] = {
+    "raw": lambda file: file, "gzip": gzip.open, "gz": gzip.open, "bzip2": bz2.open, "bz2": bz2.open,
+}  # fmt: skip
 FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 """From DICOM's world, left and posterior, to ours, right and anterior."""
 
@@ -128,19 +141,52 @@ def _pixels(path: Path) -> np.ndarray:
 
 
 def read_nrrd(path: Path) -> Volume:
-    """The scan of one NRRD file. InputError: unreadable, not 3D, or without its place in space."""
+    """The scan of one NRRD file. InputError: unreadable, too large, not 3D, or without its place in space."""
+    with _readable_nrrd(), path.open("rb") as file:
+        header = nrrd.read_header(file)
+        affine = _nrrd_affine(header)
+        return Volume(_nrrd_voxels(header, file), affine)
+
+
+@contextmanager
+def _readable_nrrd() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            voxels, header = nrrd.read(str(path))
-    except (nrrd.NRRDError, OSError, ValueError, EOFError, LookupError, StopIteration) as error:
+            yield
+    except InputError:
+        raise
+    except (nrrd.NRRDError, OSError, ValueError, TypeError, EOFError, LookupError, StopIteration, zlib.error) as error:
         raise InputError("a scan must be a readable NRRD file", " ".join(str(error).split())[:160]) from None
-    directions, origin, space = (header.get(key) for key in ("space directions", "space origin", "space"))
-    if voxels.ndim != 3 or directions is None or origin is None or np.shape(directions) != (3, 3):
-        raise InputError("a NRRD scan must be 3D, with space directions and origin", f"{voxels.ndim} dimensions")
+
+
+def _nrrd_affine(header: Mapping[str, Any]) -> np.ndarray:
+    directions, origin = (np.asarray(header.get(key), float) for key in ("space directions", "space origin"))
+    if len(header["sizes"]) != 3 or directions.shape != (3, 3) or origin.shape != (3,):
+        got = f"{len(header['sizes'])} dimensions, directions {directions.shape}, origin {origin.shape}"
+        raise InputError("a NRRD scan must be 3D, with space directions and origin", got)
     affine = np.eye(4)
-    affine[:3, :3], affine[:3, 3] = np.asarray(directions, float).T, origin
-    return Volume(voxels, _signs(space) @ affine)
+    affine[:3, :3], affine[:3, 3] = directions.T, origin
+    return _signs(header.get("space")) @ affine
+
+
+def _nrrd_voxels(header: Mapping[str, Any], file: BinaryIO) -> np.ndarray:
+    """What lies behind the header in its file: a header from elsewhere could name any file, and any size."""
+    if "data file" in header or "datafile" in header:
+        raise InputError("a NRRD file must hold its voxels itself", "one that names another file")
+    needed = math.prod(map(int, header["sizes"])) * LARGEST_VOXEL
+    if not needed <= max_volume_bytes():
+        allowed = f"{max_volume_bytes() / 2**30:g} GiB (AGG2EXP_MAX_GIB)"
+        raise InputError("a scan must fit the memory allowed", f"up to {needed / 2**30:.3g} GiB", allowed)
+    if header["encoding"] not in ENCODINGS:
+        raise InputError(
+            "voxels of a NRRD file must be packed in a known way", header["encoding"], ", ".join(ENCODINGS)
+        )
+    data = ENCODINGS[header["encoding"]](file).read(needed + 1)
+    voxels = nrrd.read_data({**header, "encoding": "raw"}, BytesIO(data))
+    if voxels.nbytes != len(data):
+        raise InputError("a scan must end with its last voxel", "more bytes than its header declares")
+    return voxels
 
 
 def _signs(space: Any) -> np.ndarray:

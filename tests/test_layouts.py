@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
@@ -17,7 +18,7 @@ from command import run
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from agg2exp_core import volumes
+from agg2exp_core import foreign, volumes
 from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import InputError, Volume
 from agg2exp_core.store import cohorts
@@ -366,3 +367,53 @@ def test_a_damaged_nrrd_is_refused(tmp_path, capsys, content) -> None:
     (tmp_path / "dataset" / "chest.nrrd").write_bytes(content)
     assert run("cohort", "add", tmp_path / "dataset", "--name", "mine", "--data", tmp_path / "root") == 2
     assert "readable NRRD" in capsys.readouterr().err
+
+
+NRRD = (b"NRRD0005\ntype: short\ndimension: 3\nspace: left-posterior-superior\nsizes: 6 6 6\nendian: little\n"
+        b"space directions: (2,0,0) (0,2,0) (0,0,2)\nspace origin: (0,0,0)\nencoding: raw\n\n")  # fmt: skip
+VOXELS = np.arange(216, dtype="<i2").tobytes()
+
+
+def added_nrrd(folder: Path, content: bytes) -> int:
+    (folder / "dataset").mkdir()
+    (folder / "dataset" / "chest.nrrd").write_bytes(content)
+    return run("cohort", "add", folder / "dataset", "--name", "mine", "--data", folder / "root")
+
+
+@pytest.mark.parametrize(("encoding", "pack"), [(b"raw", bytes), (b"gzip", gzip.compress), (b"bzip2", bz2.compress)])
+def test_nrrd_voxels_are_unpacked(tmp_path, encoding, pack) -> None:
+    assert added_nrrd(tmp_path, NRRD.replace(b"raw", encoding) + pack(VOXELS)) == 0
+    found = volumes.read_volume(cohorts.find_case(tmp_path / "root", "mine", "chest").image).array
+    np.testing.assert_array_equal(found, np.frombuffer(VOXELS, "<i2").reshape((6, 6, 6), order="F"))
+
+
+@pytest.mark.parametrize("field", [b"data file", b"datafile"])
+def test_a_nrrd_header_that_names_another_file_is_refused(tmp_path, capsys, field) -> None:
+    (tmp_path / "secret.bin").write_bytes(VOXELS)
+    named = field + b": " + bytes(tmp_path / "secret.bin")
+    assert added_nrrd(tmp_path, NRRD.replace(b"\n\n", b"\n" + named + b"\n\n")) == 2
+    assert "names another file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (NRRD.replace(b"6 6 6", b"60000 60000 60000") + VOXELS, "memory allowed"),
+        (NRRD.replace(b"raw", b"gzip") + gzip.compress(VOXELS + bytes(10**6)), "more bytes"),
+        (NRRD + VOXELS[:-2], "readable NRRD"), (NRRD + VOXELS + b"x", "more bytes"),
+        (NRRD.replace(b"raw", b"gzip") + gzip.compress(VOXELS)[:-9], "readable NRRD"),
+        (NRRD.replace(b"raw", b"txt"), "packed in a known way"),
+    ],
+)  # fmt: skip
+def test_nrrd_voxels_are_as_many_as_the_header_declares(tmp_path, capsys, content, told) -> None:
+    assert added_nrrd(tmp_path, content) == 2
+    assert told in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_no_more_is_unpacked_than_a_nrrd_header_declares(tmp_path, monkeypatch) -> None:
+    read, asked = gzip.GzipFile.read, []
+    monkeypatch.setattr(gzip.GzipFile, "read", lambda self, size=-1: asked.append(size) or read(self, size))
+    (tmp_path / "chest.nrrd").write_bytes(NRRD.replace(b"raw", b"gzip") + gzip.compress(bytes(10**7)))
+    with pytest.raises(InputError, match="more bytes"):
+        foreign.read_nrrd(tmp_path / "chest.nrrd")
+    assert asked == [6**3 * 8 + 1]
