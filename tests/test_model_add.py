@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,18 @@ def test_a_path_that_cannot_be_read_leaves_no_choice_but_one(tmp_path) -> None:
     torch.save(network.state_dict(), source / "models" / "other.pt")
     with pytest.raises(InputError, match=r"os\.path\.join"):
         add_model(tmp_path, source, "again", Wrapping())
+
+
+def test_documents_are_copied_and_what_they_link_to_is_not(tmp_path) -> None:
+    source, secret = write_zoo(tmp_path / "zoo", spleen()), tmp_path / "secret.txt"
+    secret.write_text("private")
+    for name, target in (("notes.txt", secret), ("gone.txt", tmp_path / "nowhere"), ("loop", source / "docs")):
+        (source / "docs" / name).symlink_to(target)
+    (source / "LICENSE").symlink_to(secret)
+    os.mkfifo(source / "docs" / "pipe")
+    bundle = add_model(tmp_path, source, "new", Wrapping())
+    assert [path.name for path in (bundle.folder / "docs").iterdir()] == ["README.md"]
+    assert not (bundle.folder / "LICENSE").exists()
 
 
 # ---- bare checkpoints --------------------------------------------------------------------------

@@ -93,12 +93,20 @@ def _copied(source: Path, new: Path) -> list[str]:
     kind = weights.suffix if weights.suffix in (SCRIPTED, ".safetensors") else ".pt"
     shutil.copyfile(weights, new / "models" / f"model{kind}")
     for extra in ("docs", "LICENSE"):
+        if (source / extra).is_symlink():
+            continue
         if (source / extra).is_dir():
-            shutil.copytree(source / extra, new / extra)
+            shutil.copytree(source / extra, new / extra, ignore=_links)
         elif (source / extra).is_file():
             shutil.copyfile(source / extra, new / extra)
     pred = metadata.get("network_data_format", {}).get("outputs", {}).get("pred", {})
     return _channel_names(pred.get("channel_def") or {})
+
+
+def _links(folder: str, names: list[str]) -> set[str]:
+    """What is left behind: a link could lead to any file, in a circle or nowhere."""
+    paths = [Path(folder) / name for name in names]
+    return {path.name for path in paths if path.is_symlink() or not (path.is_file() or path.is_dir())}
 
 
 def _own_weights(source: Path, content: dict[str, Any]) -> Path:
