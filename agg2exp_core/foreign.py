@@ -27,6 +27,9 @@ from agg2exp_core.records import InputError, Volume
 from agg2exp_core.settings import max_volume_bytes
 
 PREAMBLE, MAGIC = 128, b"DICM"
+FIRST_TAGS = (b"\x02\x00", b"\x08\x00")
+"""Groups of tags that a file without them begins with."""
+
 LEAST_SLICES = 2
 SAME = 1e-3
 """Directions and spacings that differ by less are the same."""
@@ -50,13 +53,24 @@ FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file says that it is DICOM."""
+    """Whether a file says that it is DICOM, or begins as one whose preamble is left out."""
     try:
         with path.open("rb") as file:
-            file.seek(PREAMBLE)
-            return file.read(len(MAGIC)) == MAGIC
+            begins = file.read(PREAMBLE + len(MAGIC))
+            return begins[PREAMBLE:] == MAGIC or begins.startswith(FIRST_TAGS)
     except OSError:
         return False
+
+
+def slices_of(folder: Path) -> list[Path]:
+    """The DICOM files of a folder. InputError: others that are named as they are, so that slices would be missing."""
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != "DICOMDIR"]
+    slices = [path for path in files if is_dicom(path)]
+    endings = {path.suffix for path in slices}
+    odd = [path for path in set(files).difference(slices) if path.suffix in endings and not path.name.startswith(".")]
+    if odd:
+        raise InputError("all files of a series must be DICOM", f"{len(odd)} of {len(files)} that are not")
+    return slices
 
 
 def series_id(files: Sequence[Path]) -> str:
@@ -89,7 +103,7 @@ def _headers(files: Sequence[Path]) -> list[pydicom.Dataset]:
     headers: list[pydicom.Dataset] = []
     for path in files:
         try:
-            header = pydicom.dcmread(path, stop_before_pixels=True)
+            header = pydicom.dcmread(path, stop_before_pixels=True, force=True)
         except (InvalidDicomError, OSError, ValueError, AttributeError):
             raise InputError("a slice must be a readable DICOM file", "one that is not") from None
         lacking = [name for name in HEADER if name != "PatientID" and name not in header]
@@ -130,7 +144,7 @@ def _stacked(headers: Sequence[pydicom.Dataset]) -> tuple[np.ndarray, list[int]]
 
 def _pixels(path: Path) -> np.ndarray:
     """(columns, rows) float32: I runs along a row, J down the rows."""
-    dataset = pydicom.dcmread(path)
+    dataset = pydicom.dcmread(path, force=True)
     try:
         stored = dataset.pixel_array
     except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:

@@ -289,6 +289,20 @@ def test_a_dicom_series_becomes_the_scan_that_it_is(tmp_path, chest, turned, cap
     assert "Doe" not in "".join(capsys.readouterr())
 
 
+def test_slices_without_a_preamble_are_slices_too(tmp_path, chest) -> None:
+    for path in dicom(tmp_path / "dataset", chest)[-3:]:
+        path.write_bytes(path.read_bytes()[128 + 4 :])
+    (tmp_path / "dataset" / "README").write_text("not a slice")
+    cohorts.add_cohort(tmp_path / "root", "mine", tmp_path / "dataset")
+    (case,) = cohorts.list_cases(tmp_path / "root", "mine")
+    assert volumes.read_volume(case.image).array.shape == chest.array.shape
+
+
+def _emptied(folder: Path, chest: Volume) -> None:
+    """As a copy that broke off leaves it, at the end of the scan."""
+    dicom(folder, chest)[-1].write_bytes(b"")
+
+
 def _gap(folder: Path, chest: Volume) -> None:
     dicom(folder, chest)[5].unlink()
 
@@ -335,6 +349,7 @@ def _uneven(folder: Path, chest: Volume) -> None:
 @pytest.mark.parametrize(
     ("made", "told"),
     [
+        (_emptied, "must be DICOM; got 1 of 20"),
         (_gap, "none missing"), (_doubled, "two at one place"), (_two_patients, "one patient"),
         (_two_series, "one series"), (_tilted, "tilted by"), (_alone, "a file for each slice"), (_cut, "decodable"),
         (_uneven, "evenly spaced"),

@@ -70,14 +70,13 @@ def _ending(name: str) -> str | None:
 
 def _foreign(folder: Path) -> dict[str, Sequence[Path]]:
     """NRRD files by name, and DICOM series, one a folder, by a name that tells nothing of the patient."""
-    from agg2exp_core.foreign import is_dicom, series_id  # takes a moment, and few need it
+    from agg2exp_core.foreign import series_id, slices_of  # takes a moment, and few need it
 
     found: dict[str, Sequence[Path]] = {}
     for path in sorted(folder.glob("*.nrrd")):
         found[checked_id("a scan's name, without its ending,", path.name.removesuffix(".nrrd"))] = [path.resolve()]
     for inner in sorted({folder, *(path for path in folder.rglob("*") if path.is_dir())}):
-        slices = [path for path in sorted(inner.iterdir()) if path.is_file() and path.name != "DICOMDIR"]
-        slices = [path for path in slices if is_dicom(path)]
+        slices = slices_of(inner)
         name = series_id(slices[:1]) if slices else ""
         if name in found:
             raise InputError("every series must be there once", "one in two folders")
