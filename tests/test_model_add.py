@@ -27,6 +27,7 @@ from agg2exp_core.model import config, script
 from agg2exp_core.model.adding import Wrapping, add_model
 from agg2exp_core.model.bundle import Bundle
 from agg2exp_core.model.networks import misfit, network_def, without_prefixes
+from agg2exp_core.model.preprocess import AIR_HU, scaled
 from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import InputError, Method, Volume
 from agg2exp_core.settings import ALLOWED_VARIABLE, list_models
@@ -214,6 +215,20 @@ def test_documents_are_copied_and_what_they_link_to_is_not(tmp_path) -> None:
     bundle = add_model(tmp_path, source, "new", Wrapping())
     assert [path.name for path in (bundle.folder / "docs").iterdir()] == ["README.md"]
     assert not (bundle.folder / "LICENSE").exists()
+
+
+@pytest.mark.parametrize(
+    ("middle", "air"),
+    [
+        ([RANGE | {"clip": True}], 0.0), ([{"_target_": "Compose", "transforms": [RANGE | {"clip": True}]}], 0.0),
+        ([{"_target_": "ScaleIntensityd", "keys": "image", "minv": -1.0, "maxv": 1.0}], None),
+        ([{"_target_": "NormalizeIntensityd", "keys": "image"}], None),
+    ],
+)  # fmt: skip
+def test_what_the_chain_makes_of_air_is_said_where_it_is_the_same_in_every_scan(tmp_path, middle, air) -> None:
+    settings, channels, network = spleen()
+    bundle = Bundle(write_zoo(tmp_path, (settings | {"preprocessing": chain(*middle)}, channels, network)))
+    assert scaled(bundle, AIR_HU) == air
 
 
 # ---- bare checkpoints --------------------------------------------------------------------------

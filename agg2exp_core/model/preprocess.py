@@ -68,9 +68,9 @@ def scaled(bundle: Bundle, hounsfield: float) -> float | None:
 
     None where that depends on the rest of the scan, as with normalisation to its mean.
     """
-    chain = bundle.preprocessing().transforms
+    chain = bundle.preprocessing().flatten().transforms
     intensity = Compose([t for t in chain if type(t).__module__.startswith("monai.transforms.intensity")])
-    beside = ((0.0, 100.0, 1000.0), (-1000.0, -50.0, 300.0))
+    beside = ((0.0, 100.0, 1000.0), (-4000.0, -50.0, 4000.0))  # air is the least of one scan, not of the other
     scans = [MetaTensor(torch.tensor([hounsfield, *others]).view(1, 2, 2, 1)) for others in beside]
     one, other = (float(intensity({"image": scan})["image"][0, 0, 0, 0]) for scan in scans)
     return one if one == other else None
