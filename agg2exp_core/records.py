@@ -16,6 +16,11 @@ class InputError(ValueError):
         super().__init__(" ".join(line.split()))
 
 
+def reason(error: BaseException) -> str:
+    """What a library says of a failure, as a part of one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
 @dataclass(frozen=True, eq=False)
 class Volume:
     """Voxels (I, J, K) and the 4×4 affine from voxel indices to world millimetres (RAS+, NIfTI)."""

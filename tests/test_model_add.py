@@ -25,7 +25,7 @@ from agg2exp_core import pipeline, volumes
 from agg2exp_core.aggregation.regions import mass
 from agg2exp_core.model import config, script
 from agg2exp_core.model.adding import Wrapping, add_model
-from agg2exp_core.model.bundle import Bundle
+from agg2exp_core.model.bundle import Bundle, load_weights
 from agg2exp_core.model.networks import misfit, network_def, without_prefixes
 from agg2exp_core.model.preprocess import AIR_HU, scaled
 from agg2exp_core.organs import load_label_set
@@ -526,6 +526,85 @@ def test_a_bundle_that_does_not_serve_is_refused_in_one_line(tmp_path, capsys, c
     assert told in printed and printed.startswith("agg2exp: ")
     assert not list_models(tmp_path / "root") and not list((tmp_path / "root" / "models").iterdir())
     assert not (tmp_path / "root" / "label_sets").exists()
+
+
+def _metadata(content: Any) -> Any:
+    return lambda source: (source / "configs" / "metadata.json").write_text(json.dumps(content))
+
+
+def _yaml(lines: str) -> Any:
+    """The config as YAML, with more lines."""
+
+    def changed(source: Path) -> None:
+        config_file = source / "configs" / "inference.json"
+        config_file.with_suffix(".yaml").write_text(yaml.safe_dump(json.loads(config_file.read_text())) + lines)
+        config_file.unlink()
+
+    return changed
+
+
+def _setting(**parts: Any) -> Any:
+    def changed(source: Path) -> None:
+        path = source / "configs" / "inference.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | parts))
+
+    return changed
+
+
+SWOLLEN = "\nb0: &b0 [0,0,0,0,0,0,0,0,0,0]\n" + "".join(
+    f"b{level}: &b{level} [{','.join([f'*b{level - 1}'] * 10)}]\n" for level in range(1, 6)
+)
+UNTRACKED = {"_target_": "EnsureTyped", "keys": "image", "track_meta": False}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (_metadata([1]), "readable JSON"), (_metadata({"network_data_format": []}), "no names"),
+        (_metadata({"network_data_format": {"outputs": None}}), "no names"),
+        (_metadata({"network_data_format": {"outputs": {"pred": []}}}), "no names"),
+        (_metadata({"network_data_format": {"outputs": {"pred": {"channel_def": ["a", "b"]}}}}), "channel_def must"),
+        (_yaml("\ncircle: &a [*a]\n"), "values"), (_yaml(SWOLLEN), "values"), (_yaml("\n? [1, 2]\n: 3\n"), "readable"),
+        (_setting(inferer={"_target_": "SliceInferer", "roi_size": [64, 64]}), "3 edges"),
+        (_setting(preprocessing=chain(RANGE, UNTRACKED)), "place in space"),
+        (_setting(image_key="img"), "chain must run"),
+        (lambda source: (source / "configs" / "inference.json").write_text("[1]"), "readable JSON"),
+    ],
+)  # fmt: skip
+def test_a_bundles_files_are_refused_in_one_line_whatever_they_hold(tmp_path, capsys, change, told) -> None:
+    source = write_zoo(tmp_path / "zoo", spleen())
+    change(source)
+    assert run("model", "add", source, "--name", "new", "--no-check", "--data", tmp_path / "root") == 2
+    assert told in capsys.readouterr().err.splitlines()[-1]
+    assert not list_models(tmp_path / "root")
+
+
+def test_a_date_in_a_config_is_a_text(tmp_path) -> None:
+    source = write_zoo(tmp_path / "zoo", spleen())
+    _yaml("\ndated: 2023-01-01\n")(source)
+    bundle = add_model(tmp_path, source, "new", Wrapping())
+    assert json.loads((bundle.folder / "configs" / "inference.json").read_text())["dated"] == "2023-01-01"
+
+
+@pytest.mark.parametrize("name", ["Swin UNETR", "SegResNet", "UNet", "DynUNet"])
+def test_a_checkpoint_without_its_last_layers_is_refused(name) -> None:
+    heads = ("out.", "conv_final", "model.2", "output_block")
+    weights = {key: part for key, part in NETWORKS[name]().state_dict().items() if not key.startswith(heads)}
+    with pytest.raises(InputError, match="all of its network"):
+        network_def(weights)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x02cnone", b"PK\x03\x04none", b"\x80\x02X\x02\x00\x00\x00\xff\xff."])
+def test_a_damaged_checkpoint_is_refused(tmp_path, content) -> None:
+    (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(InputError, match="readable"):
+        load_weights(tmp_path / "w.pt")
+
+
+def test_tensors_need_names(tmp_path) -> None:
+    torch.save({0: torch.zeros(1)}, tmp_path / "w.pt")
+    with pytest.raises(InputError, match="named tensors"):
+        load_weights(tmp_path / "w.pt")
 
 
 def _flat(folder: Path) -> tuple[object, ...]:

@@ -14,16 +14,19 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from monai.bundle import ConfigParser
 from monai.utils import fall_back_tuple
 
+from agg2exp_core import volumes
 from agg2exp_core.model.bundle import SCRIPTED, WEIGHTS, Bundle, load_weights
-from agg2exp_core.model.config import plain_text
+from agg2exp_core.model.config import MOST_VALUES, plain_text
 from agg2exp_core.model.networks import network_def, without_prefixes
+from agg2exp_core.model.preprocess import load_scan
 from agg2exp_core.organs import BACKGROUND, LabelSet, known_label_sets, made_label_set, write_label_set
-from agg2exp_core.records import InputError
+from agg2exp_core.records import InputError, Volume, reason
 from agg2exp_core.settings import checked_id
 from agg2exp_core.tables import read_table
 
@@ -71,7 +74,7 @@ def add_model(root: Path, source: Path, name: str, wrapping: Wrapping) -> Bundle
         (new / "models").mkdir()
         names = _copied(source, new) if source.is_dir() else _wrapped(source, new, wrapping)
         labels = _named(root, new, names if wrapping.labels is None else _read_names(wrapping.labels))
-        Bundle(new).preprocessing()
+        _try_chain(Bundle(new))
         if labels.name == name:
             write_label_set(root, labels)
         new.rename(folder)
@@ -99,8 +102,7 @@ def _copied(source: Path, new: Path) -> list[str]:
             shutil.copytree(source / extra, new / extra, ignore=_links)
         elif (source / extra).is_file():
             shutil.copyfile(source / extra, new / extra)
-    pred = metadata.get("network_data_format", {}).get("outputs", {}).get("pred", {})
-    return _channel_names(pred.get("channel_def") or {})
+    return _channel_names(_prediction(metadata).get("channel_def") or {})
 
 
 def _links(folder: str, names: list[str]) -> set[str]:
@@ -136,15 +138,35 @@ def _load_paths(value: Any) -> Iterator[str]:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
+    """A config as JSON has it, whose few lines could in YAML come to any number of values, or to a circle."""
     try:
-        return ConfigParser.load_config_file(path)
+        content = ConfigParser.load_config_file(path)
+        left, count = [content], 0
+        while left and count <= MOST_VALUES:
+            one, count = left.pop(), count + 1
+            left.extend(one.values() if isinstance(one, dict) else one if isinstance(one, list) else ())
+        if left or not isinstance(content, dict):
+            raise ValueError(f"no object of up to {MOST_VALUES} values")
+        return json.loads(json.dumps(content, default=str))
     except Exception as error:  # MONAI hands on whatever its JSON and YAML readers raise
         got = f"{path.name}: {' '.join(str(error).split())[:200]}"
         raise InputError("a bundle's configs must be readable JSON or YAML", got) from None
 
 
-def _channel_names(channels: dict[str, Any]) -> list[str]:
+def _prediction(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The part of a bundle's metadata that tells of its output, to read from and to write into."""
+    found = metadata
+    for key in ("network_data_format", "outputs", "pred"):
+        if not isinstance(found.get(key), dict):
+            found[key] = {}
+        found = found[key]
+    return found
+
+
+def _channel_names(channels: Any) -> list[str]:
     """Names in the order of their numbers, which bundles begin with 0 or with 1."""
+    if not isinstance(channels, dict):
+        raise InputError("channel_def must give every number a name", type(channels).__name__)
     try:
         numbers = sorted(channels, key=int)
         first = int(numbers[0]) if numbers else 0
@@ -240,7 +262,7 @@ def _named(root: Path, new: Path, names: Sequence[str]) -> LabelSet:
     labels = _label_set(root, new.name, dict(zip(plain, names, strict=True)))
     path = new / "configs" / "metadata.json"
     metadata = json.loads(path.read_text(encoding="utf-8"))
-    pred = metadata.setdefault("network_data_format", {}).setdefault("outputs", {}).setdefault("pred", {})
+    pred = _prediction(metadata)
     pred |= {"num_channels": outputs, "channel_def": {str(number): name for number, name in enumerate(plain)}}
     _write_json(path, metadata | {"label_set": labels.name})
     return labels
@@ -275,11 +297,20 @@ def _outputs(new: Path) -> int:
         with torch.inference_mode():
             logits = network(torch.zeros(1, 1, *size))
     except Exception as error:  # networks from elsewhere fail in ways of their own
-        raise InputError("a network must run on a window", str(error).splitlines()[0][:200]) from None
+        raise InputError("a network must run on a window", reason(error)) from None
     if not isinstance(logits, torch.Tensor) or tuple(logits.shape[2:]) != tuple(size):
         got = f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise InputError("a network must give logits for every voxel of a window", got)
     return logits.shape[1]
+
+
+def _try_chain(bundle: Bundle) -> None:
+    """InputError: what comes before the network does not run on a scan of 16 cm of noise."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "scan.nii.gz"
+        noise = np.random.default_rng(0).normal(0, 300, (40, 40, 40)).astype(np.int16)
+        volumes.write_volume(path, Volume(noise, np.diag([4.0, 4.0, 4.0, 1.0])))
+        load_scan(bundle, path)
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -10,7 +10,6 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import monai
@@ -19,12 +18,12 @@ import torch
 from monai.bundle import ConfigParser
 from monai.inferers import SlidingWindowInferer
 from monai.transforms import Compose
-from safetensors import SafetensorError
+from monai.utils import ensure_tuple
 
 from agg2exp_core.model.config import plain_section
 from agg2exp_core.model.networks import misfit
 from agg2exp_core.model.script import load_script
-from agg2exp_core.records import InputError
+from agg2exp_core.records import InputError, reason
 from agg2exp_core.settings import checked_id, list_models
 
 Made = TypeVar("Made")
@@ -121,7 +120,11 @@ class Bundle:
         return _a(Compose, "preprocessing", _built("preprocessing", self._section("preprocessing")))
 
     def inferer(self) -> SlidingWindowInferer:
-        return _a(SlidingWindowInferer, "inferer", _built("inferer", self._section("inferer")))
+        made = _a(SlidingWindowInferer, "inferer", _built("inferer", self._section("inferer")))
+        edges = ensure_tuple(made.roi_size)
+        if len(edges) not in (1, 3) or not all(isinstance(edge, int) for edge in edges):
+            raise InputError("windows must have 3 edges of whole voxels", f"roi_size {made.roi_size}")
+        return made
 
     def _section(self, key: str) -> Any:
         return plain_section(_read_json(self.folder / "configs" / "inference.json"), key)
@@ -163,8 +166,8 @@ def _built(key: str, section: Any) -> Any:
     try:
         return ConfigParser({key: section}).get_parsed_content(key)
     except Exception as error:  # whatever the callables that a config names make of its arguments
-        reason = str(error.__cause__ or error).splitlines()[0][:200]
-        raise InputError(f"{key} must be buildable with MONAI {monai.__version__}", reason) from None
+        got = reason(error.__cause__ or error)
+        raise InputError(f"{key} must be buildable with MONAI {monai.__version__}", got) from None
 
 
 def _a(kind: type[Made], key: str, made: Any) -> Made:
@@ -181,15 +184,16 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
         else:
             # weights_only: a checkpoint from elsewhere must not run code.
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:
-        raise InputError("weights must be readable", f"{path.name}: {str(error).splitlines()[0][:200]}") from None
+    except Exception as error:  # whatever the unpickler comes to in a damaged file
+        raise InputError("weights must be readable", f"{path.name}: {reason(error)}") from None
     # Trainers often keep the weights beside the optimiser's state.
     for key in ("state_dict", "model_state_dict", "model", "network_weights"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
             break
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise InputError("weights must be a dictionary of tensors, or hold one as state_dict", path.name)
+    named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
+    if not named or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError("weights must be a dictionary of named tensors, or hold one as state_dict", path.name)
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
 

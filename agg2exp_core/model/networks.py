@@ -26,7 +26,10 @@ def network_def(weights: Weights) -> dict[str, Any]:
         if belongs in weights:
             if weights[belongs].ndim != 5:
                 raise InputError("a network must be of 3D scans", f"{belongs} of shape {_shape(weights[belongs])}")
-            return described(weights)
+            try:
+                return described(weights)
+            except LookupError as error:
+                raise InputError("a checkpoint must hold all of its network", f"none of {error}") from None
     some = ", ".join(list(weights)[:3])
     raise InputError("a checkpoint must be of a network that is known, or come as a bundle", f"tensors {some} …", KNOWN)
 

@@ -12,7 +12,7 @@ from monai.transforms import Compose, ResampleToMatch, SpatialResample
 
 from agg2exp_core import volumes
 from agg2exp_core.model.bundle import Bundle
-from agg2exp_core.records import InputError, Volume
+from agg2exp_core.records import InputError, Volume, reason
 
 AIR_HU, TISSUE_HU = -1024.0, 40.0
 
@@ -40,7 +40,13 @@ class Scan:
 def load_scan(bundle: Bundle, path: Path) -> Scan:
     """Check the file, then run the bundle's chain on it. InputError if the file is not a sound scan."""
     header = volumes.check_scan(path)
-    image = bundle.preprocessing()({"image": str(path)})["image"]
+    chain = bundle.preprocessing()
+    try:
+        image = chain({"image": str(path)})["image"]
+    except Exception as error:  # chains from elsewhere fail in ways of their own
+        raise InputError("the model's chain must run on a scan as image", reason(error.__cause__ or error)) from None
+    if not issubclass(type(image), MetaTensor):
+        raise InputError("the model's chain must keep the scan's place in space", type(image).__name__)
     read = np.asarray(image.meta.get("original_affine", header.affine), np.float64)
     if not np.allclose(read, header.affine, rtol=1e-4, atol=1e-3):
         # MONAI then takes the qform, or the pixdim alone: the results would lie elsewhere than the scan is shown.

@@ -9,7 +9,7 @@ from zipfile import BadZipFile, ZipFile
 
 import torch
 
-from agg2exp_core.records import InputError
+from agg2exp_core.records import InputError, reason
 
 OWN = ("aten", "prim")
 """PyTorch's own operations; all others are called by the name `ops`."""
@@ -32,8 +32,7 @@ def load_script(path: Path) -> torch.nn.Module:
         if found is None:
             return torch.jit.load(path, map_location="cpu")
     except (BadZipFile, OSError, RuntimeError, SyntaxError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError("weights must be readable", f"{path.name}: {reason[:200]}") from None
+        raise InputError("weights must be readable", f"{path.name}: {reason(error)}") from None
     raise InputError("TorchScript must compute, and touch no files", f"{path.name} with {found}")
 
 
