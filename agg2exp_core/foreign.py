@@ -34,14 +34,19 @@ LEAST_SLICES = 2
 SAME = 1e-3
 """Directions and spacings that differ by less are the same."""
 
+ROUNDED = 0.05
+"""Lengths of directions may differ from 1 by less: they are often rounded, to two digits at times."""
+
 UNEVEN = 0.05
 """Steps between slices may differ by this share of them: positions are often rounded."""
 
 MOST_TILT = 0.5
 """Degrees between the stack's direction and the slices' normal, up to which slices lie straight above each other."""
 
-HEADER = ("SeriesInstanceUID", "PatientID", "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "Rows",
-          "Columns")  # fmt: skip
+NUMBERS = {"ImageOrientationPatient": 6, "ImagePositionPatient": 3, "PixelSpacing": 2, "Rows": 1, "Columns": 1}
+"""What says where a slice lies, and how many numbers each is."""
+
+RESCALE = ("RescaleSlope", "RescaleIntercept")
 LARGEST_VOXEL = 8
 """Bytes of the largest number that NRRD knows."""
 
@@ -106,23 +111,40 @@ def _headers(files: Sequence[Path]) -> list[pydicom.Dataset]:
             header = pydicom.dcmread(path, stop_before_pixels=True, force=True)
         except (InvalidDicomError, OSError, ValueError, AttributeError):
             raise InputError("a slice must be a readable DICOM file", "one that is not") from None
-        lacking = [name for name in HEADER if name != "PatientID" and name not in header]
-        if lacking or int(header.get("NumberOfFrames", 1)) > 1:
+        lacking = [name for name in ("SeriesInstanceUID", *NUMBERS) if name not in header]
+        if lacking or str(header.get("NumberOfFrames") or 1) != "1":
             got = f"a file without {lacking[0]}" if lacking else "a file of several frames"
             raise InputError("a series must have a file for each slice, with its place in space", got)
+        for name in RESCALE:
+            if name in header:
+                _numbers(header, name, 1)
         headers.append(header)
     return headers
 
 
+def _numbers(header: pydicom.Dataset, name: str, count: int) -> list[float]:
+    """What a header holds under a name. InputError: other than so many finite numbers."""
+    try:
+        found = np.atleast_1d(np.asarray(header.get(name), float))
+    except (TypeError, ValueError):
+        found = np.empty(0)
+    if found.shape != (count,) or not np.isfinite(found).all():
+        raise InputError(
+            f"{name} of a slice must be {count} finite number{'s' * (count > 1)}", str(header.get(name))[:80]
+        )
+    return found.tolist()
+
+
 def _stacked(headers: Sequence[pydicom.Dataset]) -> tuple[np.ndarray, list[int]]:
     """The affine, and the slices' order along their normal."""
-    grids = np.array([[*h.ImageOrientationPatient, *h.PixelSpacing, h.Rows, h.Columns] for h in headers], float)
-    if np.abs(grids - grids[0]).max() > SAME:
+    told = {name: np.array([_numbers(header, name, count) for header in headers]) for name, count in NUMBERS.items()}
+    places = told.pop("ImagePositionPatient")
+    if any(np.abs(values - values[0]).max() > SAME for values in told.values()):
         raise InputError("slices must have one grid and one direction", "several")
-    along_columns, along_rows = grids[0, :3], grids[0, 3:6]
-    between_rows, between_columns = grids[0, 6:8]
-    normal = np.cross(along_columns, along_rows)
-    places = np.array([h.ImagePositionPatient for h in headers], float)
+    along_columns, along_rows, normal = _directions(told["ImageOrientationPatient"][0])
+    between_rows, between_columns = told["PixelSpacing"][0]
+    if min(between_rows, between_columns) <= 0:
+        raise InputError("PixelSpacing must be above 0 mm", f"{between_rows:g} and {between_columns:g}")
     heights = places @ normal
     order = [int(index) for index in np.argsort(heights, kind="stable")]
     steps = np.diff(heights[order])
@@ -142,12 +164,24 @@ def _stacked(headers: Sequence[pydicom.Dataset]) -> tuple[np.ndarray, list[int]]
     return FLIP @ affine, order
 
 
+def _directions(cosines: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of length 1, which what is rounded in a file is not: along a row, down the rows and the slices' normal."""
+    along_columns, along_rows = cosines[:3], cosines[3:]
+    vectors = along_columns, along_rows, np.cross(along_columns, along_rows)
+    lengths = [float(np.linalg.norm(vector)) for vector in vectors]
+    if max(abs(length - 1) for length in lengths) > ROUNDED:
+        got = ", ".join(f"{value:g}" for value in cosines)
+        raise InputError("ImageOrientationPatient must be two directions at right angles", got)
+    along_columns, along_rows, normal = (vector / length for vector, length in zip(vectors, lengths, strict=True))
+    return along_columns, along_rows, normal
+
+
 def _pixels(path: Path) -> np.ndarray:
     """(columns, rows) float32: I runs along a row, J down the rows."""
     dataset = pydicom.dcmread(path, force=True)
     try:
         stored = dataset.pixel_array
-    except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise InputError("slices must be decodable", " ".join(str(error).split())[:160]) from None
     if stored.ndim != 2:
         raise InputError("slices must hold one number a pixel", f"shape {stored.shape}")

@@ -203,7 +203,7 @@ def _read_header(name: str, stream: BufferedIOBase) -> ScanHeader:
         affine = np.asarray(raw.get_best_affine(), np.float64)
     except (ValueError, HeaderDataError) as error:
         raise InputError("the affine must be readable", error) from None
-    spacing = _checked_spacing(affine, shape)
+    spacing = checked_spacing(affine, shape)
     return ScanHeader(shape, affine, spacing, dtype, int(offset), slope, intercept)
 
 
@@ -257,7 +257,7 @@ def _check_memory(shape: tuple[int, int, int], dtype: np.dtype, offset: float) -
         raise InputError("a scan must fit the memory allowed", size, f"{allowed / 2**30:g} GiB (AGG2EXP_MAX_GIB)")
 
 
-def _checked_spacing(affine: np.ndarray, shape: tuple[int, int, int]) -> tuple[float, float, float]:
+def checked_spacing(affine: np.ndarray, shape: tuple[int, int, int]) -> tuple[float, float, float]:
     """Voxel edges in mm of an affine that is finite, invertible and spans no more than MAX_EXTENT_MM."""
     if not np.isfinite(affine).all():
         raise InputError("the affine must be finite", affine.tolist())

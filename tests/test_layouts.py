@@ -303,6 +303,40 @@ def _emptied(folder: Path, chest: Volume) -> None:
     dicom(folder, chest)[-1].write_bytes(b"")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("PixelSpacing", None, "2 finite numbers"), ("PixelSpacing", [0, 0], "above 0"),
+        ("PixelSpacing", [-1, 1], "above 0"), ("ImageOrientationPatient", None, "6 finite numbers"),
+        ("ImageOrientationPatient", [0] * 6, "right angles"),
+        ("ImageOrientationPatient", [1, 0, 0] * 2, "right angles"),
+        ("ImagePositionPatient", None, "3 finite numbers"), ("ImagePositionPatient", [0, 0], "3 finite numbers"),
+        ("Rows", None, "finite number;"), ("RescaleSlope", None, "RescaleSlope of a slice must be 1"),
+        ("NumberOfFrames", 2, "several frames"),
+    ],
+)  # fmt: skip
+def test_headers_that_do_not_say_where_a_slice_lies_are_refused(tmp_path, chest, capsys, name, value, told) -> None:
+    for path in dicom(tmp_path / "dataset", Volume(chest.array[:, :, :3], chest.affine)):
+        changed = pydicom.dcmread(path)
+        setattr(changed, name, value)
+        changed.save_as(path)
+    assert run("cohort", "add", tmp_path / "dataset", "--name", "mine", "--data", tmp_path / "root") == 2
+    assert told in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("digits", [4, 2])
+def test_directions_that_are_rounded_are_directions(tmp_path, chest, digits) -> None:
+    scan = oblique(chest)
+    for path in dicom(tmp_path / "dataset", scan):
+        rounded = pydicom.dcmread(path)
+        rounded.ImageOrientationPatient = [round(float(part), digits) for part in rounded.ImageOrientationPatient]
+        rounded.NumberOfFrames = None
+        rounded.save_as(path)
+    cohorts.add_cohort(tmp_path / "root", "mine", tmp_path / "dataset")
+    (case,) = cohorts.list_cases(tmp_path / "root", "mine")
+    np.testing.assert_allclose(volumes.read_volume(case.image).spacing, scan.spacing, rtol=1e-4)
+
+
 def _gap(folder: Path, chest: Volume) -> None:
     dicom(folder, chest)[5].unlink()
 
@@ -418,6 +452,10 @@ def test_a_nrrd_header_that_names_another_file_is_refused(tmp_path, capsys, fiel
         (NRRD + VOXELS[:-2], "readable NRRD"), (NRRD + VOXELS + b"x", "more bytes"),
         (NRRD.replace(b"raw", b"gzip") + gzip.compress(VOXELS)[:-9], "readable NRRD"),
         (NRRD.replace(b"raw", b"txt"), "packed in a known way"),
+        (NRRD.replace(b"(2,0,0)", b"(0,2,0)") + VOXELS, "invertible"),
+        (NRRD.replace(b"(2,0,0)", b"(nan,0,0)") + VOXELS, "finite"),
+        (NRRD.replace(b"(2,0,0)", b"none") + VOXELS, "scan"),
+        (NRRD.replace(b"(0,0,0)\n", b"(0,0)\n") + VOXELS, "with space directions and origin"),
     ],
 )  # fmt: skip
 def test_nrrd_voxels_are_as_many_as_the_header_declares(tmp_path, capsys, content, told) -> None:

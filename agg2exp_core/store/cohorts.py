@@ -161,6 +161,7 @@ def _converted(layout: Layout, base: Path, unfinished: ExitStack, report: Report
         report(number, len(layout.foreign), f"{case_id}, converting")
         try:
             volume = read_nrrd(files[0]) if files[0].suffix == ".nrrd" else read_series(files)
+            volumes.checked_spacing(volume.affine, volume.array.shape)
         except InputError as error:
             raise InputError("every scan must be sound", f"{case_id}: {error}") from None
         scans[case_id] = folder / f"{case_id}.nii.gz"
