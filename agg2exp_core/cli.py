@@ -297,7 +297,7 @@ def train(
 ) -> None:
     """Train a network on a labelled cohort and write it as a MONAI bundle. Stopped, the same command goes on."""
     from agg2exp_core.model.plan import TrainPlan
-    from agg2exp_core.model.train import train_model
+    from agg2exp_core.model.train import mean_dice, train_model
     from agg2exp_core.organs import load_label_set
 
     root = data_root(data)
@@ -307,8 +307,10 @@ def train(
     with progress("Training") as report:
         record = train_model(root / "models", checked_id("model", model), labels, pairs, plan, report)
     dice = record["held_out_dice"]
-    worst = min(dice, key=dice.get)
-    print(f"held-out Dice: mean {sum(dice.values()) / len(dice):.3f}, worst {worst} {dice[worst]:.3f}")
+    worst = min(((score, name) for name, score in dice.items() if score is not None), default=(0.0, "none"))
+    print(f"held-out Dice: mean {mean_dice(dice):.3f}, worst {worst[1]} {worst[0]:.3f}")
+    if absent := [name for name, score in dice.items() if score is None]:
+        print(f"no held-out case has {', '.join(absent)}")
 
 
 @app.command()

@@ -112,6 +112,44 @@ def test_the_best_weights_are_the_models_and_the_last_are_kept(root, monkeypatch
         assert all((stored[key] == wanted[key].half().float()).all() for key in stored)
 
 
+def relabelled(root: Path, name: str, value: int) -> None:
+    labels = np.zeros((20, 20, 20), np.uint8)
+    labels[10:] = value
+    path = root / "cohorts" / "small" / "labels" / f"{name}.nii.gz"
+    volumes.write_volume(path, Volume(labels, np.diag([5.0, 5, 5, 1])))
+
+
+def test_an_organ_that_no_held_out_case_has_has_no_dice(root, capsys):
+    cli.train(**WORDS | {"network": "segresnet", "window": 32}, model="net", data=root)
+    record = json.loads((root / "models" / "net" / "docs" / "training.json").read_text())
+    dice = record["held_out_dice"]
+    assert {name for name, score in dice.items() if score is not None} == {"heart"}
+    assert record["loss"][-1]["held_out_dice"] == dice["heart"]
+    said = capsys.readouterr().out
+    assert f"mean {dice['heart']:.3f}, worst heart" in said and "no held-out case has aorta" in said
+
+
+@pytest.mark.parametrize(("value", "told"), [(99, "99 in b.nii.gz"), (0, "must have an organ")])
+def test_held_out_labels_are_looked_at_before_the_first_step(root, monkeypatch, value, told):
+    relabelled(root, "b", value)
+    monkeypatch.setattr(Fitting, "advance", lambda self: pytest.fail("a step was made"))
+    with pytest.raises(InputError, match=told):
+        cli.train(**WORDS | {"network": "segresnet", "window": 32}, model="net", data=root)
+
+
+def test_a_stopped_training_does_not_go_on_with_other_labels(root, monkeypatch):
+    def stop(self: Fitting) -> None:
+        raise Stopped
+
+    words = WORDS | {"network": "segresnet", "window": 32, "data": root}
+    monkeypatch.setattr(Fitting, "advance", stop)
+    with pytest.raises(Stopped):
+        cli.train(model="net", **words)
+    relabelled(root, "a", 1)
+    with pytest.raises(InputError, match="other parameters or files"):
+        cli.train(model="net", **words)
+
+
 def test_a_taken_name_and_a_cohort_without_labels_are_refused(root):
     (root / "models" / "net").mkdir(parents=True)
     with pytest.raises(InputError, match="free"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from agg2exp_core.model.predict import pick_device, segment
 from agg2exp_core.model.preprocess import load_scan, on_model_grid
 from agg2exp_core.model.windows import plan_windows
 from agg2exp_core.organs import LabelSet
-from agg2exp_core.records import InputError
+from agg2exp_core.records import InputError, Volume
 
 EVERY = 60.0
 """Seconds between two stored states of a training."""
@@ -48,16 +48,17 @@ def train_model(
     """Train a new bundle `<models>/<name>` on (scan, label map) pairs; its record, see `train`.
 
     It is hidden until it is trained, and goes on from there where it was stopped. InputError: the name is taken, too
-    few pairs, a plan that cannot be, or a training of that name with other parameters was stopped.
+    few pairs, a plan that cannot be, or a training of that name with other parameters or files was stopped.
     """
     _check(plan, pairs)
     hidden = models / f".{name}.training"
-    about = {"plan": asdict(plan), "label_set": labels.name, "cases": [str(image) for image, _ in pairs]}
+    files = {str(path): volumes.content_sha256(path) for pair in pairs for path in pair}
+    about = {"plan": asdict(plan), "label_set": labels.name, "files": files}
     with locked(models / f".{name}"):
         if (models / name).exists():
             raise InputError("a new model needs a name that is free", repr(name))
         if read_json(hidden / BEGUN) not in ({}, about):
-            got = f"a training of {name} with other parameters, which was stopped"
+            got = f"a training of {name} with other parameters or files, which was stopped"
             raise InputError("a training goes on as it began", got, f"the same again, or without models/{hidden.name}")
         hidden.mkdir(exist_ok=True)
         write_json(hidden / BEGUN, about)
@@ -98,6 +99,7 @@ def train(bundle: Bundle, pairs: Sequence[tuple[Path, Path]], plan: TrainPlan, r
     monai.utils.set_determinism(plan.seed)
     held_out = max(1, round(len(pairs) * plan.held_out))
     parts = {"trained": pairs[:-held_out], "held_out": pairs[-held_out:]}
+    _check_held_out(bundle, parts["held_out"])
     cases = [_load_pair(bundle, pair, report, i, len(pairs)) for i, pair in enumerate(parts["trained"])]
     network: Any = bundle.untrained_network()  # its stubs know no memory format
     network.to(pick_device("auto"), memory_format=CHANNELS_LAST)
@@ -133,7 +135,7 @@ def _fit(bundle: Bundle, fitting: Fitting, held_out: Sequence[tuple[Path, Path]]
         fitting.advance()
         if fitting.step % plan.validate == 0 or fitting.step == plan.steps:
             dice = held_out_dice(bundle, fitting.network, held_out, lambda *_: None)
-            score = sum(dice.values()) / len(dice)
+            score = mean_dice(dice)
             fitting.curve.append({"step": fitting.step, "held_out_dice": round(score, 4)})
             if score > best["score"]:
                 copied = {name: tensor.cpu().clone() for name, tensor in fitting.network.state_dict().items()}
@@ -148,30 +150,48 @@ def _fit(bundle: Bundle, fitting: Fitting, held_out: Sequence[tuple[Path, Path]]
 
 def held_out_dice(
     bundle: Bundle, network: torch.nn.Module, pairs: Sequence[tuple[Path, Path]], report: Report
-) -> dict[str, float]:
-    """Mean Dice by class (foreground, model grid) of a network with the bundle's own inferer."""
-    metric = DiceMetric(include_background=False, reduction="mean_batch")
+) -> dict[str, float | None]:
+    """Mean Dice by class (foreground, model grid) of a network with the bundle's own inferer; None: no case has it."""
+    metric = DiceMetric(include_background=False, reduction="mean_batch", get_not_nans=True)
     count, device = len(bundle.classes), next(network.parameters()).device
     network.eval()
     for done, (image, label) in enumerate(pairs):
         scan = load_scan(bundle, image)
         plan = plan_windows(bundle.inferer(), tuple(scan.voxels.shape[1:]), scan.voxels)
         prediction = segment(network, plan, scan.voxels[0].to(device))[0].cpu()
-        truth = torch.as_tensor(on_model_grid(volumes.read_labels(label), scan)).long()
+        truth = torch.as_tensor(on_model_grid(_labels(bundle, label), scan)).long()
         metric(one_hot(prediction[None, None].long(), count), one_hot(truth[None, None], count))
         report(done + 1, len(pairs), "held-out Dice")
-    scores = metric.aggregate()
-    return {name: round(float(score), 4) for name, score in zip(bundle.classes[1:], scores, strict=True)}
+    scores = zip(bundle.classes[1:], *metric.aggregate(), strict=True)
+    return {name: round(float(score), 4) if cases else None for name, score, cases in scores}
+
+
+def mean_dice(scores: Mapping[str, float | None]) -> float:
+    """Over the classes that a case has; 0 where the model's grid is too coarse for all of them."""
+    known = [score for score in scores.values() if score is not None]
+    return sum(known) / len(known) if known else 0.0
+
+
+def _check_held_out(bundle: Bundle, pairs: Sequence[tuple[Path, Path]]) -> None:
+    """InputError, before long work, if they cannot be compared with."""
+    held = [bool(_labels(bundle, label).array.any()) for _, label in pairs]
+    if not any(held):
+        raise InputError("held-out cases must have an organ", ", ".join(label.name for _, label in pairs[:4]))
+
+
+def _labels(bundle: Bundle, path: Path) -> Volume:
+    labels = volumes.read_labels(path)
+    if int(labels.array.max()) >= len(bundle.classes):
+        got, allowed = f"{int(labels.array.max())} in {path.name}", f"0 to {len(bundle.classes) - 1}"
+        raise InputError("labels must be ids of the label set", got, allowed)
+    return labels
 
 
 def _load_pair(
     bundle: Bundle, pair: tuple[Path, Path], report: Report, done: int, total: int
 ) -> dict[str, torch.Tensor]:
     scan = load_scan(bundle, pair[0])
-    labels = torch.as_tensor(on_model_grid(volumes.read_labels(pair[1]), scan))[None]
-    if int(labels.max()) >= len(bundle.classes):
-        allowed = f"0 to {len(bundle.classes) - 1}"
-        raise InputError("labels must be ids of the label set", f"{int(labels.max())} in {pair[1].name}", allowed)
+    labels = torch.as_tensor(on_model_grid(_labels(bundle, pair[1]), scan))[None]
     plan = plan_windows(bundle.inferer(), tuple(scan.voxels.shape[1:]), scan.voxels)
     report(done + 1, total, "loading scans")
     # Padded as inference pads, so that the network meets the same borders in training.
