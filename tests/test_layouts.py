@@ -8,6 +8,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import nrrd
 import numpy as np
@@ -122,6 +123,33 @@ def test_datasets_with_a_description_keep_their_split(tmp_path, layout) -> None:
     assert (test.label is None) == (layout is decathlon)
 
 
+def test_the_first_nnunet_layout_lists_its_cases_and_numbers_its_files(tmp_path) -> None:
+    folder = decathlon(tmp_path / "dataset")
+    for path in [*folder.glob("images*/*.nii.gz")]:
+        path.rename(path.with_name(path.name.replace(".nii", "_0000.nii")))
+    cohorts.add_cohort(tmp_path / "root", "mine", folder)
+    train, test = cohorts.list_cases(tmp_path / "root", "mine")
+    assert (train.case_id, test.case_id) == ("chest_1", "chest_2") and train.label is not None
+
+
+def _described(**about: Any) -> Any:
+    def made(folder: Path) -> None:
+        decathlon(folder)
+        (folder / "dataset.json").write_text(json.dumps(about))
+
+    return made
+
+
+def _in_both_parts(folder: Path) -> None:
+    numbered(folder)
+    shutil.copy(folder / "imagesTr" / "thorax_cta_0000.nii.gz", folder / "imagesTs")
+
+
+def _names_of_its_own(folder: Path) -> None:
+    total_segmentator(folder)
+    (folder / "meta.csv").write_text("image_id;case_id\nthorax_cta;chest_lowres\nchest_lowres;thorax_cta\n")
+
+
 def _stray_metadata(folder: Path) -> None:
     total_segmentator(folder)
     (folder / "meta.csv").write_text("image_id;age\ns9999;5\n")
@@ -159,6 +187,9 @@ def _no_json(folder: Path) -> None:
     ("made", "told"),
     [
         (_stray_metadata, "metadata row must belong"), (_a_mask_elsewhere, "thorax_cta, aorta: labels must lie"),
+        (_described(modality="CT"), "name one channel"), (_described(modality=["T1", "T2"]), "name one channel"),
+        (_described(modality=3), "name one channel"), (_described(training=3), "list its training cases"),
+        (_in_both_parts, "thorax_cta twice"), (_names_of_its_own, "a column case_id"),
         (_two_channels, "one channel"), (_an_escape, "beside it"), (_nothing_listed, "imagesTr"),
         (_no_json, "readable JSON"),
     ],

@@ -249,7 +249,7 @@ def _metadata(path: Path | None, layout: Layout) -> tuple[dict[str, dict[str, st
         for row in table.to_dict("records"):
             case_id = str(row.pop("case_id"))
             rows[case_id] = rows.get(case_id, {}) | {str(name): str(value) for name, value in row.items()}
-    for name in COLUMNS[1:]:
+    for name in COLUMNS:
         if name in columns:
             raise InputError("metadata may not name the scans", f"a column {name}")
     _check_known("metadata row", rows, layout.scans)

@@ -17,6 +17,8 @@ SUBJECT_SCANS = ("ct.nii.gz", "mri.nii.gz")
 """What TotalSegmentator calls the scan in the folder of a subject."""
 
 PARTS, ABOUT, DATASET = "segmentations", "meta.csv", "dataset.json"
+FIRST_CHANNEL = "_0000"
+"""What nnU-Net puts behind a scan's name."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,8 @@ def _dataset(folder: Path) -> Layout:
     if not isinstance(about, dict):
         raise InputError(f"{DATASET} must hold an object", type(about).__name__)
     channels = about.get("channel_names") or about.get("modality") or {"0": "CT"}
-    if len(channels) > 1:
-        raise InputError("a scan must have one channel", ", ".join(map(str, dict(channels).values())))
+    if not isinstance(channels, dict) or len(channels) > 1:
+        raise InputError(f"{DATASET} must name one channel", str(channels)[:80], '{"0": "CT"}')
     split = _numbered(folder) if "channel_names" in about else _listed(folder, about)
     scans = {name: scan for cases in split.values() for name, (scan, _) in cases.items()}
     if not scans:
@@ -133,30 +135,42 @@ def _numbered(folder: Path) -> Split:
     for kind, images, labels in (("train", "imagesTr", "labelsTr"), ("test", "imagesTs", "labelsTs")):
         maps = scans_of(folder / labels) if (folder / labels).is_dir() else {}
         scans = scans_of(folder / images) if (folder / images).is_dir() else {}
-        strangers = [name for name in scans if not name.endswith("_0000")]
+        strangers = [name for name in scans if not name.endswith(FIRST_CHANNEL)]
         if strangers:
-            raise InputError("scans of nnU-Net's layout must end in _0000", strangers[0])
-        names = {name.removesuffix("_0000"): scan for name, scan in scans.items()}
-        split[kind] = {name: (scan, maps.get(name)) for name, scan in names.items()}
+            raise InputError(f"scans of nnU-Net's layout must end in {FIRST_CHANNEL}", strangers[0])
+        split[kind] = {}
+        for name, scan in scans.items():
+            _add(split, kind, name.removesuffix(FIRST_CHANNEL), (scan, maps.get(name.removesuffix(FIRST_CHANNEL))))
     return split
+
+
+def _add(split: Split, kind: str, name: str, files: tuple[Path, Path | None]) -> None:
+    if any(name in cases for cases in split.values()):
+        raise InputError("every case must have one file", f"{name} twice in the dataset")
+    split[kind][name] = files
 
 
 def _listed(folder: Path, about: Mapping[str, Any]) -> Split:
-    """The Decathlon's: every file named in `training` and `test`."""
+    """The Decathlon's: every file named in `training` and `test`; nnU-Net's first version numbers the files alone."""
     split: Split = {"train": {}, "test": {}}
     for kind, key in (("train", "training"), ("test", "test")):
-        for row in about.get(key) or []:
+        rows = about.get(key) or []
+        if not isinstance(rows, list):
+            raise InputError(f"{DATASET} must list its {key} cases", type(rows).__name__)
+        for row in rows:
             image, label = (row.get("image"), row.get("label")) if isinstance(row, dict) else (row, None)
-            scan = _inside(folder, image)
-            name = checked_id("a scan's name, without its ending,", scan.name.removesuffix(_ending(scan.name) or ""))
-            if any(name in cases for cases in split.values()):
-                raise InputError("every case must have one file", f"{name} twice in {DATASET}")
-            split[kind][name] = scan, None if label is None else _inside(folder, label)
+            ending = _ending(str(image)) or ""
+            stem = str(image).removesuffix(ending)
+            scan = _inside(folder, str(image), f"{stem}{FIRST_CHANNEL}{ending}")
+            name = checked_id("a scan's name, without its ending,", Path(stem).name)
+            _add(split, kind, name, (scan, None if label is None else _inside(folder, str(label))))
     return split
 
 
-def _inside(folder: Path, name: Any) -> Path:
-    path = (folder / str(name)).resolve()
-    if not path.is_relative_to(folder.resolve()) or not path.is_file():
-        raise InputError(f"files of {DATASET} must be there, beside it", str(name)[:80])
-    return path
+def _inside(folder: Path, *names: str) -> Path:
+    """The first of these files that is there."""
+    for name in names:
+        path = (folder / name).resolve()
+        if path.is_relative_to(folder.resolve()) and path.is_file():
+            return path
+    raise InputError(f"files of {DATASET} must be there, beside it", names[0][:80])
