@@ -20,10 +20,11 @@ from monai.networks.nets.dynunet import DynUNet
 from monai.networks.nets.segresnet import SegResNet
 from monai.networks.nets.swin_unetr import SwinUNETR
 from monai.networks.nets.unet import UNet
+from monai.networks.nets.unetr import UNETR
 
 from agg2exp_core import pipeline, volumes
 from agg2exp_core.aggregation.regions import mass
-from agg2exp_core.model import config, script
+from agg2exp_core.model import adding, config, script
 from agg2exp_core.model.adding import Wrapping, add_model
 from agg2exp_core.model.bundle import Bundle, load_weights
 from agg2exp_core.model.networks import misfit, network_def, without_prefixes
@@ -150,6 +151,17 @@ def test_a_bundle_of_the_zoo_is_explained_as_its_own_inference_is_differentiated
     assert mass(table, "abs").sum() == pytest.approx(1, abs=1e-6)
     found = np.asarray(nib.load(tmp_path / "out" / "saliency" / f"{name}.nii.gz").dataobj)
     assert np.abs(found - expected.numpy()).sum() <= 1e-4 * expected.abs().sum().item()
+
+
+def test_a_network_that_runs_on_windows_of_its_size_alone_comes_in(tmp_path, monkeypatch) -> None:
+    """As a UNETR, which is made for one size."""
+    monkeypatch.setattr(adding, "TRIED", 16)
+    kwargs = {"in_channels": 1, "out_channels": 2, "img_size": [32] * 3, "feature_size": 4, "hidden_size": 24}
+    kwargs |= {"mlp_dim": 24, "num_heads": 2}
+    settings, channels, _ = spleen()
+    settings |= {"network_def": {"_target_": "UNETR", **kwargs}, "inferer": INFERER | {"roi_size": [32] * 3}}
+    bundle = add_model(tmp_path, write_zoo(tmp_path / "zoo", (settings, channels, UNETR(**kwargs))), "new", Wrapping())
+    assert bundle.classes == ("background", "spleen")
 
 
 def test_classes_get_names_of_files_titles_as_they_came_and_what_is_known_of_them(tmp_path) -> None:

@@ -33,7 +33,7 @@ from agg2exp_core.tables import read_table
 CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors", SCRIPTED)
 CONFIGS = ("inference.json", "inference.yaml", "inference.yml")
 TRIED = 64
-"""Edge in voxels, at most, of the window that a new network is tried on."""
+"""Edge in voxels, at most, of the window that a new network is tried on first."""
 
 
 @dataclass(frozen=True)
@@ -291,14 +291,24 @@ def _label_set(root: Path, name: str, titles: dict[str, str]) -> LabelSet:
 def _outputs(new: Path) -> int:
     """How many logits the network gives a voxel, seen on a window of zeros. InputError: it cannot be run, or 2D."""
     bundle = Bundle(new)
-    size = [min(edge, TRIED) for edge in fall_back_tuple(bundle.inferer().roi_size, (TRIED,) * 3)]
+    window = tuple(fall_back_tuple(bundle.inferer().roi_size, (TRIED,) * 3))
+    small = tuple(min(edge, TRIED) for edge in window)
     network = bundle.bare_network(torch.device("cpu"))
+    try:
+        return _outputs_on(network, small)
+    except InputError:
+        if small == window:
+            raise
+        return _outputs_on(network, window)  # some run on windows of their size alone
+
+
+def _outputs_on(network: torch.nn.Module, size: tuple[int, ...]) -> int:
     try:
         with torch.inference_mode():
             logits = network(torch.zeros(1, 1, *size))
     except Exception as error:  # networks from elsewhere fail in ways of their own
         raise InputError("a network must run on a window", reason(error)) from None
-    if not isinstance(logits, torch.Tensor) or tuple(logits.shape[2:]) != tuple(size):
+    if not isinstance(logits, torch.Tensor) or tuple(logits.shape[2:]) != size:
         got = f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise InputError("a network must give logits for every voxel of a window", got)
     return logits.shape[1]

@@ -112,7 +112,7 @@ class Bundle:
 
     def untrained_network(self) -> torch.nn.Module:
         section = self._section("network_def")
-        if isinstance(section, dict):
+        if isinstance(section, dict) and str(section.get("_target_")).endswith("SwinUNETR"):
             section = {key: value for key, value in section.items() if key not in NO_LONGER}
         return _built("network_def", section)
 
