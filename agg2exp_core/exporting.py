@@ -19,13 +19,17 @@ def export_case(case: Case, folder: Path, out: Path, targets: tuple[str, ...], r
 
     Maps in float32, interpolated linearly, signed as they are stored; labels by nearest neighbour; both 0 where the
     model's grid does not reach. targets: all that have a map if none is named. Returns how many maps there are.
-    InputError: the case has no image or no sound results, or a target no stored map; then nothing is written.
+    InputError: the case has no image, another one than was explained or no sound results, or a target no stored map;
+    then nothing is written.
     """
     if case.image is None:
         raise InputError("a case needs an image", f"{case.case_id} without one")
     manifest = results.read_manifest(folder)
     if manifest is None or results.verify(folder):
         raise InputError("a case must have sound results in the run", f"{case.case_id} without")
+    scanned = volumes.content_sha256(case.image)
+    if manifest.get("input_sha256", scanned) != scanned:
+        raise InputError("a case's scan must be the one that was explained", f"{case.case_id}, whose file was changed")
     stored = [name for name in manifest["targets"] if results.map_name(name) in manifest["files"]]
     chosen = targets or tuple(stored)
     for name in chosen:

@@ -63,6 +63,16 @@ def test_maps_lie_on_the_scans_grid(root, tmp_path, capsys) -> None:
     assert near.max() >= np.abs(drawn.array).max() > 0
 
 
+def test_maps_are_not_laid_over_another_scan(root, tmp_path, capsys) -> None:
+    case = cohorts.find_case(root, "c", "one")
+    scan = volumes.read_volume(case.image)
+    volumes.write_volume(case.image, Volume(scan.array[::-1].copy(), scan.affine))
+    words = ("export", "saliency", "--cohort", "c", "--run", "tiny-gradient", "--case", "one", "--data", root)
+    assert run(*words, "--out", tmp_path / "out") == 2
+    assert "the one that was explained" in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("*.nii.gz"))
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [
