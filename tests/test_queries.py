@@ -754,6 +754,94 @@ def test_a_user_can_do_nothing_else(con: duckdb.DuckDBPyConnection, root: Path, 
     assert con.execute("SELECT count(*) FROM cases").fetchone() == (15,)
 
 
+COPIES = (
+    "COPY (SELECT 'gone') TO '{case}'", "COPY cases TO '{case}' (FORMAT csv)", "COPY (SELECT 1 AS a) TO '{run}'",
+    "COPY (SELECT 1 AS a) TO '{cache}' (FORMAT parquet, USE_TMP_FILE false)", "COPY (SELECT 1) TO '{new}'",
+    "COPY (SELECT 1 AS a, 2 AS b) TO '{folder}' (FORMAT parquet, PARTITION_BY (a), OVERWRITE true)",
+)  # fmt: skip
+AROUND = (
+    "WITH x AS ({0}) SELECT 1",
+    "WITH x AS MATERIALIZED ({0}) FROM x",
+    "(WITH x AS ({0}) SELECT 1) UNION ALL SELECT 2",
+    "SELECT 1 WHERE 1 IN (WITH x AS ({0}) SELECT 1)",
+    "FROM (WITH x AS ({0}) SELECT 1)",
+    "with /**/ X as ({0}) FROM X",
+    "WITH RECURSIVE x AS ({0}), y AS (SELECT 1 AS a UNION ALL SELECT a + 1 FROM y WHERE a < 3) FROM y",
+    "FROM query('{1}')",
+    "FROM json_execute_serialized_sql(json_serialize_sql('{1}'))",
+    "FROM \"JSON_Execute_Serialized_SQL\"(json_serialize_sql('{1}'))",
+    "SELECT (SELECT count(*) FROM json_execute_serialized_sql(json_serialize_sql('{1}')))",
+)
+"""{0}: a statement. {1}: it in a query, quoted."""
+
+
+def _content(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_a_select_changes_no_byte(con: duckdb.DuckDBPyConnection, root: Path, around: str) -> None:
+    folder, before = root / "runs" / "clinic" / "r", _content(root)
+    places = {"case": folder / "cases" / CASES[0] / "importance.csv", "run": folder / "run.json", "folder": folder} | {
+        "cache": folder / "importance.parquet", "new": root / "runs" / "new.csv",
+    }  # fmt: skip
+    for copy in COPIES:
+        told = copy.format(**{name: str(path).replace("'", "''") for name, path in places.items()})
+        inner = f"WITH x AS ({told}) SELECT 1".replace("'", "''")
+        with pytest.raises(InputError) as refused:
+            queries.run_user_query(con, around.format(told, inner))
+        assert "\n" not in str(refused.value)
+    assert _content(root) == before
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "enable_logging()", "enable_logging(storage := 'file', storage_config := {{'path': '{runs}/logs'}})",
+        "disable_logging()", "truncate_duckdb_logs()", "enable_profiling()", "checkpoint()", "force_checkpoint()",
+        "disable_optimizer()", "query('SELECT 1')", "query_table(['cases'])", "read_text('{file}')",
+        "read_blob('{file}')", "read_csv('{file}')", "read_json('{file}')", "read_parquet('{runs}/*/*/*.parquet')",
+        "parquet_metadata('{file}')", "sniff_csv('{file}')", "glob('{runs}/*')", "read_duckdb('{runs}/a.db')",
+        "READ_TEXT('{file}')", "system.main.read_text('{file}')", "register_external_resource('a')",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("around", ["FROM {0}", "SELECT EXISTS (FROM {0})", "FROM cases LIMIT (SELECT 1 FROM {0})"])
+def test_functions_that_set_or_read_files_are_refused(con, root: Path, call: str, around: str) -> None:
+    runs, before = str(root / "runs").replace("'", "''"), _content(root)
+    with pytest.raises(InputError) as refused:
+        queries.run_user_query(con, around.format(call.format(runs=runs, file=f"{runs}/clinic/r/run.json")))
+    assert "\n" not in str(refused.value) and _content(root) == before
+
+
+def test_without_the_check_of_queries_only_the_caches_can_be_read(con, root: Path) -> None:
+    folder = root / "runs" / "clinic" / "r"
+    for path in (folder / "run.json", folder / "cases" / CASES[0] / "importance.csv", root / "runs" / "new.csv"):
+        for sql in ("FROM read_text('{0}')", "WITH x AS (COPY (SELECT 1) TO '{0}') SELECT 1"):
+            with pytest.raises(duckdb.PermissionException):
+                con.execute(sql.format(str(path).replace("'", "''")))
+
+
+@pytest.mark.parametrize("nested", ["+".join(["1"] * 900), "abs(" * 900 + "1" + ")" * 900])
+def test_a_query_that_is_nested_too_deeply_is_refused(con: duckdb.DuckDBPyConnection, nested: str) -> None:
+    with pytest.raises(InputError, match="nested too deeply"):
+        queries.run_user_query(con, f"SELECT {nested}")
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "DESCRIBE importance", "SUMMARIZE runs", "SHOW TABLES", "VALUES (1)", "TABLE runs", "UNPIVOT runs ON cases",
+        "PIVOT runs ON method IN ('smoothgrad') USING count(*)", "FROM range(3), unnest([1, 2])",
+        "WITH RECURSIVE y AS (SELECT 1 AS a UNION ALL SELECT a + 1 FROM y WHERE a < 3) FROM y",
+        "SELECT 1 UNION SELECT 2 INTERSECT SELECT 2", "SELECT 'COPY x TO y', unnest([1])",
+        "FROM runs, LATERAL (SELECT run)",
+        "FROM json_each((SELECT parameters FROM runs LIMIT 1))", "FROM information_schema.columns",
+    ],
+)  # fmt: skip
+def test_all_that_only_reads_is_answered(con: duckdb.DuckDBPyConnection, sql: str) -> None:
+    assert len(queries.run_user_query(con, sql)) > 0
+
+
 @pytest.mark.parametrize("setting", ["threads = 1", "enable_external_access = true", "lock_configuration = false"])
 def test_the_connection_itself_is_locked(con: duckdb.DuckDBPyConnection, setting: str) -> None:
     with pytest.raises(duckdb.Error):

@@ -113,10 +113,10 @@ def connect(root: Path) -> duckdb.DuckDBPyConnection:
     _set_limits(con)
     con.execute("CREATE SCHEMA store")
     _add_cohorts(con, root)
-    _add_runs(con, root)
+    caches = _add_runs(con, root)
     _add_outliers(con, root)
     _add_lists(con, root)
-    _lock(con, root)
+    _lock(con, caches)
     return con
 
 
@@ -169,11 +169,10 @@ def _set_limits(con: duckdb.DuckDBPyConnection) -> None:
     con.execute("SET temp_directory = ''")  # nothing is written, not even what does not fit the memory
 
 
-def _lock(con: duckdb.DuckDBPyConnection, root: Path) -> None:
+def _lock(con: duckdb.DuckDBPyConnection, caches: list[Path]) -> None:
     """Leave nothing but the views: no other file, no extension, no Python variable, no setting."""
-    runs = str(root / "runs")
-    allowed = ", ".join(_literal(path) for path in dict.fromkeys((runs, _unglobbed(runs))))
-    con.execute(f"SET allowed_directories = [{allowed}]")
+    names = dict.fromkeys(name for path in caches for name in (str(path), _unglobbed(str(path))))
+    con.execute(f"SET allowed_paths = [{', '.join(map(_literal, names))}]")
     con.execute("SET python_enable_replacements = false")
     con.execute("SET autoinstall_known_extensions = false")
     con.execute("SET autoload_known_extensions = false")
@@ -280,12 +279,14 @@ def _run_folders(root: Path) -> Iterator[Path]:
             logging.warning("run %s of cohort %s left out: its run.json is damaged", folder.name, folder.parent.name)
 
 
-def _add_runs(con: duckdb.DuckDBPyConnection, root: Path) -> None:
-    rows, organs, places, masked, infos = [], [], [], [], []
+def _add_runs(con: duckdb.DuckDBPyConnection, root: Path) -> list[Path]:
+    """The views of all runs. Returns the files that they read."""
+    rows, organs, places, masked, infos, files = [], [], [], [], [], []
     for folder in _run_folders(root):
         place, info, cache = (folder.parent.name, folder.name), read_json(folder / "run.json"), None
         cache = parquet_cache.current(folder)
         _add_run(con, place, cache, info.get("values") == "shares")
+        files += [part for part in (cache.importance, cache.agreement) if isinstance(part, Path)] if cache else []
         masked += [place] if _add_regions(con, place, folder) else []
         rows.append(_run_row(place, info, cache))
         organs += _organ_rows(place, info, cache, root)
@@ -300,6 +301,7 @@ def _add_runs(con: duckdb.DuckDBPyConnection, root: Path) -> None:
     scores = [(place, agreement_view(*place)) for place in places]
     _add_view(con, "agreement", "case_id, target, dice, iou", scores, NO_AGREEMENT)
     _add_ablations(con, infos)
+    return files
 
 
 def _add_ablations(con: duckdb.DuckDBPyConnection, runs: list[tuple[tuple[str, str], dict[str, Any]]]) -> None:

@@ -6,6 +6,7 @@ organ or column is refused.
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 from collections.abc import Iterable, Iterator
@@ -30,6 +31,12 @@ NOT_EXPLAINED = "not explained"
 """Why a case that lies in no cache of the run has no value."""
 
 NOTHING_TO_SHARE = "no attribution to share"
+
+READING_NODES = ("SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE")
+TABLE_FUNCTIONS = (
+    "generate_series", "histogram", "histogram_values", "json_each", "json_tree", "range", "repeat", "unnest",
+)  # fmt: skip
+"""What a user's query may be made of, in DuckDB's terms: these touch neither files nor settings."""
 
 MOST_DIFFERENT = 12
 """A category in which more values than these are there, all different, is free text or an id."""
@@ -418,9 +425,9 @@ def run_user_query(con: Connection, sql: str, rows: int | None = None, seconds: 
     kinds = [str(statement.type).rsplit(".", 1)[-1] for statement in statements]
     if kinds != ["SELECT"]:
         raise InputError(rule, ", ".join(kinds) or "nothing", "SELECT … or WITH … SELECT")
-    # A SELECT may hold `WITH x AS (DELETE …)`; a transaction that only reads refuses it.
     reading = con.cursor()
     try:
+        _check_reads_only(reading, sql, rule)
         reading.execute("BEGIN TRANSACTION READ ONLY")
         with _interrupted(reading, seconds):
             answer = reading.execute(statements[0])
@@ -433,6 +440,32 @@ def run_user_query(con: Connection, sql: str, rows: int | None = None, seconds: 
         raise InputError(rule, _one_line(error)) from None
     finally:
         reading.close()
+
+
+def _check_reads_only(con: Connection, sql: str, rule: str) -> None:
+    """InputError for a SELECT that does more than to read tables.
+
+    `WITH x AS (COPY …)` writes files and `FROM enable_logging()` changes settings: DuckDB calls both SELECT, and a
+    transaction that only reads stops neither. So what a query is made of comes from a list of what is harmless.
+    """
+    (tree,) = con.execute("SELECT json_serialize_sql(?)", [sql]).fetchone() or ("{}",)
+    found: set[str] = set()
+
+    def note(part: dict[str, Any]) -> dict[str, Any]:
+        kind = str(part.get("type"))
+        if kind == "TABLE_FUNCTION":
+            found.add(str(part["function"].get("function_name")).lower())
+        elif kind.endswith("_NODE"):
+            found.add(kind)
+        return part
+
+    try:
+        json.loads(tree, object_hook=note)
+    except RecursionError:
+        raise InputError(rule, "one that is nested too deeply") from None
+    if refused := found - {*READING_NODES, *TABLE_FUNCTIONS}:
+        what = ", ".join(sorted(name.removesuffix("_QUERY_NODE") for name in refused))
+        raise InputError(rule, what, f"SELECT on views and {', '.join(TABLE_FUNCTIONS)}")
 
 
 def views(con: Connection) -> pd.DataFrame:
