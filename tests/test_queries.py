@@ -662,6 +662,33 @@ def test_a_damaged_cache_is_built_again(small: Path, content: bytes | None) -> N
     assert pq.read_metadata(_cache(small)).num_rows == 2 * len(TARGETS) * len(REGIONS)
 
 
+@pytest.mark.parametrize("name", ["importance", "agreement"])
+def test_no_flipped_bit_of_a_cache_changes_an_answer(small: Path, name: str) -> None:
+    def answer() -> list[Any]:
+        parquet_cache._known.clear()
+        con = catalog.connect(small)
+        return [con.execute(f"FROM {view} ORDER BY ALL").fetchall() for view in ("importance", "agreement")]
+
+    before, cache = answer(), _cache(small).with_name(f"{name}.parquet")
+    whole = cache.read_bytes()
+    for flip, place in enumerate(np.random.default_rng(0).integers(0, len(whole) * 8, 30)):
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << (place % 8)
+        cache.write_bytes(damaged)
+        os.utime(cache, (1e9 + flip, 1e9 + flip))  # clocks of filesystems are too coarse to tell so many apart
+        assert answer() == before and cache.read_bytes() == whole
+
+
+def test_a_cache_is_hashed_once_a_process(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog.refresh(small)
+    hashed: list[str] = []
+    monkeypatch.setattr(parquet_cache, "sha256", lambda path: hashed.append(path.name) or results.sha256(path))
+    for _ in range(3):
+        parquet_cache._known.clear()
+        catalog.refresh(small)
+    assert hashed == ["importance.parquet", "agreement.parquet"]
+
+
 def test_a_deleted_or_moved_cache_is_built_again(small: Path) -> None:
     catalog.refresh(small)
     _cache(small).unlink()

@@ -1,7 +1,7 @@
 """A run's numbers as Parquet beside it: importance.parquet and agreement.parquet, made again when its cases change.
 
-The CSV files of the cases are the truth. A cache that is missing, stale or unreadable is built from them; where it
-cannot be written, the tables stay in memory.
+The CSV files of the cases are the truth. A cache that is missing, stale or not as its <name>.sha256 says is built from
+them; where it cannot be written, the tables stay in memory.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import time
 import uuid
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,10 +24,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
 
-from agg2exp_core.files import read_json
+from agg2exp_core.files import read_json, write_text
 from agg2exp_core.organs import BACKGROUND
 from agg2exp_core.records import InputError
 from agg2exp_core.store import results
+from agg2exp_core.volumes import sha256
 
 LAYOUT = 4
 """Raised when the columns below change, so that older caches are built again."""
@@ -156,12 +157,25 @@ def _finished(folder: Path) -> dict[str, list[int]]:
 
 
 def _content(path: Path) -> Content | None:
-    """What a Parquet file says of itself, or None if it is missing, cut or another's."""
+    """What a Parquet file says of itself, or None if it is missing, damaged or another's."""
     try:
+        if _digest(path, path.stat().st_size, _mtime(path)) != _sum_file(path).read_text().split(maxsplit=1)[0]:
+            return None
         stored = json.loads(pq.read_metadata(path).metadata[KEY])
         return Content(**stored | {name: tuple(stored[name]) for name in ("targets", "regions")})
-    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException):
+    except (OSError, ValueError, TypeError, LookupError, pa.ArrowException):
         return None
+
+
+@lru_cache(maxsize=4096)
+def _digest(path: Path, size: int, mtime: int) -> str:
+    """SHA-256 of a cache; large ones are read once a process while they keep their size and time."""
+    return sha256(path)
+
+
+def _sum_file(path: Path) -> Path:
+    """Where a cache's SHA-256 stands, as `sha256sum` writes it: no reader of Parquet here notices a flipped bit."""
+    return path.with_name(f"{path.name}.sha256")
 
 
 # ---- building --------------------------------------------------------------------------------------
@@ -342,7 +356,9 @@ def _write(path: Path, table: pa.Table, content: Content) -> None:
                     writer.write_table(part, row_group_size=ROW_GROUP)
             file.flush()
             os.fsync(file.fileno())
+        digest = sha256(new)
         new.replace(path)
+        write_text(_sum_file(path), f"{digest}  {path.name}\n")
     finally:
         new.unlink(missing_ok=True)
 
