@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 from pathlib import Path
 
@@ -106,6 +107,30 @@ def test_every_flipped_bit_is_found(tmp_path, name):
     (folder / name).unlink()
     assert results.verify(folder) == [f"{name} is missing"]
     assert results.verify(folder, only=["prediction.nii.gz"]) == []
+
+
+def test_every_flipped_bit_of_a_manifest_is_found_unless_it_means_the_same(tmp_path):
+    path = write_case(tmp_path / "c1") / "manifest.json"
+    whole = path.read_bytes()
+    for place in range(len(whole) * 8):
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << (place % 8)
+        path.write_bytes(damaged)
+        assert results.verify(path.parent) or json.loads(damaged) == json.loads(whole), bytes(damaged)
+
+
+def test_a_part_is_not_verified_by_a_manifest_that_is_damaged(tmp_path):
+    path = write_case(tmp_path / "c1") / "manifest.json"
+    path.write_text(path.read_text().replace("agreement.csv", "agreemenu.csv"))
+    assert results.verify(path.parent, only=["importance.csv"]) == ["manifest.json is missing or damaged"]
+
+
+def test_a_manifest_from_before_it_protected_itself_is_good(tmp_path):
+    path = write_case(tmp_path / "c1") / "manifest.json"
+    older = json.loads(path.read_text())
+    del older["files"]["manifest.json"]
+    path.write_text(json.dumps(older))
+    assert results.verify(path.parent) == []
 
 
 def test_without_a_sound_manifest_nothing_is_finished(tmp_path):

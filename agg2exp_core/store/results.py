@@ -7,6 +7,8 @@ folder beside it, flushed to the disk, and renamed into place once.
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -27,6 +29,7 @@ IMPORTANCE = (*OLDER, "mass_se", "organ_mass_se")
 SHARES = ("target", "region", "mass", "mean")
 AGREEMENT = ("target", "dice", "iou")
 COMPLETENESS = ("target", "attribution_sum", "output_difference", "gap")
+MANIFEST = "manifest.json"
 PREDICTION = "prediction.nii.gz"
 SAME_RUN = ("model_hash", "method", "parameters", "values")
 """What may not differ between the cases of one run."""
@@ -63,7 +66,8 @@ def case_folder(folder: Path, manifest: dict[str, Any]) -> Iterator[Path]:
         for path in files:
             _sync(path)
         manifest["files"] = {path.relative_to(new).as_posix(): _fingerprint(path) for path in files}
-        write_json(new / "manifest.json", manifest)
+        manifest["files"][MANIFEST] = _own_fingerprint(manifest)
+        write_json(new / MANIFEST, manifest)
         for inner in [*(path for path in new.rglob("*") if path.is_dir()), new]:
             sync_folder(inner)
         _replace(folder, new)
@@ -79,18 +83,19 @@ def publishing(folder: Path) -> AbstractContextManager[None]:
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The case's manifest, or None if it has none that can be read."""
-    return read_json(folder / "manifest.json") or None
+    return read_json(folder / MANIFEST) or None
 
 
 def verify(folder: Path, only: Iterable[str] | None = None) -> list[str]:
     """What is wrong with a finished case, file by file; empty if all is as the manifest says.
 
-    only: check just these files of it. Reads every byte that it checks.
+    only: check just these files of it and the manifest. Reads every byte that it checks.
     """
-    files = (read_manifest(folder) or {}).get("files")
-    if not isinstance(files, dict):
-        return ["manifest.json is missing or damaged"]
-    names = sorted(files) if only is None else [name for name in only if name in files]
+    manifest = read_manifest(folder) or {}
+    files = manifest.get("files")
+    if not isinstance(files, dict) or files.get(MANIFEST) not in (None, _own_fingerprint(manifest)):
+        return [f"{MANIFEST} is missing or damaged"]
+    names = [name for name in (sorted(files) if only is None else only) if name in files and name != MANIFEST]
     found = {name: (folder / name).is_file() for name in names}
     return [f"{name} is missing" for name in names if not found[name]] + [
         f"{name} is damaged" for name in names if found[name] and _fingerprint(folder / name) != files[name]
@@ -203,6 +208,16 @@ def _read(path: Path, *headers: Sequence[str]) -> list[dict[str, str]]:
 
 def _fingerprint(path: Path) -> dict[str, Any]:
     return {"sha256": sha256(path), "size": path.stat().st_size}
+
+
+def _own_fingerprint(manifest: dict[str, Any]) -> dict[str, str]:
+    """Of the manifest itself: what it says, whatever the layout, but for this. Older ones have none.
+
+    Among the files, so that a damaged name of this entry is that of a file which is missing.
+    """
+    files = {name: of for name, of in manifest.get("files", {}).items() if name != MANIFEST}
+    text = json.dumps(manifest | {"files": files}, sort_keys=True)
+    return {"sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def _sync(path: Path) -> None:
