@@ -150,6 +150,7 @@ def explain(
         if image is not None:
             volumes.check_header(image)  # before seconds of loading what computes
         from agg2exp_core import pipeline
+        from agg2exp_core.store import results
 
         mask, drawn = _mask(mask, image is not None)
         plan = pipeline.Plan(
@@ -184,6 +185,7 @@ def explain(
         cases = _chosen_cases(root, cohort, case)
         explaining = pipeline.Explaining(root, plan)
         assert cohort is not None
+        results.recover(root / "runs" / cohort / explaining.run / "cases")
         refused = _each(cases, report, lambda item, inner: explaining.cohort_case(cohort, item, inner))
         if hasattr(report, "finished"):
             report.finished(cohort, explaining.run, cases[-1].case_id)

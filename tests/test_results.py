@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -81,13 +83,55 @@ def test_a_stop_between_the_renames_keeps_the_old_case(tmp_path, monkeypatch, st
         return rename(path, to)
 
     monkeypatch.setattr(Path, "rename", stopping)
+    monkeypatch.setattr(results, "_exchanged", lambda one, other: False)
     with pytest.raises(stopped):
         write_case(folder, table_of(absent=True))
     assert (folder / "importance.csv").read_bytes() == before and results.verify(folder) == []
     assert {path.name for path in tmp_path.iterdir()} <= {"c1", ".publish"}
 
 
-def test_a_case_is_replaced_as_a_whole(tmp_path):
+def _killed_at_rename(number: int, folder: Path, exchange: bool) -> None:
+    """In a process of its own."""
+    rename, renamed = Path.rename, []
+
+    def killing(path: Path, to: Path) -> Path:
+        renamed.append(to)
+        if len(renamed) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rename(path, to)
+
+    Path.rename = killing
+    if not exchange:
+        results._exchanged = lambda one, other: False
+    write_case(folder, table_of(absent=True))
+
+
+@pytest.mark.parametrize("exchange", [False, True])
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_kill_between_the_renames_loses_no_case(tmp_path, number, exchange):
+    others = [write_case(tmp_path / name) for name in ("c", "c1-old-1", "replaced-1")]
+    folder = write_case(tmp_path / "c1")
+    worker = multiprocessing.get_context("fork").Process(target=_killed_at_rename, args=(number, folder, exchange))
+    worker.start()
+    worker.join(30)
+    assert folder.exists() or not exchange
+    results.recover(tmp_path)
+    assert results.verify(folder) == [] and all(results.verify(other) == [] for other in others)
+    assert {path.name for path in tmp_path.iterdir()} == {"c1", ".publish", *(other.name for other in others)}
+
+
+def test_half_a_case_does_not_come_back(tmp_path):
+    write_case(tmp_path / ".replaced-1" / "c1")
+    (tmp_path / ".replaced-1" / "c1" / "importance.csv").write_text("cut")
+    results.recover(tmp_path)
+    results.recover(tmp_path / "none")
+    assert {path.name for path in tmp_path.iterdir()} == {".publish"}
+
+
+@pytest.mark.parametrize("exchange", [False, True])
+def test_a_case_is_replaced_as_a_whole(tmp_path, monkeypatch, exchange):
+    if not exchange:
+        monkeypatch.setattr(results, "_exchanged", lambda one, other: False)
     folder = write_case(tmp_path / "c1")
     (folder / "stray").touch()
     write_case(folder)

@@ -36,6 +36,8 @@ def check_root(root: Path, report: Report) -> list[Finding]:
     """
     findings = [*_cohorts(root), *_label_sets(root), *_reviews(root)]
     runs = sorted(path.parent for path in (root / "runs").glob("[!.]*/[!.]*/run.json"))
+    for run in runs:
+        results.recover(run / "cases")
     cases = [folder for run in runs for folder in sorted((run / "cases").glob("[!.]*")) if folder.is_dir()]
     for number, folder in enumerate(cases):
         report(number, len(cases), f"{folder.parents[2].name}, {folder.parents[1].name}, {folder.name}")

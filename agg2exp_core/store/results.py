@@ -7,6 +7,7 @@ folder beside it, flushed to the disk, and renamed into place once.
 from __future__ import annotations
 
 import csv
+import ctypes
 import hashlib
 import json
 import os
@@ -30,6 +31,7 @@ SHARES = ("target", "region", "mass", "mean")
 AGREEMENT = ("target", "dice", "iou")
 COMPLETENESS = ("target", "attribution_sum", "output_difference", "gap")
 MANIFEST = "manifest.json"
+ASIDE = ".replaced-"
 PREDICTION = "prediction.nii.gz"
 SAME_RUN = ("model_hash", "method", "parameters", "values")
 """What may not differ between the cases of one run."""
@@ -79,6 +81,19 @@ def case_folder(folder: Path, manifest: dict[str, Any]) -> Iterator[Path]:
 def publishing(folder: Path) -> AbstractContextManager[None]:
     """The lock to hold while a case of a run is replaced, or merged with what another process wrote meanwhile."""
     return locked(folder.parent / ".publish")
+
+
+def recover(cases: Path) -> None:
+    """Mend what killed processes left in a run's `cases`: bring back what lies aside, remove what is half-made."""
+    if not cases.is_dir():
+        return
+    with locked(cases / ".publish"):  # so whatever is hidden belongs to no one alive
+        for old in cases.glob(f"{ASIDE}*/*"):
+            if not (cases / old.name).exists() and not verify(old):
+                old.rename(cases / old.name)
+                sync_folder(cases)
+        for left in cases.glob(".*/"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -226,16 +241,23 @@ def _sync(path: Path) -> None:
 
 
 def _replace(folder: Path, new: Path) -> None:
-    """Put `new` at the place of `folder`. An old one is moved aside first, and back if the second rename fails."""
+    """Put `new` at the place of `folder`, and a case that is there in the place of `new`, at once where that can be."""
     if not folder.exists():
         new.rename(folder)
-        return
-    old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-old-"))
-    try:
-        folder.rename(old / "case")
-        new.rename(folder)
-    finally:
-        # Also when the user stops the process here: one of the two is then in its place.
-        if not folder.exists():
-            (old / "case").rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+    elif not _exchanged(folder, new):
+        old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=ASIDE)) / folder.name
+        try:
+            folder.rename(old)
+            new.rename(folder)
+        finally:
+            # Also when the user stops the process here: one of the two is then in its place.
+            if not folder.exists():
+                old.rename(folder)
+            shutil.rmtree(old.parent, ignore_errors=True)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Swap two folders at once (renameat2(2), RENAME_EXCHANGE). False where system or filesystem cannot."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2 is not None and renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
