@@ -22,6 +22,7 @@ import typer
 from rich.console import Console
 
 from agg2exp_core import volumes
+from agg2exp_core.jobs.progress import one_line
 from agg2exp_core.records import USUAL_SAMPLES, InputError, Method
 from agg2exp_core.settings import checked_id, data_root, list_models
 
@@ -186,10 +187,14 @@ def explain(
         explaining = pipeline.Explaining(root, plan)
         assert cohort is not None
         results.recover(root / "runs" / cohort / explaining.run / "cases")
-        refused = _each(cases, report, lambda item, inner: explaining.cohort_case(cohort, item, inner))
-        if hasattr(report, "finished"):
-            report.finished(cohort, explaining.run, cases[-1].case_id)
-    _say_refused(refused, len(cases))
+
+        def work(item: Case, inner: Report) -> None:
+            explaining.cohort_case(cohort, item, inner)
+            if hasattr(report, "finished"):
+                report.finished(cohort, explaining.run, item.case_id)
+
+        # Before the report ends: a job with refused cases is none that is done.
+        _say_refused(_each(cases, report, work), len(cases))
     print(f"{len(cases)} of {cohort} explained as run {explaining.run}")
 
 
@@ -653,8 +658,11 @@ class JobReport:
 
 
 def _each(cases: list[Case], report: Report, work: Callable[[Case, Report], Any]) -> list[str]:
-    """Work on every case; one that is refused does not keep the others from theirs."""
-    refused = []
+    """Work on every case; one that is refused, or fails, does not keep the others from theirs.
+
+    Returns what was refused. RuntimeError, after the last case, if one failed by a fault of ours.
+    """
+    refused, fault = [], None
     for index, case in enumerate(cases):
 
         def inner(done: int, total: int, note: str, index: int = index, case: Case = case) -> None:
@@ -663,10 +671,16 @@ def _each(cases: list[Case], report: Report, work: Callable[[Case, Report], Any]
         inner(0, 1, "starting")
         try:
             work(case, inner)
-        except InputError as error:
+        except Exception as error:
             if len(cases) == 1:
                 raise
-            refused.append(f"{case.case_id}: {error}")
+            refused.append(f"{case.case_id}: {one_line(error)}")
+            if not isinstance(error, InputError):
+                logging.exception("case %s failed", case.case_id)
+                fault = error
+    if fault:
+        _tell(refused)
+        raise RuntimeError(f"{_count_of(refused, len(cases))}; one of them: {one_line(fault)}") from fault
     return refused
 
 
@@ -725,10 +739,18 @@ def _listed(what: str, names: Sequence[str], root: Path) -> Sequence[str]:
 
 
 def _say_refused(refused: list[str], count: int) -> None:
+    _tell(refused)
+    if refused:
+        raise InputError("every case must be sound", _count_of(refused, count))
+
+
+def _tell(refused: list[str]) -> None:
     for line in refused:
         print(f"agg2exp: {line}", file=sys.stderr)
-    if refused:
-        raise InputError("every case must be sound", f"{len(refused)} of {count} refused, the others are done")
+
+
+def _count_of(refused: list[str], count: int) -> str:
+    return f"{len(refused)} of {count} refused" + (", the others are done" if len(refused) < count else "")
 
 
 def _chosen_cases(root: Path, cohort: str | None, wanted: list[str] | None) -> list[Case]:

@@ -6,17 +6,21 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import command
+import numpy as np
 import pytest
+from tiny import write_bundle, write_cohort
 
-from agg2exp_core import files, pipeline
+from agg2exp_core import cli, files, pipeline
 from agg2exp_core.jobs import progress, queue
 from agg2exp_core.jobs.progress import Reporter
 from agg2exp_core.jobs.queue import Request
 from agg2exp_core.records import InputError, Method
+from agg2exp_core.store.cohorts import Case
 
 REQUEST = Request("reference", "case_001", "model", Method("smoothgrad", 4), ("heart",))
 REPORT = """
@@ -141,6 +145,51 @@ def test_death_without_a_word_is_failure(tmp_path: Path, monkeypatch: pytest.Mon
     os.kill(files.read_json(tmp_path / "jobs" / job / "process.json")["pid"], sign)
     end = _wait(tmp_path, job, lambda s: s.finished)
     assert end.status == "failed" and end.reason.startswith("stopped unexpectedly")
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Iterator[str]:
+    """A submitted job whose process is this one."""
+    (tmp_path / "jobs" / "one").mkdir(parents=True)
+    files.write_json(tmp_path / "jobs" / "one" / "job.json", {"created": 0, "request": asdict(REQUEST)})
+    before = signal.getsignal(signal.SIGTERM)
+    yield "one"
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("damaged", [("one",), ("one", "two"), ("two",)])
+def test_a_job_with_refused_cases_is_not_done(tmp_path: Path, job: str, damaged: tuple[str, ...]) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (tmp_path / "jobs").rename(root / "jobs")
+    write_bundle(root)
+    write_cohort(root, ("one", "two"), np.diag([4.0, 4, 4, 1]), (8, 8, 8))
+    for name in damaged:
+        scan = tmp_path / "scans" / f"{name}.nii.gz"
+        scan.write_bytes(scan.read_bytes()[:-9])
+    words = ("--model", "tiny", "--cohort", "c", "--method", "gradient", "--device", "cpu")
+    assert command.run("explain", "--data", root, *words, "--job", job) == 2
+    end = queue.state(root, job)
+    assert end.status == "failed" and f"{len(damaged)} of 2 refused" in end.reason
+    done = next((name for name in ("two", "one") if name not in damaged), None)
+    assert end.result == (done and {"cohort": "c", "run": "tiny-gradient", "case_id": done})
+
+
+def test_a_fault_in_one_case_does_not_keep_the_others_from_theirs(capsys: pytest.CaptureFixture) -> None:
+    tried = []
+
+    def work(case: Case, report: object) -> None:
+        tried.append(case.case_id)
+        if case.case_id == "b":
+            raise RuntimeError("out of memory")
+        if case.case_id == "c":
+            raise InputError("a scan must be sound", "another")
+
+    with pytest.raises(RuntimeError, match="2 of 4 refused, the others are done; one of them: RuntimeError: out of"):
+        cli._each([Case(name, None, None, {}) for name in "abcd"], lambda *_: None, work)
+    assert tried == ["a", "b", "c", "d"]
+    told = capsys.readouterr().err
+    assert "b: RuntimeError: out of memory" in told and "c: a scan must be sound; got another" in told
 
 
 def test_words_before_the_first_report_are_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
