@@ -20,6 +20,7 @@ from agg2exp_core.jobs import progress, queue
 from agg2exp_core.jobs.progress import Reporter
 from agg2exp_core.jobs.queue import Request
 from agg2exp_core.records import InputError, Method
+from agg2exp_core.store import results
 from agg2exp_core.store.cohorts import Case
 
 REQUEST = Request("reference", "case_001", "model", Method("smoothgrad", 4), ("heart",))
@@ -255,6 +256,38 @@ def test_unknown_job_is_refused(tmp_path: Path, job: str) -> None:
         queue.state(tmp_path, job)
     with pytest.raises(InputError):
         Reporter(tmp_path, job)
+
+
+def _flipped(whole: bytes) -> Iterator[bytes]:
+    for place in range(len(whole) * 8):
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << (place % 8)
+        yield bytes(damaged)
+
+
+TOLD = {
+    **{"status": "running", "done": 3, "total": 20, "note": "w", "started": 5.0, "first": 0, "pid": 1},
+    **{"pid_start": "x", "reason": "", "result": {"cohort": "c", "run": "r", "case_id": "one"}, "updated": 9.0},
+}
+
+
+@pytest.mark.parametrize("name", ["job.json", "progress.json"])
+def test_no_flipped_bit_keeps_the_other_jobs_from_view(tmp_path: Path, job: str, name: str) -> None:
+    files.write_json(tmp_path / "jobs" / job / "progress.json", TOLD)
+    path = tmp_path / "jobs" / job / name
+    for damaged in _flipped(path.read_bytes()):
+        path.write_bytes(damaged)
+        for seen in queue.list_jobs(tmp_path):
+            assert seen.status in progress.STATES and queue.command(tmp_path, job, seen.request)
+            assert seen.result is None or results.case_path(tmp_path, **seen.result)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"done": None}, {"total": "x"}, {"updated": None}, {"result": "x"}, {"status": "runnhng"}, {"done": 1e999}]
+)
+def test_damaged_progress_is_none(tmp_path: Path, job: str, bad: dict[str, object]) -> None:
+    files.write_json(tmp_path / "jobs" / job / "progress.json", TOLD | bad)
+    assert queue.state(tmp_path, job).reason == "stopped unexpectedly"
 
 
 def test_damaged_job_is_passed_over(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from agg2exp_core.records import InputError
 from agg2exp_core.settings import checked_id
 
 FINISHED = ("done", "failed", "cancelled")
+STATES = ("queued", "running", *FINISHED)
 WRITES_PER_SECOND = 5.0
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from agg2exp_core.files import locked, read_json, write_json
-from agg2exp_core.jobs.progress import FINISHED, process_start
+from agg2exp_core.jobs.progress import FINISHED, STATES, process_start
 from agg2exp_core.records import InputError, Method
 from agg2exp_core.settings import checked_id
 
@@ -94,20 +94,7 @@ def state(root: Path, job_id: str) -> JobState:
         raise InputError("job must be one that was submitted", repr(job_id)) from None
     # The process first, then what it wrote: one that ends in between is seen with its last words.
     alive = _alive(folder)
-    progress = read_json(folder / "progress.json")
-    status = str(progress.get("status", "queued"))
-    known = JobState(
-        job_id,
-        request,
-        created,
-        status,
-        int(progress.get("done", 0)),
-        int(progress.get("total", 0)),
-        str(progress.get("note", "")),
-        _seconds_left(progress) if status == "running" else None,
-        str(progress.get("reason", "")),
-        progress.get("result"),
-    )
+    known = replace(JobState(job_id, request, created, "queued"), **_progress(folder))
     return known if known.finished or alive else _died(folder, known)
 
 
@@ -184,9 +171,26 @@ def _died(folder: Path, known: JobState) -> JobState:
     return replace(known, status=status, reason=reason, seconds_left=None)
 
 
+def _progress(folder: Path) -> dict[str, Any]:
+    """What the process reported, as fields of a JobState; nothing where that cannot be read."""
+    told = read_json(folder / "progress.json")
+    try:
+        status, result = told["status"], told["result"]
+        if status not in STATES:
+            raise ValueError(status)
+        return {
+            **{"status": status, "done": int(told["done"]), "total": int(told["total"])},
+            **{name: str(told[name]) for name in ("note", "reason")},
+            "seconds_left": _seconds_left(told) if status == "running" else None,
+            "result": result and {name: checked_id(name, result[name]) for name in ("cohort", "run", "case_id")},
+        }
+    except (LookupError, TypeError, ValueError, ArithmeticError):
+        return {}
+
+
 def _seconds_left(progress: dict[str, Any]) -> float | None:
     """The steps left at the pace so far, less the time since the last report."""
-    started, steps = progress.get("started"), progress.get("done", 0) - progress.get("first", 0)
+    started, steps = progress["started"], progress["done"] - progress.get("first", 0)
     if started is None or steps <= 0:
         return None
     pace = (progress["updated"] - started) / steps
@@ -195,5 +199,11 @@ def _seconds_left(progress: dict[str, Any]) -> float | None:
 
 
 def _request(saved: dict[str, Any]) -> Request:
+    """As it was stored. An error of Python's own where it names what cannot be asked for."""
+    # What was asked for before there were other estimators was the published one.
     method = Method(**{"estimator": "plain", **saved["method"]})
-    return Request(**saved | {"method": method, "targets": tuple(saved["targets"])})
+    method.parameters()
+    request = Request(**{**saved, "method": method, "targets": tuple(saved["targets"])})
+    for name in (request.cohort, request.model, *([request.case_id] if request.case_id else [])):
+        checked_id("name", name)
+    return request
