@@ -94,12 +94,11 @@ class Explaining:
         identity = self._identity(case)
         missing = self._missing(folder, _finished(folder, identity))
         if not missing:
+            self._write_run(cohort, identity)  # which may have been lost
             return folder
         started = time.monotonic()
         label, drawn = self._checked(case)
-        if cohort is not None:
-            more = {"classes": list(self.bundle.classes), "versions": identity["versions"]}
-            results.write_run(self.root, cohort, self.run, self._run_info() | more)
+        self._write_run(cohort, identity)
         scan = load_scan(self.bundle, _image_of(case))
         labels, mask = (None if one is None else on_model_grid(one, scan) for one in (label, drawn))
         labels = None if labels is None else self.channels[labels]
@@ -209,6 +208,11 @@ class Explaining:
         if drawn and self.plan.saliency in ("float16", "float32") and target in manifest.get("viewing", ()):
             return False
         return drawn or self.plan.saliency == "none" or target in results.read_importance(folder).absent
+
+    def _write_run(self, cohort: str | None, identity: dict[str, Any]) -> None:
+        if cohort is not None:
+            more = {"classes": list(self.bundle.classes), "versions": identity["versions"]}
+            results.write_run(self.root, cohort, self.run, self._run_info() | more)
 
     def _run_info(self) -> dict[str, Any]:
         return {

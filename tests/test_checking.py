@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,9 @@ from command import run
 from tiny import write_bundle, write_cohort
 
 from agg2exp_core import pipeline
-from agg2exp_core.records import Method
-from agg2exp_core.store import catalog, cohorts, queries, results
+from agg2exp_core.records import InputError, Method
+from agg2exp_core.settings import SHIPPED
+from agg2exp_core.store import catalog, cohorts, lists, queries, region_sets, results
 from agg2exp_core.store.checking import check_root
 
 RUN = "tiny-smoothgrad-2-seed3"
@@ -80,3 +83,54 @@ def test_lists_label_sets_and_files_that_are_gone_are_told(root, tmp_path) -> No
     (root / "cohorts" / "broken" / "cases.csv").write_text("case_id\n")
     found = {finding.place: finding.wrong for finding in check_root(root, silent)}
     assert set(found) == {"cohorts/c", "cohorts/broken", "label_sets/odd.csv"} and "files of one" in found["cohorts/c"]
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]"])
+def test_a_lost_run_json_is_told_and_comes_back(root, capsys, content) -> None:
+    path, before = root / "runs" / "c" / RUN / "run.json", explained(root)
+    whole = path.read_text()
+    path.unlink() if content is None else path.write_text(content)
+    assert run("check", "--data", root) == 2
+    told = capsys.readouterr().out
+    assert f"runs/c/{RUN}/run.json: it is missing or damaged" in told and explained(root) == []
+    again = shlex.split(told.split("explain a case again: ")[1].strip())
+    assert run(*again[1:], "--data", root) == 0
+    assert path.read_text() == whole and explained(root) == before and check_root(root, silent) == []
+
+
+def test_a_run_whose_json_is_lost_takes_no_other_cases(root) -> None:
+    path = root / "runs" / "c" / RUN / "run.json"
+    info = json.loads(path.read_text())
+    for lost in (path.unlink, lambda: path.write_text("{")):
+        lost()
+        with pytest.raises(InputError, match="another model_hash"):
+            results.write_run(root, "c", RUN, info | {"model_hash": "another"})
+    results.write_run(root, "c", RUN, info)
+    assert json.loads(path.read_text()) == info
+
+
+def test_cases_of_another_run_are_told(root) -> None:
+    path = root / "runs" / "c" / RUN / "run.json"
+    path.write_text(path.read_text().replace('"seed": 3', '"seed": 4'))
+    wrong = {finding.place: finding.wrong for finding in check_root(root, silent)}
+    assert set(wrong) == {f"runs/c/{RUN}/cases/{name}" for name in ("one", "two")}
+    assert "another parameters than its run" in wrong[f"runs/c/{RUN}/cases/one"]
+
+
+def test_damaged_lists_outliers_and_region_sets_are_told(root) -> None:
+    folder = root / "runs" / "c" / RUN
+    lists.save_list(root, lists.CaseList("mine", "c", ("one",)))
+    region_sets.write_case(folder, "pathology", "one", [])
+    (folder / "outliers.csv").write_text(",".join(catalog.OUTLIER_COLUMNS) + "\n")
+    assert check_root(root, silent) == []
+    for path in (root / "lists" / "mine.json", folder / "outliers.csv", folder / "regions" / "pathology" / "one.csv"):
+        path.write_text("case_id\n1")
+    found = {finding.place: finding.wrong for finding in check_root(root, silent)}
+    assert set(found) == {"lists/mine.json", f"runs/c/{RUN}/outliers.csv", f"runs/c/{RUN}/regions"}
+    assert all("\n" not in wrong for wrong in found.values())
+
+
+def test_what_is_shipped_is_sound(tmp_path) -> None:
+    for part in ("runs", "label_sets"):
+        shutil.copytree(SHIPPED / part, tmp_path / part, ignore=shutil.ignore_patterns("uploads"))
+    assert check_root(tmp_path, silent) == []

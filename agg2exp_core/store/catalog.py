@@ -430,7 +430,7 @@ def _add_outliers(con: duckdb.DuckDBPyConnection, root: Path) -> None:
         path = folder / "outliers.csv"
         if path.is_file():
             try:
-                rows = _read_outliers(path)
+                rows = read_outliers(path)
             except (OSError, pa.ArrowException, InputError) as error:
                 logging.warning("outliers of run %s left out: %s", folder.name, " ".join(str(error).split()))
                 continue
@@ -440,7 +440,8 @@ def _add_outliers(con: duckdb.DuckDBPyConnection, root: Path) -> None:
     con.execute("CREATE VIEW outliers AS FROM store.outliers")
 
 
-def _read_outliers(path: Path) -> pa.Table:
+def read_outliers(path: Path) -> pa.Table:
+    """Rows of an outliers.csv. OSError, ArrowException or InputError where it is none."""
     convert = csv.ConvertOptions(column_types=OUTLIER_COLUMNS, null_values=[""])
     table = csv.read_csv(path, convert_options=convert)
     if table.column_names != list(OUTLIER_COLUMNS):

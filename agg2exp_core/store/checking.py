@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+
 from agg2exp_core.files import read_json, sync_folder
 from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import InputError, Method
-from agg2exp_core.store import parquet_cache, results
+from agg2exp_core.store import catalog, parquet_cache, region_sets, results
 from agg2exp_core.store.cohorts import list_cases, list_cohorts
+from agg2exp_core.store.lists import damaged_lists
 from agg2exp_core.store.reviews import list_sessions, read_session, read_verdicts
 
 QUARANTINE = "quarantine"
@@ -30,12 +33,13 @@ class Finding:
 
 
 def check_root(root: Path, report: Report) -> list[Finding]:
-    """Verify every finished case, and read every list, label set and verdict. Caches are built anew.
+    """Verify every finished case, and read all else that users or commands wrote. Caches are built anew.
 
     A case that does not verify is moved to quarantine/, where nothing reads it; nothing is deleted.
     """
-    findings = [*_cohorts(root), *_label_sets(root), *_reviews(root)]
-    runs = sorted(path.parent for path in (root / "runs").glob("[!.]*/[!.]*/run.json"))
+    findings = [*_cohorts(root), *_label_sets(root), *_lists(root), *_reviews(root)]
+    there = (root / "runs").glob("[!.]*/[!.]*/")  # whose run.json may be lost
+    runs = sorted(run for run in there if (run / "run.json").exists() or (run / "cases").exists())
     for run in runs:
         results.recover(run / "cases")
     cases = [folder for run in runs for folder in sorted((run / "cases").glob("[!.]*")) if folder.is_dir()]
@@ -44,6 +48,7 @@ def check_root(root: Path, report: Report) -> list[Finding]:
         if wrong := results.verify(folder):
             findings.append(_put_aside(root, folder, wrong))
     for run in runs:
+        findings += _run(root, run)
         for name in CACHES:
             (run / name).unlink(missing_ok=True)
         parquet_cache.current(run)
@@ -60,14 +65,36 @@ def _put_aside(root: Path, folder: Path, wrong: list[str]) -> Finding:
     with results.publishing(folder):
         folder.rename(aside)
         sync_folder(folder.parent)
-    place = f"runs/{run.parent.name}/{run.name}/cases/{folder.name}"
     remedy = f"put aside in {aside.relative_to(root)}; compute it again: {_command(run, folder.name)}"
-    return Finding(place, "; ".join(wrong[:3]) + ("; …" if len(wrong) > 3 else ""), remedy)
+    told = "; ".join(wrong[:3]) + ("; …" if len(wrong) > 3 else "")
+    return Finding(folder.relative_to(root).as_posix(), told, remedy)
+
+
+def _run(root: Path, run: Path) -> Iterator[Finding]:
+    """What a run has beside its cases, and whether these belong to it."""
+    place = run.relative_to(root).as_posix()
+    about = read_json(run / "run.json")
+    manifests = {folder: results.read_manifest(folder) or {} for folder in sorted((run / "cases").glob("[!.]*"))}
+    if not about:
+        again = f", or explain a case again: {_command(run, next(iter(manifests)).name)}" if manifests else ""
+        yield Finding(f"{place}/run.json", "it is missing or damaged", f"bring it back from a copy{again}")
+    for folder, manifest in manifests.items():
+        if different := results.unlike(about, manifest):
+            wrong = f"it was computed with another {' and '.join(different)} than its run"
+            yield Finding(f"{place}/cases/{folder.name}", wrong, f"compute it again: {_command(run, folder.name)}")
+    for wrong in region_sets.complaints(run):
+        yield Finding(f"{place}/regions", wrong, "sum it again with agg2exp aggregate")
+    try:
+        if (run / "outliers.csv").exists():
+            catalog.read_outliers(run / "outliers.csv")
+    except (OSError, pa.ArrowException, InputError) as error:
+        wrong = " ".join(str(error).split())
+        yield Finding(f"{place}/outliers.csv", wrong, "score again with agg2exp outliers")
 
 
 def _command(run: Path, case_id: str) -> str:
     """What computes one case of a run again; an imported table has to be imported again."""
-    about = read_json(run / "run.json")
+    about = read_json(run / "run.json") or results.read_manifest(run / "cases" / case_id) or {}
     if not about.get("model") or about.get("values") == "shares":
         return "import its table again"
     try:
@@ -98,6 +125,11 @@ def _label_sets(root: Path) -> Iterator[Finding]:
             load_label_set(path.stem, root)
         except InputError as error:
             yield Finding(f"label_sets/{path.name}", str(error), "mend it")
+
+
+def _lists(root: Path) -> Iterator[Finding]:
+    for name in damaged_lists(root):
+        yield Finding(f"lists/{name}.json", "it is damaged", "bring it back from a copy; it is not shown meanwhile")
 
 
 def _reviews(root: Path) -> Iterator[Finding]:

@@ -72,6 +72,11 @@ def list_lists(root: Path, cohort: str | None = None) -> list[CaseList]:
     return found
 
 
+def damaged_lists(root: Path) -> list[str]:
+    """Names of the lists whose files are damaged."""
+    return [path.stem for path in sorted((root / "lists").glob("*.json")) if _read(path) is None]
+
+
 def remove_list(root: Path, name: str) -> None:
     """Delete a list. InputError if there is none of that name."""
     path = _file(root, name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -87,15 +87,24 @@ _known: dict[Path, tuple[tuple[int, ...], tuple[pa.Table | None, str]]] = {}
 
 def read(run: Path) -> pa.Table:
     """All sums of a run's region sets: PLACE and COLUMNS. What is damaged or out of date is left out and told."""
-    tables, left = [pa.schema({**PLACE, **COLUMNS}).empty_table()], []
+    found = list(_cases(run))
+    left = [complaint for _, complaint in found if complaint]
+    if left:
+        logging.warning("run %s: sums over masks left out, %d: %s", run.name, len(left), "; ".join(left[:3]))
+    nothing = pa.schema({**PLACE, **COLUMNS}).empty_table()
+    return pa.concat_tables([nothing, *(table for table, _ in found if table is not None)])
+
+
+def complaints(run: Path) -> list[str]:
+    """What is damaged or out of date in a run's region sets."""
+    return [complaint for _, complaint in _cases(run) if complaint]
+
+
+def _cases(run: Path) -> Iterator[tuple[pa.Table | None, str]]:
     for folder in folders(run):
         for path in sorted(folder.glob("[!.]*.csv")):
             table, complaint = _case(path, run / "cases" / path.stem)
-            tables += [] if table is None else [table]
-            left += [f"{folder.name} of {path.stem}: {complaint}"] if complaint else []
-    if left:
-        logging.warning("run %s: sums over masks left out, %d: %s", run.name, len(left), "; ".join(left[:3]))
-    return pa.concat_tables(tables)
+            yield table, complaint and f"{folder.name} of {path.stem}: {complaint}"
 
 
 def _case(path: Path, case: Path) -> tuple[pa.Table | None, str]:

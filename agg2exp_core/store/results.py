@@ -120,13 +120,15 @@ def verify(folder: Path, only: Iterable[str] | None = None) -> list[str]:
 def write_run(root: Path, cohort: str, run: str, info: dict[str, Any]) -> None:
     """Write run.json, or check that the run which is there computes the same.
 
-    InputError: another model of the same name, or other parameters, may not mix into one run.
+    Where run.json cannot be read, a case's manifest says what the run is. InputError: another model of the same name,
+    or other parameters, may not mix into one run.
     """
     path = root / "runs" / checked_id("cohort", cohort) / checked_id("run", run) / "run.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent / ".publish"):
         known = read_json(path)
-        different = [key for key in SAME_RUN if known and known.get(key) != info.get(key)]
+        manifests = (read_manifest(case) for case in sorted((path.parent / "cases").glob("[!.]*")))
+        different = unlike(known or next(filter(None, manifests), {}), info)
         if different:
             raise InputError(
                 f"cases of one run must be computed alike; run {run} is another one",
@@ -135,6 +137,11 @@ def write_run(root: Path, cohort: str, run: str, info: dict[str, Any]) -> None:
             )
         if not known:
             write_json(path, info)
+
+
+def unlike(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """In what two records of a run or of its cases differ that may not. What one of them does not say is no matter."""
+    return [key for key in SAME_RUN if key in one and key in other and one[key] != other[key]]
 
 
 # ---- what is in it ---------------------------------------------------------------------------------
