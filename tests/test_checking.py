@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from tiny import write_bundle, write_cohort
 from agg2exp_core import pipeline
 from agg2exp_core.records import InputError, Method
 from agg2exp_core.settings import SHIPPED
-from agg2exp_core.store import catalog, cohorts, lists, queries, region_sets, results
+from agg2exp_core.store import catalog, cohorts, lists, parquet_cache, queries, region_sets, results
 from agg2exp_core.store.checking import check_root
 
 RUN = "tiny-smoothgrad-2-seed3"
@@ -134,3 +135,23 @@ def test_what_is_shipped_is_sound(tmp_path) -> None:
     for part in ("runs", "label_sets"):
         shutil.copytree(SHIPPED / part, tmp_path / part, ignore=shutil.ignore_patterns("uploads"))
     assert check_root(tmp_path, silent) == []
+
+
+def test_a_case_that_is_replaced_while_it_is_read_stays(root, monkeypatch) -> None:
+    verify, looks = results.verify, iter([["saliency/heart.nii.gz is damaged"]])
+    monkeypatch.setattr(results, "verify", lambda folder, *only: next(looks, None) or verify(folder, *only))
+    assert check_root(root, silent) == [] and explained(root) == ["one", "two"]
+    assert not (root / "quarantine").exists()
+
+
+def test_caches_are_there_while_they_are_built_again(root, monkeypatch) -> None:
+    con, read = catalog.connect(root), parquet_cache._read_case
+    counted = "SELECT count(DISTINCT case_id) FROM importance"
+    asked = []
+
+    def asking(*case: Any) -> Any:
+        asked.append(con.execute(counted).fetchone())
+        return read(*case)
+
+    monkeypatch.setattr(parquet_cache, "_read_case", asking)
+    assert check_root(root, silent) == [] and asked == [(2,), (2,)]

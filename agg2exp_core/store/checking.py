@@ -19,7 +19,6 @@ from agg2exp_core.store.lists import damaged_lists
 from agg2exp_core.store.reviews import list_sessions, read_session, read_verdicts
 
 QUARANTINE = "quarantine"
-CACHES = ("importance.parquet", "agreement.parquet")
 Report = Callable[[int, int, str], None]
 
 
@@ -45,29 +44,30 @@ def check_root(root: Path, report: Report) -> list[Finding]:
     cases = [folder for run in runs for folder in sorted((run / "cases").glob("[!.]*")) if folder.is_dir()]
     for number, folder in enumerate(cases):
         report(number, len(cases), f"{folder.parents[2].name}, {folder.parents[1].name}, {folder.name}")
-        if wrong := results.verify(folder):
-            findings.append(_put_aside(root, folder, wrong))
+        if results.verify(folder):
+            findings += _put_aside(root, folder)
     for run in runs:
         findings += _run(root, run)
-        for name in CACHES:
-            (run / name).unlink(missing_ok=True)
-        parquet_cache.current(run)
+        parquet_cache.rebuild(run)
     return findings
 
 
-def _put_aside(root: Path, folder: Path, wrong: list[str]) -> Finding:
+def _put_aside(root: Path, folder: Path) -> Iterator[Finding]:
     """Move a case's folder out of its run; how to compute it again."""
     run = folder.parents[1]
     aside = root / QUARANTINE / run.parent.name / run.name / f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     while aside.exists():
         aside = aside.with_name(f"{aside.name}-again")
-    aside.parent.mkdir(parents=True, exist_ok=True)
     with results.publishing(folder):
+        # Another process may have been replacing it while it was read.
+        if not (wrong := results.verify(folder)):
+            return
+        aside.parent.mkdir(parents=True, exist_ok=True)
         folder.rename(aside)
         sync_folder(folder.parent)
     remedy = f"put aside in {aside.relative_to(root)}; compute it again: {_command(run, folder.name)}"
     told = "; ".join(wrong[:3]) + ("; …" if len(wrong) > 3 else "")
-    return Finding(folder.relative_to(root).as_posix(), told, remedy)
+    yield Finding(folder.relative_to(root).as_posix(), told, remedy)
 
 
 def _run(root: Path, run: Path) -> Iterator[Finding]:

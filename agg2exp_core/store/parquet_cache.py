@@ -116,6 +116,17 @@ def current(run: Path) -> Cache | None:
     return cache
 
 
+def rebuild(run: Path) -> None:
+    """Build a run's cache from its cases alone, in the place of the one that others may be reading."""
+    _known.pop(run, None)
+    if seen := _finished(run / "cases"):
+        _stored(run, _built(run / "cases", seen, _holds_shares(run), None))
+
+
+def _holds_shares(run: Path) -> bool:
+    return read_json(run / "run.json").get("values") == "shares"
+
+
 def _stamp(run: Path) -> tuple[int, ...]:
     return tuple(_mtime(run / name) for name in ("run.json", "cases", "importance.parquet", "agreement.parquet"))
 
@@ -128,7 +139,7 @@ def _mtime(path: Path) -> int:
 
 
 def _looked_up(run: Path) -> Cache | None:
-    shares = read_json(run / "run.json").get("values") == "shares"
+    shares = _holds_shares(run)
     seen = _finished(run / "cases")
     if not seen:
         return None
