@@ -731,6 +731,30 @@ def test_what_does_not_verify_is_left_out_and_told(small: Path, caplog: pytest.L
     assert not queries.cases(con, BASE).set_index("case_id").at["s.01", "explained"]
 
 
+def test_a_file_that_is_brought_back_counts_again(small: Path) -> None:
+    path = small / "runs" / "clinic" / "r" / "cases" / "s.01" / "importance.csv"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    before = catalog.refresh(small)
+    path.write_bytes(whole)
+    parquet_cache._known.clear()
+    assert catalog.refresh(small) != before and _explained(small) == ["s.00", "s.01"]
+
+
+def test_a_passing_error_leaves_no_case_out_for_ever(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(path: Path, columns: dict[str, Any]) -> Any:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parquet_cache, "read_numbers", failing)
+        assert _explained(small) == []
+        stored = _cache(small).stat().st_mtime_ns
+        parquet_cache._known.clear()
+        assert _explained(small) == [] and _cache(small).stat().st_mtime_ns == stored
+    parquet_cache._known.clear()
+    assert _explained(small) == ["s.00", "s.01"]
+
+
 def test_numbers_that_are_not_finite_are_left_out(small: Path) -> None:
     folder = small / "runs" / "clinic" / "r" / "cases" / "s.01"
     with results.case_folder(folder, {"case_id": "s.01"}) as new:

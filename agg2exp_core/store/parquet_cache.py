@@ -13,6 +13,7 @@ import logging
 import os
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -50,6 +51,8 @@ SUMS = NAMES | {
 SHARES = NAMES | {"mass": pa.float64(), "mean": pa.float64()}
 AGREEMENT = {"target": pa.string(), "dice": pa.float64(), "iou": pa.float64()}
 
+UNREADABLE = (InputError, OSError, pa.ArrowException)
+
 Numbers: TypeAlias = Path | pa.Table
 """A Parquet file, or its rows in memory."""
 
@@ -75,7 +78,7 @@ class Content:
     @cached_property
     def fingerprint(self) -> str:
         """Equal for equal sets of cases."""
-        return hashlib.sha256(json.dumps([self.kind, self.seen]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self.kind, self.seen, self.damaged]).encode()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +149,7 @@ def _looked_up(run: Path) -> Cache | None:
     files = run / "importance.parquet", run / "agreement.parquet"
     old = [_content(path) for path in files]
     known = old[0] if old[0] == old[1] and old[0] is not None and old[0].kind == [LAYOUT, shares] else None
-    if known is not None and known.seen == seen:
+    if known is not None and known.seen == seen and not _any_mended(run / "cases", known, shares):
         return Cache(known, *files)
     kept = _kept(files, known, seen) if known is not None else None
     return _stored(run, _built(run / "cases", seen, shares, kept))
@@ -195,7 +198,7 @@ def _sum_file(path: Path) -> Path:
 def _kept(files: tuple[Path, Path], known: Content, seen: dict[str, list[int]]) -> Kept | None:
     """What an older cache holds of cases that have not changed since: a growing run is not read again and again."""
     names = [name for name, status in known.seen.items() if seen.get(name) == status and name not in known.damaged]
-    columns = (SHARES if known.kind[1] else SUMS), AGREEMENT
+    columns = _columns(known.kind[1]), AGREEMENT
     try:
         importance, agreement = (
             _of_cases(pq.read_table(path, columns=[*kinds, "case_id"]), names, kinds)
@@ -213,14 +216,14 @@ def _of_cases(table: pa.Table, names: list[str], columns: dict[str, Any]) -> pa.
 
 def _built(folder: Path, seen: dict[str, list[int]], shares: bool, kept: Kept | None) -> Cache:
     """Both tables, from what is kept and from the CSV files of every other case that verifies."""
-    columns = SHARES if shares else SUMS
+    columns = _columns(shares)
     kept = kept or Kept(frozenset(), _empty(columns), _empty(AGREEMENT))
     importance, agreement, damaged = [kept.importance], [kept.agreement], {}
     for name in seen:
         if name not in kept.cases:
             try:
                 tables = _read_case(folder / name, columns)
-            except (InputError, OSError, pa.ArrowException) as error:
+            except UNREADABLE as error:
                 damaged[name] = " ".join(str(error).split())
             else:
                 importance.append(tables[0])
@@ -235,6 +238,19 @@ def _tell(damaged: dict[str, str], run: str) -> None:
     if damaged:
         some = "; ".join(f"{name}: {reason}" for name, reason in list(damaged.items())[:3])
         logging.warning("run %s: damaged cases left out, %d of them: %s", run, len(damaged), some)
+
+
+def _any_mended(folder: Path, known: Content, shares: bool) -> bool:
+    """Whether a case that could not be read now can: its file is back, or what was wrong has passed."""
+    for name in known.damaged:
+        with suppress(*UNREADABLE):
+            _read_case(folder / name, _columns(shares))
+            return True
+    return False
+
+
+def _columns(shares: int) -> dict[str, Any]:
+    return SHARES if shares else SUMS
 
 
 def _read_case(folder: Path, columns: dict[str, Any]) -> tuple[pa.Table, pa.Table]:
