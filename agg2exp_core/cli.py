@@ -190,7 +190,7 @@ def explain(
 
         def work(item: Case, inner: Report) -> None:
             explaining.cohort_case(cohort, item, inner)
-            if hasattr(report, "finished"):
+            if isinstance(report, JobReport):
                 report.finished(cohort, explaining.run, item.case_id)
 
         # Before the report ends: a job with refused cases is none that is done.
@@ -650,7 +650,7 @@ class JobReport:
     """A Reporter that is called as the terminal's bar is."""
 
     def __init__(self, reporter: Any):
-        self.finished = reporter.finished
+        self.finished, self.skipped = reporter.finished, reporter.skipped
         self._reporter = reporter
 
     def __call__(self, done: int, total: int, note: str) -> None:
@@ -664,13 +664,18 @@ def _each(cases: list[Case], report: Report, work: Callable[[Case, Report], Any]
     """
     refused, fault = [], None
     for index, case in enumerate(cases):
+        steps = 0
 
         def inner(done: int, total: int, note: str, index: int = index, case: Case = case) -> None:
+            nonlocal steps
+            steps += 1
             report(index * total + done, len(cases) * total, f"{case.case_id}, {note}")
 
         inner(0, 1, "starting")
         try:
             work(case, inner)
+            if steps == 1 and isinstance(report, JobReport):
+                report.skipped()
         except Exception as error:
             if len(cases) == 1:
                 raise

@@ -50,6 +50,7 @@ COLUMNS = {
     "values": "`sums`, or `shares` of an imported table",
     "model_hash": "SHA-256 of the weights",
     "cases": "finished scans",
+    "listed": "of them, those that are in the cohort’s list",
     "damaged": "scans that do not verify",
 }
 """Column → its meaning, the same in every view that has it; other columns are metadata of the scans."""

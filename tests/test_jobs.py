@@ -193,6 +193,28 @@ def test_a_fault_in_one_case_does_not_keep_the_others_from_theirs(capsys: pytest
     assert "b: RuntimeError: out of memory" in told and "c: a scan must be sound; got another" in told
 
 
+def test_cases_that_are_there_say_nothing_of_the_time_left(tmp_path: Path, job: str, monkeypatch) -> None:
+    now, left = [1000.0], []
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def work(case: Case, report: Callable[[int, int, str], None]) -> None:
+        for window in range(200 if case.case_id == "19" else 0):
+            report(window, 200, "window")
+            now[0] += 1
+        now[0] += 0.1
+
+    def noted(path: Path, content: dict[str, object]) -> None:
+        files.write_json(path, content)
+        left.append(queue._progress(path.parent)["seconds_left"])
+
+    monkeypatch.setattr(progress, "write_json", noted)
+    with Reporter(tmp_path, job) as reporter:
+        cli._each([Case(str(number), None, None, {}) for number in range(20)], cli.JobReport(reporter), work)
+    told = [seconds for seconds in left if seconds is not None]
+    assert len(told) == 199 and told == pytest.approx(range(199, 0, -1))
+
+
 def test_words_before_the_first_report_are_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _runs(monkeypatch, "import sys\nsys.exit('model must exist; got nothing')", header="")
     job = queue.submit(tmp_path, REQUEST)

@@ -6,14 +6,16 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import streamlit as st
 from pages import texts
 from playwright.sync_api import Browser, expect
 from streamlit.testing.v1 import AppTest
 
 from agg2exp_core.jobs import queue
 from agg2exp_core.jobs.queue import JobState, Request
-from agg2exp_core.records import Method
+from agg2exp_core.records import Method, SumTable
 from agg2exp_core.settings import SHIPPED
 from agg2exp_core.store import cohorts, results
 
@@ -84,6 +86,31 @@ def test_jobs_stand_in_their_order_with_what_can_be_done(monkeypatch, root) -> N
     app.button(key="again_j1").click().run()
     app.button(key="stop_j3").click().run()
     assert [request.case_id for request in asked] == ["two", ""] and stopped == ["j3"]
+
+
+def test_a_result_opens_on_the_page_of_its_case(monkeypatch, root) -> None:
+    went = []
+    monkeypatch.setattr(st, "switch_page", lambda page, query_params: went.append((page.url_path, query_params)))
+    result = {"cohort": "c", "run": RUN, "case_id": "two"}
+    one = JobState("j1", Request("c", "two", "net", Method("gradient"), ("heart",)), 0.0, "done", result=result)
+    drawn(monkeypatch, root, one).button(key="open_j1").click().run()
+    assert went == [("case", {"cohort": "c", "run": RUN, "case": "two", "target": "heart"})]
+
+
+@pytest.mark.parametrize(("waiting", "ended"), [(0, 20), (3, 17), (19, 1), (25, 1)])
+def test_what_ended_leaves_room_for_what_waits(monkeypatch, root, waiting, ended) -> None:
+    jobs = [job(f"q{number}", "queued") for number in range(waiting)]
+    app = drawn(monkeypatch, root, *jobs, *(job(f"e{number}", "cancelled") for number in range(60)))
+    assert f"Ended: {ended} stopped" in [expander.label for expander in app.expander]
+
+
+def test_only_listed_cases_count_as_explained(monkeypatch, root) -> None:
+    for name in ("one", "gone", "two.bak"):
+        with results.case_folder(results.case_path(root, "c", RUN, name), {"case_id": name}) as new:
+            ones = np.ones((1, 2))
+            results.write_importance(new, SumTable(("heart",), ("background", "heart"), ones, ones, np.array([1, 1])))
+    (table,) = drawn(monkeypatch, root).dataframe
+    assert table.value[["scans", "done"]].to_numpy().tolist() == [["1 of 3", pytest.approx(100 / 3)]]
 
 
 def test_a_root_without_anything_says_what_to_do(monkeypatch, tmp_path) -> None:

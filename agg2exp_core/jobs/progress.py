@@ -96,12 +96,16 @@ class Reporter:
         return self
 
     def progress(self, done: int, total: int, note: str = "") -> None:
-        """`done` of `total` steps; time left is judged from the first call on."""
+        """`done` of `total` steps; time left is judged from the first call on, or from the last `skipped`."""
         if self._state["started"] is None:
-            self._state |= {"started": time.time(), "first": done}
+            self._state |= {"started": time.time(), "first": done / max(total, 1)}
         self._state |= {"done": int(done), "total": int(total), "note": note}
         if time.monotonic() - self._written >= 1 / WRITES_PER_SECOND:
             self._write()
+
+    def skipped(self) -> None:
+        """What went last was there already, and says nothing of how long the rest will take."""
+        self._state["started"] = None
 
     def finished(self, cohort: str, run: str, case_id: str) -> None:
         """Where the result lies; call it when the case is on disk."""

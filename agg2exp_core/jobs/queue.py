@@ -189,12 +189,12 @@ def _progress(folder: Path) -> dict[str, Any]:
 
 
 def _seconds_left(progress: dict[str, Any]) -> float | None:
-    """The steps left at the pace so far, less the time since the last report."""
-    started, steps = progress["started"], progress["done"] - progress.get("first", 0)
-    if started is None or steps <= 0:
+    """What is left at the pace so far, less the time since the last report. In shares: cases differ in their steps."""
+    started, share = progress["started"], progress["done"] / max(progress["total"], 1)
+    if started is None or share <= progress["first"]:
         return None
-    pace = (progress["updated"] - started) / steps
-    left = pace * (progress["total"] - progress["done"]) - (time.time() - progress["updated"])
+    pace = (progress["updated"] - started) / (share - progress["first"])
+    left = pace * (1 - share) - (time.time() - progress["updated"])
     return max(float(left), 0.0)
 
 

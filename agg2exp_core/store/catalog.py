@@ -76,7 +76,7 @@ NO_AGREEMENT = "SELECT '' AS case_id, '' AS target, 0.0::DOUBLE AS dice, 0.0::DO
 
 RUN_COLUMNS = {
     **dict.fromkeys(("cohort", "run", "model", "method", "parameters", "label_set", "values"), pa.string()),
-    "model_hash": pa.string(), "cases": pa.int64(), "damaged": pa.int64(),
+    "model_hash": pa.string(), "cases": pa.int64(), "listed": pa.int64(), "damaged": pa.int64(),
 }  # fmt: skip
 ORGAN_COLUMNS = {
     "cohort": pa.string(), "run": pa.string(), "name": pa.string(), "target": pa.bool_(), "position": pa.int64(),
@@ -112,8 +112,7 @@ def connect(root: Path) -> duckdb.DuckDBPyConnection:
     con = duckdb.connect()
     _set_limits(con)
     con.execute("CREATE SCHEMA store")
-    _add_cohorts(con, root)
-    caches = _add_runs(con, root)
+    caches = _add_runs(con, root, _add_cohorts(con, root))
     _add_outliers(con, root)
     _add_lists(con, root)
     _lock(con, caches)
@@ -206,7 +205,8 @@ def _status(path: Path) -> list[Any]:
 # ---- cohorts ---------------------------------------------------------------------------------------
 
 
-def _add_cohorts(con: duckdb.DuckDBPyConnection, root: Path) -> None:
+def _add_cohorts(con: duckdb.DuckDBPyConnection, root: Path) -> dict[str, set[str]]:
+    """The tables and the view of cases. Returns the ids in each cohort's list."""
     texts = {}
     for cohort in list_cohorts(root):
         try:
@@ -219,6 +219,7 @@ def _add_cohorts(con: duckdb.DuckDBPyConnection, root: Path) -> None:
     _insert(con, "store.cohorts", pa.table(counts, pa.schema({"cohort": pa.string(), "cases": pa.int64()})))
     _insert(con, "store.cases", _union(texts))
     con.execute("CREATE VIEW cases AS FROM store.cases")
+    return {cohort: set(table["case_id"]) for cohort, table in texts.items()}
 
 
 def _named(table: pd.DataFrame) -> pd.DataFrame:
@@ -279,7 +280,7 @@ def _run_folders(root: Path) -> Iterator[Path]:
             logging.warning("run %s of cohort %s left out: its run.json is damaged", folder.name, folder.parent.name)
 
 
-def _add_runs(con: duckdb.DuckDBPyConnection, root: Path) -> list[Path]:
+def _add_runs(con: duckdb.DuckDBPyConnection, root: Path, listed: dict[str, set[str]]) -> list[Path]:
     """The views of all runs. Returns the files that they read."""
     rows, organs, places, masked, infos, files = [], [], [], [], [], []
     for folder in _run_folders(root):
@@ -288,7 +289,7 @@ def _add_runs(con: duckdb.DuckDBPyConnection, root: Path) -> list[Path]:
         _add_run(con, place, cache, info.get("values") == "shares")
         files += [part for part in (cache.importance, cache.agreement) if isinstance(part, Path)] if cache else []
         masked += [place] if _add_regions(con, place, folder) else []
-        rows.append(_run_row(place, info, cache))
+        rows.append(_run_row(place, info, cache, listed.get(place[0], set())))
         organs += _organ_rows(place, info, cache, root)
         places.append(place)
         infos.append((place, info))
@@ -380,14 +381,16 @@ def _source(con: duckdb.DuckDBPyConnection, table: str, numbers: Numbers) -> str
     return table
 
 
-def _run_row(place: tuple[str, str], info: dict[str, Any], cache: Cache | None) -> dict[str, Any]:
+def _run_row(place: tuple[str, str], info: dict[str, Any], cache: Cache | None, listed: set[str]) -> dict[str, Any]:
+    sound = cache.content.seen.keys() - cache.content.damaged.keys() if cache else set()
     told = {name: None if info.get(name) is None else str(info[name]) for name in RUN_COLUMNS}
     return told | {
         "cohort": place[0],
         "run": place[1],
         "parameters": json.dumps(info.get("parameters") or {}),
         "values": "shares" if info.get("values") == "shares" else "sums",
-        "cases": cache.content.cases if cache else 0,
+        "cases": len(sound),
+        "listed": len(sound & listed),
         "damaged": len(cache.content.damaged) if cache else 0,
     }
 

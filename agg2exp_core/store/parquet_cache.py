@@ -70,11 +70,6 @@ class Content:
     regions: tuple[str, ...] = ()
     damaged: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def cases(self) -> int:
-        """How many cases are in it."""
-        return len(self.seen) - len(self.damaged)
-
     @cached_property
     def fingerprint(self) -> str:
         """Equal for equal sets of cases."""

@@ -148,7 +148,7 @@ def runs(con: Connection, cohort: str) -> pd.DataFrame:
     """
     _check("cohort", cohort, _cohorts(con))
     table = con.execute("SELECT * FROM runs WHERE cohort = $cohort ORDER BY cases DESC, run", {"cohort": cohort}).df()
-    return table.astype(object).where(table.notna(), None).astype({"cases": int, "damaged": int})
+    return table.astype(object).where(table.notna(), None).astype(dict.fromkeys(("cases", "listed", "damaged"), int))
 
 
 def targets(con: Connection, cohort: str, run: str) -> pd.DataFrame:

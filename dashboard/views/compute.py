@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -136,17 +137,30 @@ def _lately(job: JobState) -> bool:
 
 
 def open_result(job: JobState) -> None:
-    """Let the page's link name what the job computed."""
-    assert job.result is not None
+    """Let the page's link name what the job computed, and draw it."""
     data.forget()
-    for name, value in (("cohort", "cohort"), ("run", "run"), ("case", "case_id")):
-        st.query_params[name] = job.result[value]
-    if job.request.targets:
-        st.query_params["target"] = job.request.targets[0]
+    st.query_params.update(result_link(job))
+    st.rerun(scope="app")
 
 
-def job_card(root: Path, labels: LabelSet, job: JobState, before: int = 0) -> None:
-    """One job: what it is, how far it is, and what can be done about it. before: jobs that were asked for earlier."""
+def result_link(job: JobState) -> dict[str, str]:
+    """The case that a job computed, as a link of the Case page names it."""
+    assert job.result is not None
+    link = {name: job.result[value] for name, value in (("cohort", "cohort"), ("run", "run"), ("case", "case_id"))}
+    return link | ({"target": job.request.targets[0]} if job.request.targets else {})
+
+
+def job_card(
+    root: Path,
+    labels: LabelSet,
+    job: JobState,
+    before: int = 0,
+    opening: Callable[[JobState], None] = open_result,
+) -> None:
+    """One job: what it is, how far it is, and what can be done about it.
+
+    before: jobs that were asked for earlier. opening: shows what a job computed.
+    """
     with st.container(border=True, key=f"job_{job.job_id}", gap="small"):
         st.markdown(_headline(labels, job))
         if not job.finished:
@@ -155,8 +169,7 @@ def job_card(root: Path, labels: LabelSet, job: JobState, before: int = 0) -> No
             _stop_button(root, job)
         elif job.status == "done" and job.result:
             if st.button("Open", key=f"open_{job.job_id}", icon=":material/visibility:"):
-                open_result(job)
-                st.rerun(scope="app")
+                opening(job)
         elif job.status == "failed":
             words.refuse(job.reason)
             with st.container(horizontal=True, gap="small"):

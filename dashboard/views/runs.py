@@ -15,7 +15,7 @@ from agg2exp_core.records import PERTURBING, Method
 from agg2exp_core.settings import data_root, list_models
 from agg2exp_core.store import cohorts
 from dashboard import data, words
-from dashboard.views import choosing, cohort, compute, effort, methods
+from dashboard.views import case, choosing, cohort, compute, effort, methods
 
 SHOWN_JOBS = 20
 NOTHING = "Nothing is being computed. Explain a cohort at the left, or one scan on the Case page."
@@ -91,11 +91,16 @@ def _jobs(root: Path) -> None:
         st.caption(NOTHING)
     for place, job in enumerate(unfinished):
         compute.job_card(root, data.labels(root, job.request.cohort, {}), job, before=place)
-    ended = [job for job in known if job.finished][: SHOWN_JOBS - len(unfinished)]
+    ended = [job for job in known if job.finished][: max(SHOWN_JOBS - len(unfinished), 1)]
     if ended:
         with st.expander(f"Ended: {_counted(ended)}", expanded=not unfinished and ended[0].status == "failed"):
             for job in ended:
-                compute.job_card(root, data.labels(root, job.request.cohort, {}), job)
+                compute.job_card(root, data.labels(root, job.request.cohort, {}), job, opening=_open)
+
+
+def _open(job: JobState) -> None:
+    data.forget()
+    st.switch_page(st.Page(case.page, url_path="case"), query_params=compute.result_link(job))
 
 
 def _counted(ended: list[JobState]) -> str:
@@ -112,7 +117,7 @@ def _finished(root: Path) -> None:
     known = data.cohorts(root)
     for name, scans in zip(known["cohort"], known["cases"].astype(int), strict=True):
         for record in data.run_records(root, name).values():
-            done = int(record["cases"])
+            done = int(record["listed"])
             row = {"cohort": name, "method": choosing.run_title(record), "model": str(record.get("model") or "–")}
             rows.append(row | {"done": 100 * done / max(scans, 1), "scans": f"{done} of {scans}", "run": record["run"]})
     if not rows:
