@@ -759,12 +759,11 @@ def _count_of(refused: list[str], count: int) -> str:
 
 
 def _chosen_cases(root: Path, cohort: str | None, wanted: list[str] | None) -> list[Case]:
-    from agg2exp_core.store.cohorts import find_case, read_cases
+    from agg2exp_core.store.cohorts import find_case, list_cases
 
     if cohort is None:
         raise InputError("say what to work on", "neither --image nor --cohort", "--image FILE --out DIR, or --cohort C")
-    names = wanted or list(read_cases(root, cohort)["case_id"])
-    return [find_case(root, cohort, name) for name in names]
+    return [find_case(root, cohort, name) for name in wanted] if wanted else list_cases(root, cohort)
 
 
 def _check_together(option: str, given: object, companions: dict[str, object]) -> None:

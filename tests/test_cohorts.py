@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from agg2exp_core import volumes
+from agg2exp_core import cli, volumes
 from agg2exp_core.records import InputError, Volume
 from agg2exp_core.store import cohorts
 from agg2exp_core.store.cohorts import Brought
@@ -161,3 +161,12 @@ def test_a_label_map_of_another_grid_is_refused_before_anything_is_listed(tmp_pa
     with pytest.raises(InputError, match="one: labels must lie on the scan's grid"):
         cohorts.add_cohort(tmp_path / "root", "new", scans, Brought(labels))
     assert not (tmp_path / "root").exists()
+
+
+def test_a_command_reads_the_list_of_a_cohort_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names, read = [f"case-{number}" for number in range(50)], []
+    cohorts.write_cases(tmp_path, "c", pd.DataFrame({"case_id": names, "image": "", "label": ""}))
+    read_cases = cohorts.read_cases
+    monkeypatch.setattr(cohorts, "read_cases", lambda *place: read.append(place) or read_cases(*place))
+    assert [case.case_id for case in cli._chosen_cases(tmp_path, "c", None)] == names and len(read) == 1
+    assert [case.case_id for case in cli._chosen_cases(tmp_path, "c", names[3:5])] == names[3:5]
