@@ -9,8 +9,8 @@ ENV PYTHONUNBUFFERED=1 \
 WORKDIR /app
 
 # Requirements alone first: a change of the code does not install torch again.
-COPY requirements.txt ./
-RUN pip install -r requirements.txt
+COPY requirements.txt requirements-nnunet.txt ./
+RUN pip install -r requirements.txt && pip install --no-deps -r requirements-nnunet.txt
 
 COPY . .
 RUN pip install --no-deps -e . \

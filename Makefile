@@ -8,11 +8,12 @@ PYTEST := $(BIN)/python -m pytest -v
 NIIVUE := dashboard/viewer/web/vendor/.fetched
 
 .DEFAULT_GOAL := help
-.PHONY: help dashboard test lint bench precompute pictures clean
+.PHONY: help dashboard test oracle lint bench precompute pictures clean
 
 help:
 	@echo "make dashboard   install, make the demo ready, open the dashboard at http://127.0.0.1:$(PORT)"
 	@echo "make test        install the tools too and run every test"
+	@echo "make oracle      compare nnU-Net models with nnU-Net itself, which this installs beside the rest"
 	@echo "make lint        style, types and the import contracts"
 	@echo "make bench       speed and memory, measured here and now"
 	@echo "make precompute  the demo's run, computed again where data/runs lacks it (about two hours)"
@@ -25,8 +26,13 @@ dashboard: $(VENV)/.package $(NIIVUE)
 
 # The browser tests measure waits, so they have both cores to themselves.
 test: $(VENV)/.tools $(NIIVUE)
-	$(PYTEST) -n 2 --dist loadfile -m "not browser"
+	$(PYTEST) -n 2 --dist loadfile -m "not browser and not oracle"
 	$(PYTEST) -m browser
+
+# Beside the environment, not in it: nnU-Net would ask for another torch.
+oracle: $(VENV)/.tools
+	$(PIP) --no-deps --upgrade --target .oracle -r requirements-oracle.txt
+	PYTHONPATH=.oracle $(PYTEST) -m oracle
 
 lint: $(VENV)/.tools
 	$(BIN)/ruff check .
@@ -61,7 +67,7 @@ pictures: $(VENV)/.tools $(NIIVUE)
 	$(BIN)/python -m docs.pictures
 
 clean:
-	rm -rf $(VENV) dashboard/viewer/web/vendor .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .oracle dashboard/viewer/web/vendor .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -70,8 +76,9 @@ $(VENV)/bin/python:
 		{ echo "Python 3.11 or later is needed, not $$($(PYTHON) -V); name one: make PYTHON=python3.12 …"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-$(VENV)/.requirements: requirements.txt | $(VENV)/bin/python
+$(VENV)/.requirements: requirements.txt requirements-nnunet.txt | $(VENV)/bin/python
 	$(PIP) -r requirements.txt
+	$(PIP) --no-deps -r requirements-nnunet.txt
 	@touch $@
 
 $(VENV)/.package: pyproject.toml $(VENV)/.requirements

@@ -508,7 +508,9 @@ def model_list(data: Root = None) -> None:
 
 @model_app.command("add")
 def model_add(
-    source: Annotated[Path, typer.Argument(help="A MONAI bundle's folder, or a file of weights or TorchScript.")],
+    source: Annotated[
+        Path, typer.Argument(help="Folder of a MONAI bundle or of nnU-Net's training, or a file of weights.")
+    ],
     name: Annotated[str, typer.Option("--name", help="Name of the new model.")],
     labels: Annotated[Path | None, typer.Option("--labels", help="A CSV with id and name of every class.")] = None,
     spacing: Annotated[str, typer.Option("--spacing", help="Of bare weights: mm, such as 1.5,1.5,2.")] = "",
@@ -516,13 +518,15 @@ def model_add(
     intensity: Annotated[
         str, typer.Option("--intensity", help="Of bare weights: the HU scaled to 0 and 1, such as -175,250.")
     ] = "",
+    folds: Annotated[str, typer.Option("--folds", help="Of nnU-Net: folds to take the mean of, such as 0,1.")] = "",
+    mirror: Annotated[bool, typer.Option("--mirror", help="Of nnU-Net: look at mirror images too.")] = False,
     check: Annotated[
         bool, typer.Option(help="Explain a phantom, and measure half precision (see `model check`).")
     ] = True,
     device: Device = "auto",
     data: Root = None,
 ) -> None:
-    """Take in a model: a MONAI bundle as it is, bare weights wrapped into one.
+    """Take in a model: a MONAI bundle as it is, nnU-Net's folders and bare weights wrapped into one.
 
     A config is read as data, and nothing but allowed classes is built. TorchScript (.ts) is code of its author, which
     is run: what touches files is refused, but take it from those you trust.
@@ -535,6 +539,8 @@ def model_add(
         _numbers("--spacing", spacing, 3, 0.01),
         tuple(int(edge) for edge in _numbers("--window", window, 3, 1)),
         _numbers("--intensity", intensity, 2),
+        tuple(fold.strip() for fold in folds.split(",") if fold.strip()),
+        mirror,
     )
     with progress("Taking in") as report:
         report(0, 1, name)

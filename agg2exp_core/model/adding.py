@@ -24,6 +24,7 @@ from agg2exp_core import volumes
 from agg2exp_core.model.bundle import SCRIPTED, WEIGHTS, Bundle, load_weights
 from agg2exp_core.model.config import MOST_VALUES, plain_text
 from agg2exp_core.model.networks import network_def, without_prefixes
+from agg2exp_core.model.nnunet_folder import copy_trained, is_trained_folder
 from agg2exp_core.model.preprocess import load_scan
 from agg2exp_core.organs import BACKGROUND, LabelSet, known_label_sets, made_label_set, write_label_set
 from agg2exp_core.records import InputError, Volume, reason
@@ -41,20 +42,24 @@ class Wrapping:
     """What a bare checkpoint does not say.
 
     labels: a CSV with id and name of every class and, if it likes, group, color and title. spacing: mm. window: voxels.
-    intensity: the HU that were scaled to 0 and 1.
+    intensity: the HU that were scaled to 0 and 1. Of nnU-Net's folders alone: folds to take, all by default; mirrored,
+    whether mirror images are looked at too.
     """
 
     labels: Path | None = None
     spacing: tuple[float, ...] = ()
     window: tuple[int, ...] = ()
     intensity: tuple[float, ...] = ()
+    folds: tuple[str, ...] = ()
+    mirrored: bool = False
 
 
 def add_model(root: Path, source: Path, name: str, wrapping: Wrapping) -> Bundle:
     """Take a model in as `models/<name>`, with a label set of its name where no known one has all its organs.
 
-    source: the folder of a MONAI bundle, or a checkpoint or TorchScript file. InputError: the name is taken, a part is
-    missing or not allowed, or weights, network and class names do not fit; then nothing is written.
+    source: the folder of a MONAI bundle or of nnU-Net's training, or a file of weights or TorchScript. InputError: the
+    name is taken, a part is missing or not allowed, or weights, network and class names do not fit; then nothing is
+    written.
     """
     folder = root / "models" / checked_id("model", name)
     if folder.exists():
@@ -67,18 +72,27 @@ def add_model(root: Path, source: Path, name: str, wrapping: Wrapping) -> Bundle
         raise InputError(
             "--spacing, --window and --intensity go with a bare checkpoint", "a bundle, which names its own"
         )
+    if (wrapping.folds or wrapping.mirrored) and not is_trained_folder(source):
+        raise InputError("--folds and --mirror go with a trained folder of nnU-Net", source.name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as hidden:
         new = Path(hidden) / name
         (new / "configs").mkdir(parents=True)
         (new / "models").mkdir()
-        names = _copied(source, new) if source.is_dir() else _wrapped(source, new, wrapping)
+        names = _taken(source, new, wrapping)
         labels = _named(root, new, names if wrapping.labels is None else _read_names(wrapping.labels))
         _try_chain(Bundle(new))
         if labels.name == name:
             write_label_set(root, labels)
         new.rename(folder)
     return Bundle(folder)
+
+
+def _taken(source: Path, new: Path, wrapping: Wrapping) -> list[str]:
+    """Configs and weights of the new bundle; the names of its classes, where they are told."""
+    if is_trained_folder(source):
+        return copy_trained(source, new, wrapping.folds, wrapping.mirrored)
+    return _copied(source, new) if source.is_dir() else _wrapped(source, new, wrapping)
 
 
 # ---- bundles -------------------------------------------------------------------------------------

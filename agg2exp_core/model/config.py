@@ -22,7 +22,7 @@ from monai.transforms import Transform
 from agg2exp_core.records import InputError
 from agg2exp_core.settings import ALLOWED_VARIABLE, allowed_callables
 
-PACKAGES = ("monai.networks", "monai.transforms", "monai.inferers", "torch.nn")
+PACKAGES = ("monai.networks", "monai.transforms", "monai.inferers", "torch.nn", "agg2exp_core.model.nnunet")
 WRITING = ("Save", "Write")
 """How transforms that write files begin."""
 

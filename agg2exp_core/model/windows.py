@@ -14,6 +14,7 @@ from monai.data.utils import compute_importance_map, dense_patch_slices
 from monai.inferers import SlidingWindowInferer
 from monai.utils import ensure_tuple_rep, fall_back_tuple
 
+from agg2exp_core.model.nnunet import EvenInferer
 from agg2exp_core.records import InputError
 
 
@@ -97,10 +98,13 @@ def plan_windows(inferer: SlidingWindowInferer, shape: tuple[int, ...], like: to
         window if window == size else max(int(window * (1 - share)), 1)
         for window, size, share in zip(roi, padded, overlap, strict=True)
     )
-    slices = tuple(dense_patch_slices(padded, roi, interval))
-    weight = compute_importance_map(
-        roi, mode=inferer.mode, sigma_scale=inferer.sigma_scale, device=like.device, dtype=like.dtype
-    )
+    if isinstance(inferer, EvenInferer):
+        slices, weight = inferer.slices(padded), inferer.weight(like)
+    else:
+        slices = tuple(dense_patch_slices(padded, roi, interval))
+        weight = compute_importance_map(
+            roi, mode=inferer.mode, sigma_scale=inferer.sigma_scale, device=like.device, dtype=like.dtype
+        )
     copied: tuple[torch.Tensor, ...] = ()
     if padded != tuple(shape) and inferer.padding_mode != "constant":
         axes = zip(shape, before, padded, strict=True)

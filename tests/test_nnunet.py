@@ -1,0 +1,324 @@
+"""nnU-Net's trained folders: taken in, they give nnU-Net's own logits, and are explained like any other model."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from command import run
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from monai.data import MetaTensor
+from torch.nn.functional import pad
+
+from agg2exp_core import pipeline
+from agg2exp_core.aggregation.regions import mass
+from agg2exp_core.model.adding import Wrapping, add_model
+from agg2exp_core.model.bundle import Bundle
+from agg2exp_core.model.nnunet import CropToNonzerod, EvenInferer, Folds, ResampleByCubesd
+from agg2exp_core.model.predict import stitched_logits
+from agg2exp_core.model.preprocess import load_scan, scaled
+from agg2exp_core.model.windows import plan_windows
+from agg2exp_core.organs import load_label_set
+from agg2exp_core.records import InputError, Method, Volume
+from agg2exp_core.store import results
+from agg2exp_core.store.cohorts import Case
+from agg2exp_core.volumes import write_volume
+
+OBLIQUE = np.array([[2.9, 0.3, 0.1, -40], [-0.3, 2.4, 0.4, 10], [0.1, -0.3, 4.1, 7], [0, 0, 0, 1.0]])
+BOUNDS = {"percentile_00_5": -900.0, "percentile_99_5": 700.0, "mean": 30.0, "std": 250.0}
+STAGES = {
+    "features_per_stage": [4, 8], "kernel_sizes": [[1, 3, 3], [3, 3, 3]], "strides": [[1, 1, 1], [1, 2, 2]],
+    "n_conv_per_stage_decoder": [1],
+}  # fmt: skip
+DEPTHS = {PlainConvUNet: "n_conv_per_stage", ResidualEncoderUNet: "n_blocks_per_stage"}
+
+Folder = Callable[..., Path]
+
+
+def _plans(kind: type = PlainConvUNet, **changed: Any) -> dict[str, Any]:
+    parts = {
+        "conv_op": "torch.nn.modules.conv.Conv3d", "conv_bias": True, "dropout_op": None, "dropout_op_kwargs": None,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d", "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "nonlin": "torch.nn.LeakyReLU", "nonlin_kwargs": {"inplace": True},
+    }  # fmt: skip
+    architecture = {
+        "network_class_name": f"dynamic_network_architectures.architectures.unet.{kind.__name__}",
+        "arch_kwargs": STAGES | parts | {"n_stages": 2, DEPTHS[kind]: [1, 1]},
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }
+    kwargs = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
+    full = {
+        "data_identifier": "nnUNetPlans_3d_fullres", "preprocessor_name": "DefaultPreprocessor", "batch_size": 2,
+        "patch_size": [8, 16, 16], "spacing": [5.0, 3.0, 3.0], "normalization_schemes": ["CTNormalization"],
+        "use_mask_for_norm": [False], "resampling_fn_data": "resample_data_or_seg_to_shape",
+        "resampling_fn_seg": "resample_data_or_seg_to_shape", "resampling_fn_data_kwargs": kwargs,
+        "resampling_fn_seg_kwargs": kwargs | {"is_seg": True, "order": 1},
+        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+        "resampling_fn_probabilities_kwargs": kwargs | {"order": 1}, "batch_dice": True, "architecture": architecture,
+    }  # fmt: skip
+    return {
+        "dataset_name": "Dataset001_Tiny", "plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2], "label_manager": "LabelManager",
+        "experiment_planner_used": "ExperimentPlanner",
+        "foreground_intensity_properties_per_channel": {"0": BOUNDS},
+        "configurations": {"base": full | changed, "3d_fullres": {"inherits_from": "base"}},
+    }  # fmt: skip
+
+
+DATASET = {
+    "channel_names": {"0": "CT"}, "labels": {"background": 0, "heart": 2, "aorta": 1, "ignore": 3},
+    "numTraining": 2, "file_ending": ".nii.gz",
+}  # fmt: skip
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Folder:
+    """Writes a folder as nnU-Net leaves it, of networks that were not trained."""
+
+    def write(plans: dict[str, Any] | None = None, dataset: dict[str, Any] | None = None, folds: int = 1) -> Path:
+        folder = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+        plans, dataset = plans or _plans(), dataset or DATASET
+        folder.mkdir()
+        (folder / "plans.json").write_text(json.dumps(plans))
+        (folder / "dataset.json").write_text(json.dumps(dataset))
+        for fold in range(folds):
+            (folder / f"fold_{fold}").mkdir()
+            torch.save(_checkpoint(fold), folder / f"fold_{fold}" / "checkpoint_final.pth")
+        return folder
+
+    def _checkpoint(fold: int) -> dict[str, Any]:
+        torch.manual_seed(fold)
+        return {
+            "network_weights": network().state_dict(), "trainer_name": "nnUNetTrainer", "current_epoch": 1,
+            "init_args": {"configuration": "3d_fullres", "fold": fold}, "_best_ema": np.float32(0.5),
+            "inference_allowed_mirroring_axes": (0, 2), "logging": {"losses": [np.float64(0.1), np.float32(0.2)]},
+        }  # fmt: skip
+
+    def network() -> torch.nn.Module:
+        found = Folds("PlainConvUNet", STAGES | {"n_conv_per_stage": [1, 1]}, 3, 1, (2, 1, 0)).folds[0]
+        for parameter in found.parameters():
+            torch.nn.init.normal_(parameter, std=0.4)
+        return found
+
+    return write
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    """Noise on a sound grid, oblique and thick, with an edge of zeros around it."""
+    rng = np.random.default_rng(0)
+    array = np.zeros((22, 26, 15), np.int16)
+    array[2:-1, 3:, 1:] = rng.normal(0, 300, (19, 23, 14))
+    write_volume(tmp_path / "scan.nii.gz", Volume(array, OBLIQUE))
+    return tmp_path / "scan.nii.gz"
+
+
+# ---- parts by hand -----------------------------------------------------------------------------------
+
+
+def test_windows_are_spread_evenly() -> None:
+    inferer = EvenInferer((64, 4, 6), overlap=0.5)
+    windows = inferer.slices((110, 4, 7))
+    starts = [sorted({window[axis].start for window in windows}) for axis in range(3)]
+    assert starts == [[0, 23, 46], [0], [0, 1]] and len(windows) == 6
+    weight = inferer.weight(torch.zeros(1))
+    assert weight.shape == (64, 4, 6) and weight.min() > 0 and weight[32, 2, 3] == weight.max() == 10
+    with pytest.raises(NotImplementedError):
+        inferer(torch.zeros(1, 1, 64, 4, 6), torch.nn.Identity())
+
+
+def test_a_linear_field_is_resampled_to_where_it_lies() -> None:
+    places = np.stack(np.meshgrid(*map(np.arange, (12, 16, 9)), indexing="ij"), axis=-1) @ OBLIQUE[:3, :3].T
+    field = (places + OBLIQUE[:3, 3]) @ np.array([1.0, 2.0, -1.0])
+    image = MetaTensor(torch.tensor(field[None], dtype=torch.float32), affine=torch.tensor(OBLIQUE))
+    moved = ResampleByCubesd("image", (2.0, 3.5, 3.0), far=False)({"image": image})["image"]
+    affine = np.asarray(moved.affine)
+    assert moved.shape == (1, 18, 11, 12)
+    places = np.stack(np.meshgrid(*map(np.arange, moved.shape[1:]), indexing="ij"), axis=-1) @ affine[:3, :3].T
+    expected = (places + affine[:3, 3]) @ np.array([1.0, 2.0, -1.0])
+    inner = (slice(3, -3),) * 3
+    np.testing.assert_allclose(moved[0].numpy()[inner], expected[inner], atol=0.05)
+
+
+@pytest.mark.parametrize(("own", "far"), [((1.0, 1.0, 3.5), True), ((1.0, 1.0, 3.0), False), ((4.0, 4.0, 1.0), False)])
+def test_thick_slices_are_taken_from_the_nearest(own: tuple[float, ...], far: bool) -> None:
+    rng = np.random.default_rng(0)
+    image = MetaTensor(torch.tensor(rng.normal(size=(1, 5, 6, 4)), dtype=torch.float32), affine=torch.diag(
+        torch.tensor([*own, 1.0], dtype=torch.float64)
+    ))  # fmt: skip
+    spacing = (*own[:2], own[2] / 2)
+    moved = ResampleByCubesd("image", spacing)({"image": image})["image"].numpy()[0]
+    assert moved.shape == (5, 6, 8)
+    np.testing.assert_array_equal(np.abs(moved[..., ::2] - moved[..., 1::2]).max() == 0, far)
+
+
+def test_the_crop_keeps_all_but_zeros() -> None:
+    voxels = torch.zeros(1, 6, 5, 4)
+    voxels[0, 1, 2, 0], voxels[0, 3, 2, 2] = -1000, 5
+    cropped = CropToNonzerod("image")({"image": MetaTensor(voxels)})["image"]
+    assert cropped.shape == (1, 3, 1, 3) and np.asarray(cropped.affine)[:3, 3].tolist() == [1, 2, 0]
+
+
+def test_folds_and_mirror_images_are_averaged() -> None:
+    torch.manual_seed(0)
+    stages = STAGES | {"n_blocks_per_stage": [1, 1]}
+    both = Folds("ResidualEncoderUNet", stages, 3, 2, (2, 0, 1), (1,))
+    image = torch.randn(1, 1, 16, 8, 12)  # of which the network sees (12, 16, 8)
+    turned = image.permute(0, 1, 4, 2, 3)
+    logits = [net(turned) for net in both.folds] + [net(turned.flip(3)).flip(3) for net in both.folds]
+    torch.testing.assert_close(both(image), torch.stack(logits).mean(0).permute(0, 1, 3, 4, 2))
+
+
+# ---- whole folders -----------------------------------------------------------------------------------
+
+
+def _logits(root: Path, folder: Path, scan: Path, wrapping: Wrapping) -> np.ndarray:
+    """(classes, I, J, K) on the model's grid, stitched by the windows of the bundle."""
+    bundle = add_model(root, folder, "tiny", wrapping)
+    image = load_scan(bundle, scan)
+    plan = plan_windows(bundle.inferer(), tuple(image.voxels.shape[1:]), image.voxels)
+    logits = torch.empty(len(bundle.classes), *plan.shape)
+    for place, part in stitched_logits(bundle.network(torch.device("cpu")), plan, image.voxels[0]):
+        logits[(slice(None), *place)] = part
+    return logits.numpy()
+
+
+def test_a_folder_is_taken_in_and_explained(tmp_path: Path, trained: Folder, scan: Path) -> None:
+    root = tmp_path / "root"
+    folder = trained(folds=2)
+    assert run("model", "add", folder, "--name", "tiny", "--no-check", "--data", root) == 0
+    bundle = Bundle(root / "models" / "tiny")
+    assert bundle.classes == ("background", "aorta", "heart") and bundle.label_set == "thorax17"
+    assert scaled(bundle, -1024) == pytest.approx((-900 - 30) / 250)
+    image = load_scan(bundle, scan).voxels
+    assert image.shape[1:] == (18, 19, 12)  # of 19 x 23 x 14 voxels of 2.9 x 2.4 x 4.1 mm
+    logits = _stitched(bundle, image.requires_grad_())
+    prediction = logits.argmax(0)
+    target = int(prediction.flatten().bincount(minlength=3)[1:].argmax()) + 1
+    expected = torch.autograd.grad((logits[target] * (prediction == target)).sum(), image)[0][0]
+
+    plan = pipeline.Plan("tiny", Method("gradient"), (bundle.classes[target],), saliency="float32")
+    pipeline.Explaining(root, plan).case(Case("c", scan, None, {}), tmp_path / "out", lambda *_: None)
+    assert mass(results.read_importance(tmp_path / "out"), "abs").sum() == pytest.approx(1, abs=1e-6)
+    found = nib.load(tmp_path / "out" / "saliency" / f"{bundle.classes[target]}.nii.gz").get_fdata()
+    assert np.abs(found - expected.numpy()).sum() <= 1e-4 * expected.abs().sum().item()
+
+
+def _stitched(bundle: Bundle, image: torch.Tensor) -> torch.Tensor:
+    """Logits (classes, I, J, K) of a scan (1, I, J, K) larger than a window, by nnU-Net's formula."""
+    network, inferer = bundle.network(torch.device("cpu")), bundle.inferer()
+    assert isinstance(inferer, EvenInferer)
+    sums, weights, weight = 0.0, torch.zeros(image.shape[1:]), inferer.weight(image.detach())
+    for window in inferer.slices(image.shape[1:]):
+        logits = network(image[(slice(None), *window)][None])[0] * weight
+        edges = zip(reversed(window), reversed(image.shape[1:]), strict=True)
+        sums = sums + pad(logits, [n for edge, size in edges for n in (edge.start, size - edge.stop)])
+        weights[window] += weight
+    return sums / weights
+
+
+def test_older_plans_tell_the_same_network(tmp_path: Path, trained: Folder, scan: Path) -> None:
+    old = _plans()
+    base = old["configurations"]["base"]
+    del base["architecture"]
+    base |= {
+        "UNet_class_name": "PlainConvUNet", "UNet_base_num_features": 4, "unet_max_num_features": 320,
+        "n_conv_per_stage_encoder": [1, 1], "n_conv_per_stage_decoder": [1], "num_pool_per_axis": [0, 1, 1],
+        "pool_op_kernel_sizes": STAGES["strides"], "conv_kernel_sizes": STAGES["kernel_sizes"],
+    }  # fmt: skip
+    folder = trained()
+    new = _logits(tmp_path / "new", folder, scan, Wrapping())
+    (folder / "plans.json").write_text(json.dumps(old))
+    np.testing.assert_array_equal(_logits(tmp_path / "old", folder, scan, Wrapping()), new)
+
+
+@pytest.mark.parametrize(
+    ("plans", "dataset", "told"),
+    [
+        ({"num_stages": 3}, DATASET, "must be of nnU-Net v2"),
+        (_plans(previous_stage="3d_lowres"), DATASET, "stand on its own"),
+        (_plans(patch_size=[32, 32]), DATASET, "3D"),
+        (_plans(normalization_schemes=["RGBTo01Normalization"]), DATASET, "CTNormalization"),
+        (_plans(normalization_schemes=["ZScoreNormalization"], use_mask_for_norm=[True]), DATASET, "of the whole scan"),
+        (_plans(resampling_fn_data="resample_torch_fornnunet"), DATASET, "cubic splines"),
+        (_plans() | {"image_reader_writer": "NaturalImage2DIO"}, DATASET, "SimpleITKIO"),
+        (_plans(), DATASET | {"channel_names": {"0": "T1", "1": "T2"}}, "one channel; got 2: T1, T2"),
+        (_plans(), DATASET | {"labels": {"background": 0, "whole": [1, 2], "core": 2}}, "overlapping regions"),
+        (_plans(), DATASET | {"labels": {"background": 0, "heart": 2}}, "count from 0"),
+        (_plans(), DATASET | {"labels": {"background": 0, "heart": 1}}, "fold_0: decoder.seg_layers.0.weight"),
+        (_plans(architecture={"network_class_name": "a.Primus", "arch_kwargs": {}}), DATASET, "PlainConvUNet"),
+    ],
+)  # fmt: skip
+def test_a_folder_that_does_not_serve_is_refused_in_one_line(
+    tmp_path: Path, trained: Folder, plans: dict[str, Any], dataset: dict[str, Any], told: str
+) -> None:
+    folder = trained(plans, dataset)
+    with pytest.raises(InputError, match=re.escape(told)):
+        add_model(tmp_path / "root", folder, "tiny", Wrapping())
+    assert not list((tmp_path / "root" / "models").iterdir())
+
+
+def test_folds_must_be_there_and_hold_weights(tmp_path: Path, trained: Folder) -> None:
+    with pytest.raises(InputError, match="folds must be there; got none 1"):
+        add_model(tmp_path, trained(), "tiny", Wrapping(folds=("1",)))
+    checkpoint = next(tmp_path.glob("nnUNet*/fold_0/*.pth"))
+    checkpoint.write_bytes(b"no checkpoint")
+    with pytest.raises(InputError, match="weights must be readable"):
+        add_model(tmp_path, checkpoint.parents[1], "tiny", Wrapping())
+    checkpoint.unlink()
+    with pytest.raises(InputError, match="needs a trained fold"):
+        add_model(tmp_path, checkpoint.parents[1], "tiny", Wrapping())
+    with pytest.raises(InputError, match="go with a trained folder"):
+        add_model(tmp_path, checkpoint.parent, "tiny", Wrapping(mirrored=True))
+
+
+def test_totalsegmentators_names_get_its_label_set(tmp_path: Path, trained: Folder) -> None:
+    names = load_label_set("totalsegmentator").names[:3]
+    folder = trained(dataset=DATASET | {"labels": {name: number for number, name in enumerate(names)}})
+    assert add_model(tmp_path / "root", folder, "tiny", Wrapping()).label_set == "totalsegmentator"
+
+
+# ---- the oracle --------------------------------------------------------------------------------------
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+    ("plans", "folds", "mirrored"),
+    [
+        (_plans(), 1, False), (_plans(), 2, True), (_plans() | {"transpose_forward": [1, 0, 2]}, 1, True),
+        (_plans(spacing=[2.0, 3.0, 3.0]), 1, False), (_plans(spacing=[12.0, 3.0, 3.0]), 1, False),
+        (_plans(normalization_schemes=["ZScoreNormalization"]), 1, False),
+    ],
+    ids=["plain", "folds and mirror images", "axes turned", "finer", "thicker", "z scores"],
+)  # fmt: skip
+def test_logits_are_those_of_nnunet_itself(
+    tmp_path: Path, trained: Folder, scan: Path, monkeypatch: pytest.MonkeyPatch, plans: dict[str, Any], folds: int,
+    mirrored: bool,
+) -> None:  # fmt: skip
+    folder = trained(plans, folds=folds)
+    ours = _logits(tmp_path / "root", folder, scan, Wrapping(mirrored=mirrored))
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(tmp_path))
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    # It sums in half precision, which rounds logits near a scan's corners, where weights are small, to whole numbers.
+    monkeypatch.setattr(torch, "half", torch.float32)
+    theirs = nnUNetPredictor(
+        use_mirroring=mirrored, perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False
+    )
+    theirs.initialize_from_trained_model_folder(str(folder), tuple(range(folds)))
+    voxels, told = SimpleITKIO().read_images([str(scan)])
+    chain = theirs.configuration_manager.preprocessor_class(verbose=False)
+    managers = theirs.plans_manager, theirs.configuration_manager, theirs.dataset_json
+    data, _, _ = chain.run_case_npy(voxels, None, told, *managers)
+    logits = theirs.predict_logits_from_preprocessed_data(torch.from_numpy(data)).numpy()
+    axes = [2 - place for place in plans["transpose_forward"]]
+    np.testing.assert_allclose(ours, logits.transpose(0, *(axes.index(axis) + 1 for axis in range(3))), atol=1e-4)
