@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import nrrd
 import numpy as np
 import pandas as pd
@@ -247,6 +248,24 @@ def test_what_is_wrong_or_odd_is_told_case_by_case(root) -> None:
     assert holding_all(checked, THORAX, "heart,aorta") == ["a", "b"] and holding_all(checked, THORAX, "all") == []
     with pytest.raises(InputError, match="liver"):
         holding_all(checked, THORAX, "liver")
+
+
+def test_a_scan_is_the_same_however_it_is_stored(tmp_path) -> None:
+    """Along other axes, as other numbers, with another text in its header."""
+    array = np.random.default_rng(0).integers(-1000, 1000, (40, 40, 10)).astype(np.int16)
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    (tmp_path / "scans").mkdir()
+    for name in "abc":
+        volumes.write_volume(tmp_path / "scans" / f"{name}.nii.gz", Volume(array + ord(name), affine))
+    turned = np.ascontiguousarray(np.transpose(array + ord("a"), (2, 0, 1)))
+    volumes.write_volume(tmp_path / "scans" / "d.nii.gz", Volume(turned, affine[:, [2, 0, 1, 3]]))
+    again = nib.load(tmp_path / "scans" / "a.nii.gz")
+    again.header["descrip"] = b"saved again"
+    again.set_data_dtype(np.float32)
+    nib.save(again, tmp_path / "scans" / "e.nii.gz")
+    cohorts.add_cohort(tmp_path / "root", "c", tmp_path / "scans")
+    odd = check_cohort(tmp_path / "root", "c", THORAX, silent).table.set_index("case_id")["odd"]
+    assert odd.to_dict() == {"a": "", "b": "", "c": "", "d": "the voxels of a", "e": "the voxels of a"}
 
 
 def test_the_command_prints_a_table_saves_a_list_and_fails_where_something_is_wrong(root, capsys) -> None:

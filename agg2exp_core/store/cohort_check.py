@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,12 @@ import pandas as pd
 
 from agg2exp_core import volumes
 from agg2exp_core.organs import BACKGROUND, LabelSet
-from agg2exp_core.records import InputError
+from agg2exp_core.records import InputError, Volume
 from agg2exp_core.store.cohorts import Case, list_cases
 
 COLUMNS = ("case_id", "shape", "spacing_mm", "extent_mm", "lowest", "highest", "organs", "wrong", "odd")
+"""Shape and spacing along the stored axes, extent from left to right, back to front and foot to head."""
+
 THICK_MM, STRETCHED = 5.0, 4.0
 """Voxel edges above it, and longest against shortest edge above it, are odd."""
 
@@ -74,19 +77,20 @@ def _looked_at(
 ) -> dict[str, object]:
     if case.image is None:
         raise InputError("a case needs an image", "none")
-    volume = volumes.read_volume(case.image)
-    edges = np.array(volume.spacing)
+    header, volume = volumes.check_header(case.image), volumes.to_ras(volumes.read_volume(case.image))
+    edges = np.array(header.spacing)
     low, high = float(volume.array.min()), float(volume.array.max())
     odd = [f"voxels of {edges.max():.3g} mm"] if edges.max() > THICK_MM else []
     stretch = edges.max() / edges.min()
     odd += [f"voxels {stretch:.1f} times as long as wide"] if stretch > STRETCHED else []
     odd += ["values without air: no HU?"] if low > LEAST_AIR else []
-    odd += [f"the voxels of {other}"] if (other := seen.get(digest := volumes.content_sha256(case.image))) else []
+    odd += [f"the voxels of {other}"] if (other := seen.get(digest := _digest(volume))) else []
     seen.setdefault(digest, case.case_id)
-    row: dict[str, object] = {"shape": "×".join(map(str, volume.array.shape)), "lowest": low, "highest": high}
-    row |= {"spacing_mm": _numbers(edges), "extent_mm": _numbers(edges * volume.array.shape)}
+    row: dict[str, object] = {"shape": "×".join(map(str, header.shape)), "lowest": low, "highest": high}
+    extent = np.array(volume.spacing) * volume.array.shape
+    row |= {"spacing_mm": _numbers(edges), "extent_mm": _numbers(extent)}
     if case.label is not None:
-        held = _organs(case.label, volume, labels)
+        held = _organs(case.label, header, labels)
         holding[case.case_id] = held
         row["organs"] = len(held)
         lacking = [organ.title for organ in labels.organs if organ.name not in held and organ.name != BACKGROUND]
@@ -94,7 +98,15 @@ def _looked_at(
     return row | {"odd": "; ".join(odd)}
 
 
-def _organs(path: Path, scan: volumes.Volume, labels: LabelSet) -> frozenset[str]:
+def _digest(volume: Volume) -> str:
+    """Tells voxels and where they lie apart, however they are stored."""
+    # Rounded, for the sform and the qform of one scan differ a little; + 0.0, for −0.0 has other bytes.
+    digest = hashlib.sha256((volume.affine.round(2) + 0.0).tobytes())
+    digest.update(volume.array.data)
+    return digest.hexdigest()
+
+
+def _organs(path: Path, scan: volumes.ScanHeader, labels: LabelSet) -> frozenset[str]:
     """The organs that have a voxel. InputError: another grid, or values that the label set does not have."""
     names = {organ.id: organ.name for organ in labels.organs}
     found = np.flatnonzero(np.bincount(volumes.read_labels(path, like=scan).array.reshape(-1)))
