@@ -512,7 +512,9 @@ def model_add(
         Path, typer.Argument(help="Folder of a MONAI bundle or of nnU-Net's training, or a file of weights.")
     ],
     name: Annotated[str, typer.Option("--name", help="Name of the new model.")],
-    labels: Annotated[Path | None, typer.Option("--labels", help="A CSV with id and name of every class.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option("--labels", help="A CSV: id and name of every class, maybe group, color and title.")
+    ] = None,
     spacing: Annotated[str, typer.Option("--spacing", help="Of bare weights: mm, such as 1.5,1.5,2.")] = "",
     window: Annotated[str, typer.Option("--window", help="Of bare weights: voxels, such as 96,96,96.")] = "",
     intensity: Annotated[

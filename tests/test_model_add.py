@@ -29,7 +29,7 @@ from agg2exp_core.model.adding import Wrapping, add_model
 from agg2exp_core.model.bundle import Bundle, load_weights
 from agg2exp_core.model.networks import misfit, network_def, without_prefixes
 from agg2exp_core.model.preprocess import AIR_HU, scaled
-from agg2exp_core.organs import load_label_set
+from agg2exp_core.organs import Organ, load_label_set
 from agg2exp_core.records import InputError, Method, Volume
 from agg2exp_core.settings import ALLOWED_VARIABLE, list_models
 from agg2exp_core.store import results
@@ -277,6 +277,40 @@ def test_a_network_is_told_by_its_tensors(name) -> None:
 def labels_file(folder: Path, *names: str) -> Path:
     (folder / "labels.csv").write_text("id,name\n" + "".join(f"{n},{name}\n" for n, name in enumerate(names)))
     return folder / "labels.csv"
+
+
+def described(folder: Path, *lines: str) -> Wrapping:
+    torch.save(NETWORKS["UNet"]().state_dict(), folder / "best.pth")
+    (folder / "labels.csv").write_text("\n".join(["id,name,group,color,title", *lines]))
+    return Wrapping(folder / "labels.csv", (5.0,) * 3, (32,) * 3, (-175.0, 250.0))
+
+
+@pytest.mark.parametrize("name", ["lesion", "heart"])
+def test_labels_tell_group_color_and_title(tmp_path, name) -> None:
+    wrapping = described(tmp_path, f"1,{name},pathology,#ff0000,My lesion", "0,background,,,")
+    bundle = add_model(tmp_path, tmp_path / "best.pth", "bare", wrapping)
+    labels = load_label_set("bare", tmp_path)
+    assert bundle.label_set == "bare" and labels[name] == Organ(1, name, "pathology", "#ff0000", "My lesion")
+    assert labels["background"].color == load_label_set("thorax17")["background"].color
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (("0,background,,,", "1,lesion,,red,"), "#rrggbb"), (("0,lesion,,,", "1,lesion,,,"), "there once"),
+        (("0,background,,,", "2,lesion,,,"), "count from 0"), (("0,background,,,", "b,lesion,,,"), "whole numbers"),
+    ],
+)  # fmt: skip
+def test_labels_that_do_not_serve_are_refused(tmp_path, lines, told) -> None:
+    with pytest.raises(InputError, match=told):
+        add_model(tmp_path, tmp_path / "best.pth", "bare", described(tmp_path, *lines))
+
+
+def test_a_models_own_label_set_hides_no_other(tmp_path) -> None:
+    wrapping = described(tmp_path, "0,background,,,", "1,lesion,,,")
+    with pytest.raises(InputError, match="no other set has; got 'thorax17'"):
+        add_model(tmp_path, tmp_path / "best.pth", "thorax17", wrapping)
+    assert len(load_label_set("thorax17", tmp_path).names) == 17
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

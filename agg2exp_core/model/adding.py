@@ -1,6 +1,7 @@
 """Models that come from elsewhere: bundles are taken in, bare checkpoints and TorchScript are wrapped into one.
 
-Nothing of them is run before it was read as data (see `config`), and nothing is left in `models/` unless all fits.
+Nothing of them is run before it was read as data (see `config` and `script`), and nothing is left in `models/` unless
+all fits.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ from agg2exp_core.tables import read_table
 
 CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors", SCRIPTED)
 CONFIGS = ("inference.json", "inference.yaml", "inference.yml")
+LOOKS = ("group", "color", "title")
+"""What labels may tell of a class beside its name; they then make a label set of the model's own."""
+
+COLOR = re.compile("#[0-9A-Fa-f]{6}")
 TRIED = 64
 """Edge in voxels, at most, of the window that a new network is tried on first."""
 
@@ -80,7 +85,8 @@ def add_model(root: Path, source: Path, name: str, wrapping: Wrapping) -> Bundle
         (new / "configs").mkdir(parents=True)
         (new / "models").mkdir()
         names = _taken(source, new, wrapping)
-        labels = _named(root, new, names if wrapping.labels is None else _read_names(wrapping.labels))
+        told = {} if wrapping.labels is None else _read_labels(wrapping.labels)
+        labels = _named(root, new, list(told) or names, told)
         _try_chain(Bundle(new))
         if labels.name == name:
             write_label_set(root, labels)
@@ -160,7 +166,7 @@ def _read_config(path: Path) -> dict[str, Any]:
             one, count = left.pop(), count + 1
             left.extend(one.values() if isinstance(one, dict) else one if isinstance(one, list) else ())
         if left or not isinstance(content, dict):
-            raise ValueError(f"no object of up to {MOST_VALUES} values")
+            raise ValueError(f"not an object of at most {MOST_VALUES} values")
         return json.loads(json.dumps(content, default=str))
     except Exception as error:  # MONAI hands on whatever its JSON and YAML readers raise
         got = f"{path.name}: {' '.join(str(error).split())[:200]}"
@@ -242,24 +248,27 @@ def _chain(wrapping: Wrapping) -> dict[str, Any]:
     }
 
 
-def _read_names(path: Path) -> list[str]:
-    """Names of a CSV with the columns id and name, in the order of the ids, which begin with 0."""
-    table = read_table(path, ("id", "name"))
+def _read_labels(path: Path) -> dict[str, dict[str, str]]:
+    """Names of a CSV with the columns id and name, in the order of the ids from 0 on, and the LOOKS it gives each."""
+    rows = read_table(path, ("id", "name")).to_dict("records")
     try:
-        rows = [(int(number), str(name)) for number, name in table[["id", "name"]].to_numpy().tolist()]
+        rows.sort(key=lambda row: int(row["id"]))
     except ValueError:
         raise InputError("ids of --labels must be whole numbers", path.name) from None
-    if [number for number, _ in sorted(rows)] != list(range(len(rows))):
-        raise InputError(
-            "ids of --labels must count from 0, each once", f"{sorted(number for number, _ in rows)[:5]} …"
-        )
-    return [name for _, name in sorted(rows)]
+    if [int(row["id"]) for row in rows] != list(range(len(rows))):
+        raise InputError("ids of --labels must count from 0, each once", f"{[row['id'] for row in rows[:5]]} …")
+    told = {str(row["name"]): {look: str(row[look]) for look in LOOKS if row.get(look)} for row in rows}
+    if len(told) < len(rows):
+        raise InputError("names of --labels must be there once", f"{len(rows)} rows of {len(told)} names")
+    if odd := [looks["color"] for looks in told.values() if not COLOR.fullmatch(looks.get("color", "#000000"))]:
+        raise InputError("colors of --labels must be hexadecimal", odd[0][:40], "#rrggbb")
+    return told
 
 
 # ---- names ---------------------------------------------------------------------------------------
 
 
-def _named(root: Path, new: Path, names: Sequence[str]) -> LabelSet:
+def _named(root: Path, new: Path, names: Sequence[str], told: dict[str, dict[str, str]]) -> LabelSet:
     """Name the classes in the metadata, once the network was seen to give as many outputs; their label set."""
     outputs = _outputs(new)
     spelled = {organ.name.lower(): organ.name for labels in known_label_sets(root) for organ in labels.organs}
@@ -273,7 +282,8 @@ def _named(root: Path, new: Path, names: Sequence[str]) -> LabelSet:
     if len(set(plain)) < len(plain):
         twice = next(name for name in plain if plain.count(name) > 1)
         raise InputError("classes must have names of their own", twice)
-    labels = _label_set(root, new.name, dict(zip(plain, names, strict=True)))
+    titles = dict(zip(plain, names, strict=True))
+    labels = _label_set(root, new.name, titles, {slug: told.get(name, {}) for slug, name in titles.items()})
     path = new / "configs" / "metadata.json"
     metadata = json.loads(path.read_text(encoding="utf-8"))
     pred = _prediction(metadata)
@@ -287,19 +297,22 @@ def _slug(name: str) -> str:
     return checked_id("class", re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_"))
 
 
-def _label_set(root: Path, name: str, titles: dict[str, str]) -> LabelSet:
-    """A known label set that has all these organs, else one of the model's name with what is known of each."""
+def _label_set(root: Path, name: str, titles: dict[str, str], told: dict[str, dict[str, str]]) -> LabelSet:
+    """A known label set that has all these organs, else one of the model's name with what is known or told of each."""
     known = known_label_sets(root)
     for labels in known:
-        if set(titles) <= set(labels.names):
+        if set(titles) <= set(labels.names) and not any(told.values()):
             return labels
     described = {organ.name: organ for labels in known for organ in labels.organs}
-    made = made_label_set(name, titles)
     organs = []
-    for organ in made.organs:
+    for organ in made_label_set(name, titles).organs:
         title = titles[organ.name] if titles[organ.name] != organ.name else organ.title
-        organs.append(replace(described.get(organ.name, replace(organ, title=title)), id=organ.id))
-    return LabelSet(name, tuple(organs))
+        looks = described.get(organ.name, replace(organ, title=title))
+        organs.append(replace(looks, id=organ.id, **told.get(organ.name, {})))
+    made = LabelSet(name, tuple(organs))
+    if any(labels.name == name and labels != made for labels in known):
+        raise InputError("a model with a label set of its own needs a name that no other set has", repr(name))
+    return made
 
 
 def _outputs(new: Path) -> int:
