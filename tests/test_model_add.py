@@ -715,3 +715,20 @@ def test_a_name_that_is_taken_is_refused(tmp_path, capsys) -> None:
     words = ("model", "add", source, "--name", "new", "--no-check", "--data", tmp_path / "root")
     assert run(*words) == 0 and run(*words) == 2
     assert "a name that is free" in capsys.readouterr().err
+
+
+def test_organs_that_may_overlap_come_in_with_a_background(tmp_path, scan) -> None:
+    """Where no logit is above 0 there is none; where several are, the largest has the voxel."""
+    torch.manual_seed(0)
+    settings, _, network = spleen()
+    sigmoid = {"_target_": "Compose", "transforms": [{"_target_": "Activationsd", "keys": "pred", "sigmoid": True}]}
+    source = write_zoo(
+        tmp_path / "zoo", (settings | {"postprocessing": sigmoid}, {"0": "tumour core", "1": "tumour"}, network)
+    )
+    bundle = add_model(tmp_path, source, "overlapping", Wrapping())
+    assert bundle.classes == ("background", "tumour_core", "tumour")
+    window = torch.rand(2, 1, 32, 32, 32)
+    logits = network.eval()(window)
+    ours = bundle.network(torch.device("cpu"))(window)
+    torch.testing.assert_close(ours[:, 1:], logits)
+    assert torch.equal(ours.argmax(1), torch.where(logits.amax(1) > 0, logits.argmax(1) + 1, 0))

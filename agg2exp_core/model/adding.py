@@ -273,11 +273,12 @@ def _named(root: Path, new: Path, names: Sequence[str], told: dict[str, dict[str
     outputs = _outputs(new)
     spelled = {organ.name.lower(): organ.name for labels in known_label_sets(root) for organ in labels.organs}
     plain = [spelled.get(slug, slug) for slug in map(_slug, names)]
-    if BACKGROUND not in plain[:1] and len(plain) in (1, outputs - 1):
+    alone = outputs == 1 or (BACKGROUND not in plain and _judges_each_by_itself(new))
+    if BACKGROUND not in plain[:1] and (alone or len(plain) in (1, outputs - 1)):
         plain, names = [BACKGROUND, *plain], [BACKGROUND, *names]
     if not plain or plain[0] != BACKGROUND:
         raise InputError("classes must exclude each other, background first", ", ".join(names[:4]) or "no names")
-    if len(plain) != max(outputs, 2):
+    if len(plain) != outputs + alone:
         raise InputError("every output must have a name", f"{len(plain)} names", f"{outputs} outputs")
     if len(set(plain)) < len(plain):
         twice = next(name for name in plain if plain.count(name) > 1)
@@ -290,6 +291,12 @@ def _named(root: Path, new: Path, names: Sequence[str], told: dict[str, dict[str
     pred |= {"num_channels": outputs, "channel_def": {str(number): name for number, name in enumerate(plain)}}
     _write_json(path, metadata | {"label_set": labels.name})
     return labels
+
+
+def _judges_each_by_itself(new: Path) -> bool:
+    """Whether the bundle takes a sigmoid of its logits, so that organs may overlap."""
+    config = json.loads((new / "configs" / "inference.json").read_text(encoding="utf-8"))
+    return '"sigmoid": true' in json.dumps(config.get("postprocessing"))
 
 
 def _slug(name: str) -> str:

@@ -89,7 +89,7 @@ class Bundle:
     def network(self, device: torch.device) -> torch.nn.Module:
         """The trained network in evaluation mode, its parameters frozen: attribution differentiates the input."""
         network = self.bare_network(device)
-        return Opposed(network) if self.one_logit else network
+        return Opposed(network) if self.lacks_background else network
 
     def bare_network(self, device: torch.device) -> torch.nn.Module:
         """The network as it came, with as many outputs as it has."""
@@ -105,10 +105,10 @@ class Bundle:
         return network.to(device).eval()
 
     @property
-    def one_logit(self) -> bool:
-        """Whether the network gives a single output, for the one organ that it segments."""
+    def lacks_background(self) -> bool:
+        """Whether the network gives an output for each organ, and none for what is no organ."""
         outputs = self.metadata.get("network_data_format", {}).get("outputs", {}).get("pred", {})
-        return outputs.get("num_channels") == 1 and len(self.classes) == 2
+        return outputs.get("num_channels") == len(self.classes) - 1
 
     def untrained_network(self) -> torch.nn.Module:
         section = self._section("network_def")
@@ -131,7 +131,11 @@ class Bundle:
 
 
 class Opposed(torch.nn.Module):
-    """A network of one logit as one of two classes: background has the opposite logit, so that 0 parts them."""
+    """A network that judges each organ by itself, as one of classes that exclude each other.
+
+    Background has the opposite of the largest logit, so that it holds where no logit is positive; where organs overlap,
+    the one of the largest logit has the voxel.
+    """
 
     def __init__(self, network: torch.nn.Module):
         super().__init__()
@@ -139,7 +143,7 @@ class Opposed(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         logits = self.network(images)
-        return torch.cat([-logits, logits], dim=1)
+        return torch.cat([-logits.amax(1, keepdim=True), logits], dim=1)
 
 
 def find_bundle(root: Path, model: str) -> Bundle:
