@@ -27,4 +27,4 @@ HEALTHCHECK --interval=30s --timeout=5s --start-period=180s --retries=3 \
     CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8501/_stcore/health', timeout=4)"]
 
 # Inside the container every address is right: what is published, and to whom, `docker run -p` says.
-CMD ["sh", "-c", "agg2exp demo && exec agg2exp dashboard --address 0.0.0.0"]
+CMD ["sh", "-c", "agg2exp demo && exec agg2exp dashboard --address 0.0.0.0 --insecure"]

@@ -24,7 +24,7 @@ from rich.console import Console
 from agg2exp_core import volumes
 from agg2exp_core.jobs.progress import one_line
 from agg2exp_core.records import USUAL_SAMPLES, InputError, Method
-from agg2exp_core.settings import checked_id, data_root, list_models
+from agg2exp_core.settings import checked_id, data_root, is_own_address, list_models
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -90,13 +90,24 @@ def dashboard(
     data: Root = None,
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8501,
     address: Annotated[str, typer.Option(help="127.0.0.1 keeps it on this machine.")] = "127.0.0.1",
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Let other machines in: whoever reaches it sees and changes all.")
+    ] = False,
+    host: Annotated[
+        list[str] | None, typer.Option(help="Another name under which browsers reach it; `*` for any.")
+    ] = None,
 ) -> None:
     """Open the dashboard in the browser."""
+    if not is_own_address(address) and not insecure:
+        allowed = "127.0.0.1, or --insecure where whoever reaches it may see and change all"
+        raise InputError("an address that other machines reach needs --insecure: there is no sign-in", address, allowed)
     script = Path(__file__).resolve().parents[1] / "dashboard" / "server.py"
     os.environ["AGG2EXP_DATA"] = str(data_root(data))
     os.chdir(script.parents[1])  # where Streamlit looks for .streamlit/config.toml
     command = [sys.executable, "-m", "streamlit", "run", str(script)]
     command += [f"--server.port={port}", f"--server.address={address}"]
+    # Of pages elsewhere that rebind their name to this machine, none is among these.
+    command += [f"--server.allowedHosts={name}" for name in ("127.0.0.1", "localhost", address, *(host or ()))]
     os.execv(sys.executable, command)
 
 

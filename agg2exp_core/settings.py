@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from ipaddress import ip_address
 from pathlib import Path
 
 from agg2exp_core.records import InputError
@@ -20,6 +21,14 @@ ID = re.compile(rf"(?!\.+$)[A-Za-z0-9_.-]{{1,{LONGEST_ID}}}")
 def data_root(given: Path | None = None) -> Path:
     """The data root: what was given, else AGG2EXP_DATA, else the shipped data."""
     return Path(given or os.environ.get("AGG2EXP_DATA") or SHIPPED).resolve()
+
+
+def is_own_address(address: str) -> bool:
+    """Whether only this machine reaches what listens there."""
+    try:
+        return address == "localhost" or ip_address(address).is_loopback
+    except ValueError:
+        return False
 
 
 def max_volume_bytes() -> int:

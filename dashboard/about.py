@@ -6,6 +6,8 @@ from importlib import metadata
 
 import streamlit as st
 
+from agg2exp_core.settings import is_own_address
+
 DEFINITIONS = """
 ##### How the numbers are defined
 
@@ -43,6 +45,15 @@ def button() -> None:
     ):
         st.markdown(DEFINITIONS)
         st.caption(f"Agg²Exp Explorer {_version()} · method: Agg²Exp, arXiv 2407.16653".replace("  ", " "))
+
+
+def warn_if_insecure() -> None:
+    """Say that other machines may reach this dashboard, where they do."""
+    if not is_own_address(st.get_option("server.address") or ""):
+        st.sidebar.caption(
+            ":orange-badge[:material/lock_open: Without sign-in]",
+            help="Other machines may reach this dashboard: whoever does sees and changes everything in it.",
+        )
 
 
 def _version() -> str:

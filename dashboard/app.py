@@ -10,6 +10,7 @@ from dashboard.views import case, cohort, compare, outliers, query, review, runs
 st.set_page_config(page_title="Agg²Exp Explorer", page_icon=style.ICON, layout="wide", initial_sidebar_state=350)
 style.apply()
 about.button()
+about.warn_if_insecure()
 pages = [
     st.Page(cohort.page, title="Cohort", icon=":material/groups:", default=True),
     st.Page(case.page, title="Case", icon=":material/person_search:", url_path="case"),

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 import pytest
 import typer
+from command import run
+from pages import APP, opened, texts
 from playwright.sync_api import Browser
 
 from agg2exp_core.cli import app
@@ -91,6 +93,27 @@ def test_the_dashboard_stays_on_this_machine_and_reports_nothing() -> None:
     assert config["browser"]["gatherUsageStats"] is False
 
 
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.0.2.7", "example.org", ""])
+def test_other_machines_are_let_in_only_on_request(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, address: str
+) -> None:
+    started: list[str] = []
+    monkeypatch.setattr("os.execv", lambda _, words: started.extend(words))
+    monkeypatch.setattr("os.chdir", lambda _: None)
+    monkeypatch.setenv("AGG2EXP_DATA", str(tmp_path))
+    assert run("dashboard", "--address", address) == 2 and not started
+    assert "needs --insecure" in capsys.readouterr().err
+    assert run("dashboard", "--address", address, "--insecure", "--host", "reading-room") == 0
+    assert {f"--server.address={address}", "--server.allowedHosts=reading-room"} <= set(started)
+
+
+def test_a_dashboard_that_others_reach_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    badge = "Without sign-in"
+    assert badge not in texts(opened(monkeypatch, tmp_path, APP, {}))
+    monkeypatch.setattr("dashboard.about.is_own_address", lambda address: False)
+    assert badge in texts(opened(monkeypatch, tmp_path, APP, {}))
+
+
 @pytest.mark.browser
 def test_the_browser_asks_no_other_host(chromium: Browser, server: Callable[[Path], str]) -> None:
     asked = set()
@@ -102,7 +125,7 @@ def test_the_browser_asks_no_other_host(chromium: Browser, server: Callable[[Pat
 
 
 def test_requirements_are_pinned() -> None:
-    for name in ("requirements.txt", "requirements-dev.txt"):
+    for name in ("requirements.txt", "requirements-dev.txt", "requirements-nnunet.txt", "requirements-oracle.txt"):
         lines = (PROJECT / name).read_text(encoding="utf-8").splitlines()
         wanted = [line for line in lines if line and not line.startswith(("#", "-r "))]
         assert wanted
