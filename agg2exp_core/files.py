@@ -8,9 +8,9 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 LOCK_POLL_SECONDS = 0.2
 
@@ -73,15 +73,34 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Wait for the file's lock and hold it. The kernel frees it when the process dies in any way."""
+def locked(path: Path, may_try: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Wait for the file's lock and hold it. The kernel frees it when the process dies in any way.
+
+    may_try: asked before each attempt; while it says no, the lock is for others.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                # Polled, because a blocking call would hold back the signal that cancels a job.
-                time.sleep(LOCK_POLL_SECONDS)
+        # Polled, because a blocking call would hold back the signal that cancels a job.
+        while not (may_try() and _acquired(file)):
+            time.sleep(LOCK_POLL_SECONDS)
         yield
+
+
+def _acquired(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def is_locked(path: Path) -> bool:
+    """Whether someone holds the file's lock, in whatever process or container."""
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -17,7 +17,7 @@ from tiny import write_bundle, write_cohort
 
 from agg2exp_core import cli, files, pipeline
 from agg2exp_core.jobs import progress, queue
-from agg2exp_core.jobs.progress import Reporter
+from agg2exp_core.jobs.progress import Cancelled, Reporter
 from agg2exp_core.jobs.queue import Request
 from agg2exp_core.records import InputError, Method
 from agg2exp_core.store import results
@@ -232,8 +232,7 @@ def test_a_process_that_ends_while_it_is_stopped_is_no_fault(tmp_path: Path, mon
     folder = tmp_path / "jobs" / "one"
     folder.mkdir(parents=True)
     files.write_json(folder / "job.json", {})
-    files.write_json(folder / "process.json", {"pid": 2**22 + 1})
-    monkeypatch.setattr(queue, "_alive", lambda folder: True)
+    monkeypatch.setattr(queue, "own_pid", lambda folder: 2**22 + 1)
     queue.cancel(tmp_path, "one")
     assert (folder / "cancel").exists()
 
@@ -256,19 +255,50 @@ def test_cancel_leaves_a_reused_number_alone(tmp_path: Path, monkeypatch: pytest
     assert queue.state(tmp_path, job).status == "done"
 
 
-def test_reporter_writes_at_most_five_times_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lock_of_a_process_is_its_sign_of_life(tmp_path: Path, job: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As another container sees it, where this process has another number or none.
+    monkeypatch.setattr(progress, "process_start", lambda pid: "")
+    monkeypatch.setattr(os, "kill", lambda *a: pytest.fail("a stranger was killed"))
+    with pytest.raises(Cancelled), Reporter(tmp_path, job) as report:
+        report.progress(1, 9)
+        assert queue.state(tmp_path, job).status == "running" and queue.submit(tmp_path, REQUEST) == job
+        queue.cancel(tmp_path, job)
+        assert queue.state(tmp_path, job).status == "running"
+        monkeypatch.setattr(progress, "WRITES_PER_SECOND", 1e9)
+        report.progress(2, 9)
+    assert queue.state(tmp_path, job).status == "cancelled"
+
+
+def test_a_job_that_was_stopped_while_it_waited_does_not_begin(tmp_path: Path, job: str) -> None:
+    queue.cancel(tmp_path, job)
+    with pytest.raises(Cancelled), files.locked(tmp_path / "jobs" / ".turn"), Reporter(tmp_path, job):
+        pytest.fail("it began")
+    assert queue.state(tmp_path, job).status == "cancelled"
+
+
+def test_a_process_that_is_known_by_its_own_report_alone_is_stopped(tmp_path: Path, monkeypatch) -> None:
     _runs(monkeypatch, "time.sleep(20)")
     job = queue.submit(tmp_path, REQUEST)
+    _wait(tmp_path, job, lambda s: s.status == "running")
+    (tmp_path / "jobs" / job / "process.json").unlink()
+    assert queue.state(tmp_path, job).status == "running" and queue.submit(tmp_path, REQUEST) == job
     queue.cancel(tmp_path, job)
+    assert _wait(tmp_path, job, lambda s: s.finished).status == "cancelled"
+
+
+def test_a_free_lock_is_no_sign_of_life(tmp_path: Path) -> None:
+    assert not files.is_locked(tmp_path / "none")
+    with files.locked(tmp_path / "lock"):
+        assert files.is_locked(tmp_path / "lock")
+    assert not files.is_locked(tmp_path / "lock")
+
+
+def test_reporter_writes_at_most_five_times_a_second(tmp_path: Path, job: str, monkeypatch: pytest.MonkeyPatch) -> None:
     writes: list[dict[str, object]] = []
     monkeypatch.setattr(progress, "write_json", lambda path, content: writes.append(dict(content)))
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with Reporter(tmp_path, job) as report:
-            for step in range(10_000):
-                report.progress(step, 10_000)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with Reporter(tmp_path, job) as report:
+        for step in range(10_000):
+            report.progress(step, 10_000)
     assert len(writes) <= 12 and writes[-1]["status"] == "done" and writes[-1]["done"] == 10_000
 
 

@@ -15,12 +15,14 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from agg2exp_core.files import locked, write_json
+from agg2exp_core.files import is_locked, locked, read_json, write_json
 from agg2exp_core.records import InputError
 from agg2exp_core.settings import checked_id
 
 FINISHED = ("done", "failed", "cancelled")
 STATES = ("queued", "running", *FINISHED)
+ALIVE, CANCEL = ".alive", "cancel"
+"""In a job's folder: the lock that its process holds, and what asks it to stop."""
 WRITES_PER_SECOND = 5.0
 
 
@@ -50,6 +52,21 @@ def process_start(pid: int) -> str:
     return f"{boot.read_text().strip()}:{fields[19]}"
 
 
+def own_pid(folder: Path) -> int | None:
+    """The process of a job, while it still is the one that was started and no later one of the same number."""
+    told = read_json(folder / "process.json") or read_json(folder / "progress.json")
+    try:
+        pid, start = int(told["pid"]), str(told["pid_start"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return pid if start and process_start(pid) == start else None
+
+
+def is_alive(folder: Path) -> bool:
+    """Whether a job's process lives: by its lock, which other containers see too, or by its number while it starts."""
+    return is_locked(folder / ALIVE) or own_pid(folder) is not None
+
+
 def one_line(error: BaseException) -> str:
     """What a user is told: an InputError's own words, else the kind of fault and its message."""
     text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
@@ -62,7 +79,7 @@ class Reporter:
     `with Reporter(root, job_id) as report:` waits for its turn (one job computes at a time in one
     data root), then `report.progress(done, total, note)` as often as one likes and
     `report.finished(cohort, run, case_id)` before the block ends. An error inside the block is
-    written down as the reason and raised again; SIGTERM becomes `Cancelled`.
+    written down as the reason and raised again; SIGTERM, or the file `cancel`, becomes `Cancelled`.
     """
 
     def __init__(self, root: Path, job_id: str):
@@ -70,7 +87,7 @@ class Reporter:
         if not (self._folder / "job.json").is_file():
             raise InputError("job must have been submitted", repr(job_id))
         self._written = 0.0
-        self._turn = contextlib.ExitStack()
+        self._held = contextlib.ExitStack()
         self._state: dict[str, Any] = {
             "status": "queued",
             "done": 0,
@@ -85,9 +102,10 @@ class Reporter:
 
     def __enter__(self) -> Reporter:
         signal.signal(signal.SIGTERM, self._cancel)
-        self._write()
         try:
-            self._turn.enter_context(locked(self._folder.parent / ".turn"))
+            self._held.enter_context(locked(self._folder / ALIVE))
+            self._write()
+            self._held.enter_context(locked(self._folder.parent / ".turn", self._may_try))
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
@@ -101,6 +119,7 @@ class Reporter:
             self._state |= {"started": time.time(), "first": done / max(total, 1)}
         self._state |= {"done": int(done), "total": int(total), "note": note}
         if time.monotonic() - self._written >= 1 / WRITES_PER_SECOND:
+            self._check_cancelled()
             self._write()
 
     def skipped(self) -> None:
@@ -121,7 +140,16 @@ class Reporter:
         else:
             self._state |= {"status": "failed", "reason": one_line(error)}
         self._write()
-        self._turn.close()
+        self._held.close()
+
+    def _may_try(self) -> bool:
+        """Whether to ask for the turn now."""
+        self._check_cancelled()
+        return True
+
+    def _check_cancelled(self) -> None:
+        if (self._folder / CANCEL).exists():
+            raise Cancelled
 
     def _cancel(self, number: int, frame: FrameType | None) -> None:
         # A second signal must not break the clean-up that the first one began.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from agg2exp_core.files import locked, read_json, write_json
-from agg2exp_core.jobs.progress import FINISHED, STATES, process_start
+from agg2exp_core.jobs.progress import CANCEL, FINISHED, STATES, is_alive, own_pid, process_start
 from agg2exp_core.records import InputError, Method
 from agg2exp_core.settings import checked_id
 
@@ -93,7 +93,7 @@ def state(root: Path, job_id: str) -> JobState:
     except (KeyError, TypeError, ValueError):
         raise InputError("job must be one that was submitted", repr(job_id)) from None
     # The process first, then what it wrote: one that ends in between is seen with its last words.
-    alive = _alive(folder)
+    alive = is_alive(folder)
     known = replace(JobState(job_id, request, created, "queued"), **_progress(folder))
     return known if known.finished or alive else _died(folder, known)
 
@@ -118,10 +118,10 @@ def cancel(root: Path, job_id: str) -> None:
     folder = _folder(root, job_id)
     if not (folder / "job.json").is_file():
         raise InputError("job must be one that was submitted", repr(job_id))
-    (folder / "cancel").touch()
-    if _alive(folder):
+    (folder / CANCEL).touch()
+    if (pid := own_pid(folder)) is not None:
         with contextlib.suppress(ProcessLookupError):  # it may end at this very moment
-            os.kill(int(read_json(folder / "process.json")["pid"]), signal.SIGTERM)
+            os.kill(pid, signal.SIGTERM)
 
 
 def log(root: Path, job_id: str, most: int = 20_000) -> str:
@@ -148,18 +148,9 @@ def _start(folder: Path, words: list[str]) -> None:
     threading.Thread(target=process.wait, daemon=True).start()
 
 
-def _alive(folder: Path) -> bool:
-    process = read_json(folder / "process.json")
-    try:
-        pid, start = int(process["pid"]), str(process["pid_start"])
-    except (KeyError, TypeError, ValueError):
-        return False
-    return start != "" and process_start(pid) == start
-
-
 def _died(folder: Path, known: JobState) -> JobState:
     """A process that is gone without having said how it ended."""
-    if (folder / "cancel").exists():
+    if (folder / CANCEL).exists():
         status, reason = "cancelled", ""
     elif not (folder / "process.json").exists() and time.time() - known.created < 10:
         status, reason = "queued", ""  # it is being started at this very moment
