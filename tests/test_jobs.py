@@ -286,6 +286,32 @@ def test_a_process_that_is_known_by_its_own_report_alone_is_stopped(tmp_path: Pa
     assert _wait(tmp_path, job, lambda s: s.finished).status == "cancelled"
 
 
+def test_a_process_that_does_not_stop_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _runs(monkeypatch, "time.sleep(20)")
+    job = queue.submit(tmp_path, REQUEST)
+    _wait(tmp_path, job, lambda s: s.status == "running")
+    os.kill(files.read_json(tmp_path / "jobs" / job / "process.json")["pid"], signal.SIGSTOP)
+    queue.cancel(tmp_path, job)
+    assert queue.list_jobs(tmp_path)[0].status == "running"
+    os.utime(tmp_path / "jobs" / job / "cancel", (1e9, 1e9))
+    queue.cancel(tmp_path, job)
+    assert _wait(tmp_path, job, lambda s: s.finished).status == "cancelled"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_stop_that_python_swallows_counts_at_the_next_report(tmp_path: Path, job: str) -> None:
+    class Noisy:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)
+
+    with pytest.raises(Cancelled), Reporter(tmp_path, job) as report:
+        Noisy()
+        os.kill(os.getpid(), signal.SIGTERM)  # a second one breaks nothing
+        report.progress(1, 9)
+    assert queue.state(tmp_path, job).status == "cancelled"
+
+
 def test_a_free_lock_is_no_sign_of_life(tmp_path: Path) -> None:
     assert not files.is_locked(tmp_path / "none")
     with files.locked(tmp_path / "lock"):

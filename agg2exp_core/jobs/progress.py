@@ -86,7 +86,7 @@ class Reporter:
         self._folder = root / "jobs" / checked_id("job", job_id)
         if not (self._folder / "job.json").is_file():
             raise InputError("job must have been submitted", repr(job_id))
-        self._written = 0.0
+        self._written, self._told_to_stop = 0.0, False
         self._held = contextlib.ExitStack()
         self._state: dict[str, Any] = {
             "status": "queued",
@@ -118,6 +118,8 @@ class Reporter:
         if self._state["started"] is None:
             self._state |= {"started": time.time(), "first": done / max(total, 1)}
         self._state |= {"done": int(done), "total": int(total), "note": note}
+        if self._told_to_stop:
+            raise Cancelled  # which Python swallows where the signal comes amid a __del__
         if time.monotonic() - self._written >= 1 / WRITES_PER_SECOND:
             self._check_cancelled()
             self._write()
@@ -153,8 +155,9 @@ class Reporter:
 
     def _cancel(self, number: int, frame: FrameType | None) -> None:
         # A second signal must not break the clean-up that the first one began.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Cancelled
+        if not self._told_to_stop:
+            self._told_to_stop = True
+            raise Cancelled
 
     def _write(self) -> None:
         self._state["updated"] = time.time()

@@ -19,6 +19,9 @@ from agg2exp_core.jobs.progress import CANCEL, FINISHED, STATES, is_alive, own_p
 from agg2exp_core.records import InputError, Method
 from agg2exp_core.settings import checked_id
 
+GRACE_SECONDS = 15.0
+"""A window of a large network takes seconds, in which Python sees no signal."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -103,6 +106,7 @@ def list_jobs(root: Path, limit: int = 100) -> list[JobState]:
     folders = sorted((root / "jobs").glob("[!.]*/job.json"), reverse=True)[:limit]
     jobs = []
     for path in folders:
+        _stop(path.parent)
         try:
             jobs.append(state(root, path.parent.name))
         except InputError:
@@ -111,17 +115,18 @@ def list_jobs(root: Path, limit: int = 100) -> list[JobState]:
 
 
 def cancel(root: Path, job_id: str) -> None:
-    """Ask the job to stop. Nothing happens to a process that merely has the same number by now.
+    """Ask the job to stop; one that has not after GRACE_SECONDS is ended when next the jobs are listed.
+
+    Nothing happens to a process that merely has the same number by now.
 
     InputError when there is no such job.
     """
     folder = _folder(root, job_id)
     if not (folder / "job.json").is_file():
         raise InputError("job must be one that was submitted", repr(job_id))
-    (folder / CANCEL).touch()
-    if (pid := own_pid(folder)) is not None:
-        with contextlib.suppress(ProcessLookupError):  # it may end at this very moment
-            os.kill(pid, signal.SIGTERM)
+    if not (folder / CANCEL).exists():
+        (folder / CANCEL).touch()
+    _stop(folder)
 
 
 def log(root: Path, job_id: str, most: int = 20_000) -> str:
@@ -146,6 +151,17 @@ def _start(folder: Path, words: list[str]) -> None:
     write_json(folder / "process.json", {"pid": process.pid, "pid_start": start})
     # Someone has to take its exit status, else it stays in the process table as a zombie.
     threading.Thread(target=process.wait, daemon=True).start()
+
+
+def _stop(folder: Path) -> None:
+    """Signal a process that was asked to stop: to clean up at first, to end at once when it has not for long."""
+    try:
+        waited = time.time() - (folder / CANCEL).stat().st_mtime
+    except FileNotFoundError:
+        return
+    if (pid := own_pid(folder)) is not None:
+        with contextlib.suppress(ProcessLookupError):  # it may end at this very moment
+            os.kill(pid, signal.SIGKILL if waited > GRACE_SECONDS else signal.SIGTERM)
 
 
 def _died(folder: Path, known: JobState) -> JobState:
