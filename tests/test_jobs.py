@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import command
@@ -130,6 +130,34 @@ def test_one_job_computes_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     _wait(tmp_path, second, lambda s: s.status == "running")
     queue.cancel(tmp_path, second)
     assert _wait(tmp_path, second, lambda s: s.finished).status == "cancelled"
+
+
+def test_jobs_run_and_are_listed_in_the_order_they_were_asked_for(tmp_path: Path, monkeypatch) -> None:
+    _runs(monkeypatch, "with open(sys.argv[1] + '/order', 'a') as file:\n    file.write(sys.argv[2] + chr(10))")
+    with files.locked(tmp_path / "jobs" / ".turn"):
+        jobs = [queue.submit(tmp_path, replace(REQUEST, case_id=f"case_{number}")) for number in range(5)]
+        for job in jobs:
+            _wait(tmp_path, job, lambda s: s.note == "waiting for its turn")
+    for job in jobs:
+        _wait(tmp_path, job, lambda s: s.status == "done")
+    assert (tmp_path / "order").read_text().split() == jobs == sorted(jobs)
+    assert [job.job_id for job in queue.list_jobs(tmp_path)] == jobs[::-1]
+
+
+def test_a_job_that_lives_is_listed_however_many_came_after_it(tmp_path: Path, job: str) -> None:
+    for number in range(5):
+        (tmp_path / "jobs" / f"z{number}").mkdir()
+        files.write_json(tmp_path / "jobs" / f"z{number}" / "job.json", {"created": 0, "request": asdict(REQUEST)})
+    with Reporter(tmp_path, job):
+        assert [job.job_id for job in queue.list_jobs(tmp_path, limit=2)] == ["z4", "z3", job]
+        assert queue.submit(tmp_path, REQUEST) == job
+
+
+def test_what_does_not_change_the_result_makes_no_other_job(tmp_path: Path, job: str) -> None:
+    request = replace(REQUEST, method=Method("gradient", samples=20))
+    files.write_json(tmp_path / "jobs" / job / "job.json", {"created": 0, "request": asdict(request)})
+    with Reporter(tmp_path, job):
+        assert queue.submit(tmp_path, replace(request, method=Method("gradient", samples=4))) == job
 
 
 def test_refusal_is_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

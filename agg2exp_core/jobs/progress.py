@@ -88,6 +88,8 @@ class Reporter:
             raise InputError("job must have been submitted", repr(job_id))
         self._written, self._told_to_stop = 0.0, False
         self._held = contextlib.ExitStack()
+        older = self._folder.parent.glob("[!.]*/job.json")
+        self._before = [path.parent for path in older if path.parent.name < self._folder.name]
         self._state: dict[str, Any] = {
             "status": "queued",
             "done": 0,
@@ -145,9 +147,10 @@ class Reporter:
         self._held.close()
 
     def _may_try(self) -> bool:
-        """Whether to ask for the turn now."""
+        """Whether to ask for the turn: when no job that was asked for earlier lives. Their names are in that order."""
         self._check_cancelled()
-        return True
+        self._before = [folder for folder in self._before if is_alive(folder)]
+        return not self._before
 
     def _check_cancelled(self) -> None:
         if (self._folder / CANCEL).exists():

@@ -9,8 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +65,13 @@ class JobState:
 def submit(root: Path, request: Request) -> str:
     """Start the computation as a process of its own and return its job id.
 
-    A request that equals an unfinished one is that job.
+    A request that asks for just what an unfinished one does is that job.
     """
     with locked(root / "jobs" / ".submit"):
         for job in list_jobs(root):
-            if not job.finished and job.request == request:
+            if not job.finished and asked(job.request) == asked(request):
                 return job.job_id
-        job_id = time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + uuid.uuid4().hex[:6]
+        job_id = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")  # in whose order they take their turns
         folder = root / "jobs" / job_id
         folder.mkdir()
         write_json(folder / "job.json", {"created": time.time(), "request": asdict(request)})
@@ -82,9 +82,14 @@ def submit(root: Path, request: Request) -> str:
 def command(root: Path, job_id: str, request: Request) -> list[str]:
     """The command line that computes the request; it reports to the job by `--job`."""
     words = [sys.executable, "-m", "agg2exp_core", "explain", "--data", str(root)]
-    words += ["--cohort", request.cohort, *(["--case", request.case_id] if request.case_id else [])]
+    return [*words, *asked(request), "--job", job_id]
+
+
+def asked(request: Request) -> list[str]:
+    """The request as options of `agg2exp explain`: equal where the same would be computed."""
+    words = ["--cohort", request.cohort, *(["--case", request.case_id] if request.case_id else [])]
     words += ["--model", request.model, *request.method.options(), "--targets", ",".join(request.targets) or "all"]
-    return [*words, "--device", request.device, "--job", job_id]
+    return [*words, "--device", request.device]
 
 
 def state(root: Path, job_id: str) -> JobState:
@@ -102,13 +107,16 @@ def state(root: Path, job_id: str) -> JobState:
 
 
 def list_jobs(root: Path, limit: int = 100) -> list[JobState]:
-    """The jobs of this data root, newest first. Folders that hold no job are passed over."""
-    folders = sorted((root / "jobs").glob("[!.]*/job.json"), reverse=True)[:limit]
+    """The jobs of this data root, newest first: so many of them, and all that live.
+
+    Folders that hold no job are passed over.
+    """
+    folders = [path.parent for path in sorted((root / "jobs").glob("[!.]*/job.json"), reverse=True)]
     jobs = []
-    for path in folders:
-        _stop(path.parent)
+    for folder in [*folders[:limit], *filter(is_alive, folders[limit:])]:
+        _stop(folder)
         try:
-            jobs.append(state(root, path.parent.name))
+            jobs.append(state(root, folder.name))
         except InputError:
             continue
     return jobs
