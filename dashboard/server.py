@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
+from dashboard import start
 from dashboard.viewer import addresses
 
-app = st.App("app.py", routes=addresses.routes())
+app = st.App("app.py", routes=[*addresses.routes(), *start.routes()])

@@ -22,7 +22,9 @@ CSS = """
 [data-testid="stSidebarContent"] { padding-left: 1rem; padding-right: 1rem; }
 [data-testid="stSidebarUserContent"] { padding: 0 0 1rem 0; }
 [data-testid="stSidebar"] [data-testid="stSelectbox"] * { font-size: 0.82rem; }
-[data-testid="stSidebar"] [data-testid="stSelectbox"] input { padding-left: 0.45rem; padding-right: 0; }
+[data-testid="stSidebar"] [data-testid="stSelectbox"] input {
+  padding-left: 0.45rem; padding-right: 0; font-size: 0.76rem; text-overflow: ellipsis;
+}
 [data-testid="stSidebar"] [data-testid="stExpanderDetails"] { padding: 0.6rem 0.8rem; }
 /* Axis labels are organs' names, read first: in the theme's own text colour, not in grey. */
 .js-plotly-plot .xtick text, .js-plotly-plot .ytick text, .js-plotly-plot .legendtext,

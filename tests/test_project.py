@@ -15,9 +15,12 @@ import typer
 from command import run
 from pages import APP, opened, texts
 from playwright.sync_api import Browser
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
 
 from agg2exp_core.cli import app
 from agg2exp_core.settings import SHIPPED
+from dashboard import start
 
 PROJECT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "monai", "captum"}
@@ -112,6 +115,15 @@ def test_a_dashboard_that_others_reach_says_so(monkeypatch: pytest.MonkeyPatch, 
     assert badge not in texts(opened(monkeypatch, tmp_path, APP, {}))
     monkeypatch.setattr("dashboard.about.is_own_address", lambda address: False)
     assert badge in texts(opened(monkeypatch, tmp_path, APP, {}))
+
+
+def test_a_link_to_every_page_is_told_where_the_server_is() -> None:
+    pages = re.findall(r'url_path="(\w+)"', (PROJECT / "dashboard" / "app.py").read_text(encoding="utf-8"))
+    assert tuple(pages) == start.PAGES
+    client = TestClient(Starlette(routes=start.routes()))
+    for page in pages:
+        html = client.get(f"/{page}?cohort=c").text
+        assert html.index(start.TOLD) < html.index('type="module"')
 
 
 @pytest.mark.browser

@@ -62,7 +62,11 @@ def ask(subject: Subject) -> None:
         st.info("No model is here yet, so nothing can be computed. `agg2exp demo` brings one.")
         return
     index = models.index(subject.model) if subject.model in models else 0
-    model = st.selectbox("Model", models, index=index, key="compute_model") if len(models) > 1 else models[0]
+    model = (
+        st.selectbox("Model", models, index=index, key="compute_model", format_func=words.model_title)
+        if len(models) > 1
+        else models[0]
+    )
     title = common.organ_of(subject.labels, subject.target).title
     if told := described(subject.root, model):
         st.caption(words.plain(told))

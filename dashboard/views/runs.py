@@ -67,7 +67,11 @@ def _ask(root: Path) -> None:
 
 def _wish(root: Path, known: list[str], models: list[str]) -> Wish:
     chosen = st.selectbox("Cohort", known, key="runs_cohort")
-    model = st.selectbox("Model", models, key="compute_model") if len(models) > 1 else models[0]
+    model = (
+        st.selectbox("Model", models, key="compute_model", format_func=words.model_title)
+        if len(models) > 1
+        else models[0]
+    )
     method = methods.ask_method(effort.EFFORTS["Quick look"])
     measured = effort.measured(root, model)
     precision = methods.ask_precision(measured) if method.name not in PERTURBING else "float32"
