@@ -9,15 +9,18 @@ from html import escape
 import pandas as pd
 
 from agg2exp_core.organs import LabelSet
-from dashboard.charts.common import GREY, group_colors, number, organ_of
+from dashboard.charts.bars import INTERVAL
+from dashboard.charts.common import GREY, MASKED, group_colors, mask_titles, number, organ_of
 from dashboard.viewer import slices, still
 from dashboard.viewer.slices import Voxel
 from dashboard.viewer.stage import Look, Scene
 
 DEFINITIONS = (
     "Attribution says how much each voxel moved the model's output for the target organ, the sum of its scores over "
-    "the voxels given to it. Share is the absolute attribution on a region divided by that on the whole scan; the "
-    "cohort's values are those of the same run. Dice is the overlap of prediction and label."
+    "the voxels given to it. Share is the attribution on a region divided by that on all regions listed; of a mask, "
+    "which may overlap them, by that on the whole scan. What follows ± holds 95 %: how sure a number is, judged from "
+    "the noisy copies that were averaged. The cohort's values are those of the same run. Dice is the overlap of "
+    "prediction and label."
 )
 CAUTION = (
     "For research, not for diagnosis. Attribution says what moved the output, not whether that is medically sound."
@@ -37,9 +40,10 @@ th, td { padding: .2rem .6rem .2rem 0; border-bottom: 1px solid #80868e55; } td.
 
 @dataclass(frozen=True, eq=False)
 class CaseReport:
-    """What a report tells. table: as `queries.case_importance` gives it, shares. facts: name → value, as shown.
+    """What a report tells. table: as `queries.case_importance` gives it. facts: name → value, as shown.
 
-    at: the voxel that the pictures go through. notes: sentences on how this case differs.
+    counted: what the numbers are, in words. measure: "mass" or "mean". masked: masks, as `queries.case_masked` gives
+    them. at: the voxel that the pictures go through. notes: sentences on how this case differs.
     """
 
     title: str
@@ -47,6 +51,9 @@ class CaseReport:
     labels: LabelSet
     facts: dict[str, str]
     table: pd.DataFrame
+    counted: str = ""
+    measure: str = "mass"
+    masked: pd.DataFrame | None = None
     scene: Scene | None = None
     at: Voxel | None = None
     look: Look = field(default_factory=Look)
@@ -58,7 +65,8 @@ def case_report(report: CaseReport) -> str:
     organ = organ_of(report.labels, report.target).title
     facts = " · ".join(f"{escape(name)} <b>{escape(value)}</b>" for name, value in report.facts.items())
     parts = [f"<h1>{escape(report.title)}: {escape(organ)}</h1><p>{facts}</p>", _pictures(report), _notes(report)]
-    parts += [f"<h2>Attribution of {escape(organ)}, organ by organ</h2>", _table(report)]
+    parts += [f"<h2>Attribution of {escape(organ)}, organ by organ</h2>"]
+    parts += [f"<p>{escape(report.counted)}</p>" if report.counted else "", _table(report)]
     parts += [f"<p class='quiet'>{escape(DEFINITIONS)}</p><p class='quiet'>{escape(CAUTION)}</p>"]
     head = f"<meta charset='utf-8'><title>{escape(report.title)}</title><style>{CSS}</style>"
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>"
@@ -87,18 +95,24 @@ def _notes(report: CaseReport) -> str:
 
 def _table(report: CaseReport) -> str:
     rows = report.table.sort_values("value", ascending=False, na_position="last").to_dict("records")
+    rows = [{**row, "organ": organ_of(report.labels, row["region"])} for row in rows]
     top = max((float(row["value"]) for row in rows if pd.notna(row["value"])), default=1.0) or 1.0
     numbers = "".join(f"<th class='n'>{name}</th>" for name in ("This case", "Cohort median", "5–95 %"))
     head = f"<tr><th>Region</th><th></th>{numbers}</tr>"
-    return f"<table>{head}{''.join(_row(row, report.labels, top) for row in rows)}</table>"
+    colors = group_colors(report.labels)
+    told = [(row["organ"].title, colors.get(row["organ"].group, GREY), row) for row in rows]
+    if report.masked is not None:
+        masks = report.masked.dropna(subset="value")
+        told += [(title, MASKED, row) for title, row in zip(mask_titles(masks), masks.to_dict("records"), strict=True)]
+    return f"<table>{head}{''.join(_row(report.measure, top, *one) for one in told)}</table>"
 
 
-def _row(row: dict, labels: LabelSet, top: float) -> str:
-    organ = organ_of(labels, row["region"])
+def _row(measure: str, top: float, title: str, color: str, row: dict) -> str:
     if pd.isna(row["value"]):
-        return f"<tr><td>{escape(organ.title)}</td><td colspan='4'>{escape(str(row['absent']))}</td></tr>"
-    color = group_colors(labels).get(organ.group, GREY)
-    bar = f"<div class='bar' style='width:{12 * row['value'] / top:.2f}rem;background:{color}'></div>"
-    value, median, low, high = (number(row[name], "mass") for name in ("value", "median", "q05", "q95"))
+        return f"<tr><td>{escape(title)}</td><td colspan='4'>{escape(str(row['absent']))}</td></tr>"
+    bar = f"<div class='bar' style='width:{min(12 * row['value'] / top, 12):.2f}rem;background:{color}'></div>"
+    value, median, low, high = (number(row[name], measure) for name in ("value", "median", "q05", "q95"))
+    if pd.notna(row.get("error")):
+        value += f" ± {number(INTERVAL * row['error'], measure)}"
     numbers = "".join(f"<td class='n'>{text}</td>" for text in (value, median, f"{low} to {high}"))
-    return f"<tr><td>{escape(organ.title)}</td><td>{bar}</td>{numbers}</tr>"
+    return f"<tr><td>{escape(title)}</td><td>{bar}</td>{numbers}</tr>"

@@ -70,5 +70,12 @@ def test_a_report_holds_its_numbers_and_needs_nothing_else() -> None:
     assert not any(tag in text for tag in ("<b>case", "<i>F", "<u>heart"))
 
 
+def test_a_report_tells_what_its_numbers_are_how_sure_and_of_masks() -> None:
+    row = {"value": 0.3, "absent": None, "q05": 0.1, "median": 0.2, "q95": 0.4, "error": 0.01}
+    masked = pd.DataFrame([row | {"region_set": "pathology", "region": "pleural effusion"}])
+    text = _report(table=pd.DataFrame([row | {"region": "heart"}]), masked=masked, counted="Share <all>.")
+    assert "Pleural effusion (mask)" in text and text.count("30.0 % ± 2.0 %") == 2 and "Share &lt;all&gt;." in text
+
+
 def test_a_report_of_a_table_says_that_no_image_is_stored() -> None:
     assert "No image is stored" in _report() and "data:image" not in _report()

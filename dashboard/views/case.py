@@ -32,7 +32,7 @@ ADDRESS = Address("case")
 MAPS = {"signed": "Signed", "absolute": "Absolute", "off": "Hidden"}
 STAGE, VIEWER = "case_stage", "case_viewer"
 _BESIDE = "beside"
-LINKED, ORDER = "case_linked_voxel", "case_order"
+LINKED, ORDER, MEASURED = "case_linked_voxel", "case_order", "case_measured"
 
 
 @dataclass(frozen=True)
@@ -239,9 +239,11 @@ def _heading(chosen: Chosen) -> None:
 def _downloads(chosen: Chosen) -> None:
     """Map, table and report of the target; each is made when it is asked for."""
     name = f"{chosen.cohort}-{chosen.case.case_id}-{chosen.target}"
+    # Held here: where a file is made on a click, there is no session to ask.
+    measured = st.session_state.setdefault(MEASURED, {})
     files: list[tuple[str, str, Callable[[], bytes | str]]] = [
         ("Table (CSV)", f"{name}.csv", lambda: _csv(chosen)),
-        ("Report (HTML)", f"{name}.html", lambda: _report(chosen)),
+        ("Report (HTML)", f"{name}.html", lambda: _report(chosen, measured)),
     ]
     if chosen.map_file is not None:
         files.append(("Attribution map (NIfTI)", f"{name}.nii.gz", chosen.map_file.read_bytes))
@@ -264,7 +266,8 @@ def _csv(chosen: Chosen) -> str:
     return spreadsheet.to_csv(table[[*first, *(name for name in table if name not in first)]])
 
 
-def _report(chosen: Chosen) -> bytes:
+def _report(chosen: Chosen, measured: dict[str, Selection]) -> bytes:
+    """measured: "as": how the bars of the page were drawn last."""
     scene = None
     if chosen.case.image is not None:
         scene = load_scene(Sources(chosen.case.image, chosen.folder, chosen.target), chosen.labels)
@@ -274,9 +277,30 @@ def _report(chosen: Chosen) -> bytes:
     facts = {"cohort": chosen.cohort, "run": choosing.run_title(chosen.record), **told}
     if pd.notna(dice):
         facts["Dice"] = f"{dice:.3f}"
-    table = _table(chosen, Selection(chosen.cohort, str(chosen.run)))
-    report = CaseReport(chosen.case.case_id, chosen.target, chosen.labels, facts, table, scene, at)
+    place = Selection(chosen.cohort, str(chosen.run))
+    selection = replace(measured.get("as", place), cohort=place.cohort, run=place.run)
+    report = CaseReport(
+        chosen.case.case_id, chosen.target, chosen.labels, facts, _table(chosen, selection), _counted(selection),
+        selection.value, _masked(chosen, selection), scene, at, notes=_notes(chosen),
+    )  # fmt: skip
     return case_report(report).encode()
+
+
+def _counted(selection: Selection) -> str:
+    """What the numbers of a table are."""
+    told = f"{filters.VALUES[selection.value]} of the {filters.SIGNS[selection.sign].lower()} attribution"
+    left_out = "" if selection.background or selection.value == "mean" else "; background left out, organs to 100 %"
+    return f"{told}{left_out}{'; lobes and muscles joined' if selection.joined else ''}."
+
+
+def _notes(chosen: Chosen) -> list[str]:
+    """Why the case is unusual in its cohort, as plain sentences; none where that cannot be told."""
+    place = unusual.Place(chosen.root, chosen.cohort, str(chosen.run), chosen.case.case_id, chosen.labels)
+    try:
+        told = unusual.why_unusual(place, Selection(chosen.cohort, str(chosen.run)))
+    except InputError:
+        return []
+    return [line.replace("**", "").replace("\\", "") + "." for line in told]
 
 
 def _missing(chosen: Chosen, scene: Scene) -> None:
@@ -434,12 +458,11 @@ def _importance(chosen: Chosen, dice: bool = True) -> Link:
         sign, value, background = filters.measures(ADDRESS, shares_only)
         joined = filters.joining(ADDRESS, chosen.labels)
     selection = Selection(chosen.cohort, chosen.run, sign, value, background, joined=joined)
+    st.session_state.setdefault(MEASURED, {})["as"] = selection
     table = _table(chosen, selection)
     with figures:
         _key_figures(chosen, background)
-    masked = data.case_masked(
-        chosen.root, Selection(chosen.cohort, chosen.run, sign, value), chosen.case.case_id, chosen.target
-    )
+    masked = _masked(chosen, selection)
     figure = bars.importance_bars(table, chosen.labels, common.group_colors(chosen.labels), value, masked)
     with st.container(key="case_bars_box"):
         st.plotly_chart(figure, key="case_bars", config={"displayModeBar": False})
@@ -451,6 +474,12 @@ def _importance(chosen: Chosen, dice: bool = True) -> Link:
     if dice:
         _agreement(chosen)
     return filters.measure_link(selection)
+
+
+def _masked(chosen: Chosen, selection: Selection) -> pd.DataFrame:
+    """Masks of the case; their shares are of the whole scan."""
+    whole = Selection(selection.cohort, selection.run, selection.sign, selection.value)
+    return data.case_masked(chosen.root, whole, chosen.case.case_id, chosen.target)
 
 
 def _table(chosen: Chosen, selection: Selection) -> pd.DataFrame:

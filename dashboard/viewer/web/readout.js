@@ -15,11 +15,11 @@ export class Readout {
     if (labels) rows.push(["Organ", this.organ(labels.nearest(world))]);
     for (const { title, attribution } of app.maps) {
       if (!attribution || app.controls.mode === "off") continue;
-      const share = Math.round((attribution.linear(world) / 127) * 100);
-      rows.push([title || "Attribution", [`${sign(share, true)} %`]]);
+      rows.push([title || "Attribution", [percent(attribution.nearest(world))]]);
     }
     this.list.replaceChildren(...rows.map(([name, content]) => {
       const row = document.createElement("div");
+      row.classList.toggle("named", app.maps.some(({ title }) => title === name));
       const detail = document.createElement("dd");
       detail.append(...content);
       row.append(Object.assign(document.createElement("dt"), { textContent: name }), detail);
@@ -40,6 +40,12 @@ export class Readout {
 function millimetres(world) {
   const letters = ["RL", "AP", "SI"];
   return `${world.map((mm, axis) => `${letters[axis][mm < 0 ? 1 : 0]} ${Math.abs(mm).toFixed(1)}`).join("  ")} mm`;
+}
+
+// Of a byte from −127 to 127; those at the ends stand for all that is stronger.
+function percent(byte) {
+  const share = Math.round((byte / 127) * 100);
+  return `${Math.abs(byte) < 127 ? "" : byte < 0 ? "≤ " : "≥ "}${sign(share, true)} %`;
 }
 
 function sign(number, plus) {

@@ -6,6 +6,7 @@ import { PLANES, spacing } from "./geometry.js";
 const GAP = 4; // px between pictures
 const PANEL = 236; // px, beside the pictures where there is room
 const ROOMY = 860;
+const NARROW = 230; // px, in which a slice's title and number leave no room for the mark in the middle
 const EDGES = ["left", "right", "top", "bottom"];
 const TITLES = { axial: "Axial", coronal: "Coronal", sagittal: "Sagittal" };
 
@@ -28,7 +29,7 @@ export class Screen {
     while (this.stacks.length > maps.length) this.stacks.pop().box.remove();
     while (this.stacks.length < maps.length) this.stacks.push(this.stack());
     this.stacks.forEach(({ heading }, n) => {
-      heading.textContent = maps[n].title ?? "";
+      heading.textContent = heading.title = maps[n].title ?? "";
       heading.hidden = maps.length < 2;
     });
     const alone = maps.length === 1;
@@ -147,6 +148,7 @@ class Tile {
 
   put(box, scale, scan) {
     place(this.box, box);
+    this.narrow = box[2] < NARROW;
     this.shape = scan.shape;
     this.ruler.style.width = `${50 * scale}px`;
     this.box.setAttribute("aria-valuemin", 1);
@@ -158,7 +160,7 @@ class Tile {
     for (const [side, axis] of [["--x", horizontal], ["--y", vertical]])
       this.box.style.setProperty(side, `${100 - (100 * (voxel[axis] + 0.5)) / this.shape[axis]}%`);
     const at = `${voxel[across] + 1} / ${this.shape[across]}`;
-    this.title.textContent = `${TITLES[name]} ${at}`;
+    this.title.textContent = `${TITLES[name]} ${this.narrow ? voxel[across] + 1 : at}`;
     this.box.setAttribute("aria-valuenow", voxel[across] + 1);
     this.box.setAttribute("aria-valuetext", `slice ${at}`);
   }

@@ -59,24 +59,6 @@ export class Volume {
     const inside = i >= 0 && j >= 0 && k >= 0 && i < width && j < height && k < depth;
     return inside ? this.array[i + width * (j + height * k)] : 0;
   }
-
-  // Between voxel centres, linearly, as the screen shows it.
-  linear(world) {
-    const place = this.voxel(world);
-    if (place.some((at, axis) => at < -0.5 || at > this.shape[axis] - 0.5)) return 0;
-    const inside = place.map((at, axis) => Math.min(Math.max(at, 0), this.shape[axis] - 1));
-    const low = inside.map(Math.floor);
-    let sum = 0;
-    for (let corner = 0; corner < 8; corner++) {
-      const step = [corner & 1, (corner >> 1) & 1, corner >> 2];
-      const weight = step.reduce((product, up, axis) => {
-        const rest = inside[axis] - low[axis];
-        return product * (up ? rest : 1 - rest);
-      }, 1);
-      if (weight) sum += weight * this.at(low.map((at, axis) => at + step[axis]));
-    }
-    return sum;
-  }
 }
 
 // The same box of the world on a grid of another shape, every voxel the nearest of the volume, as a NIfTI file.
