@@ -6,7 +6,10 @@ import bz2
 import gzip
 import io
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -458,6 +461,24 @@ def test_nrrd_scans(tmp_path, chest, space) -> None:
     found = volumes.read_volume(cohorts.find_case(tmp_path / "root", "mine", "chest").image)
     np.testing.assert_array_equal(found.array, chest.array)
     np.testing.assert_allclose(found.affine, chest.affine, atol=1e-4)
+
+
+def test_a_kill_while_scans_are_converted_leaves_the_name_free(tmp_path, chest, monkeypatch) -> None:
+    (tmp_path / "dataset").mkdir()
+    header = {"space": "RAS", "space directions": chest.affine[:3, :3].T, "space origin": chest.affine[:3, 3]}
+    nrrd.write(str(tmp_path / "dataset" / "chest.nrrd"), chest.array.astype(np.int16), header)
+
+    def adding() -> None:
+        volumes.check_scan = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+        cohorts.add_cohort(tmp_path / "root", "mine", tmp_path / "dataset")
+
+    killed = multiprocessing.get_context("fork").Process(target=adding)
+    killed.start()
+    killed.join(60)
+    assert killed.exitcode == -signal.SIGKILL
+    cohorts.add_cohort(tmp_path / "root", "mine", tmp_path / "dataset")
+    scan = cohorts.find_case(tmp_path / "root", "mine", "chest").image
+    assert scan == tmp_path / "root" / "cohorts" / "mine" / "converted_images" / "chest.nii.gz" and scan.is_file()
 
 
 @pytest.mark.parametrize("content", [b"", b"NRRD0004\nencoding: raw\n\n", b"no nrrd"])

@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -117,11 +118,12 @@ def add_cohort(
         notes: list[str] = []
         if not maps:
             maps, notes = _joined(root, path.parent, layout, brought, unfinished, report)
+        scans, maps = (_named_folder(files, path.parent, unfinished) for files in (layout.scans, maps))
         rows = [
             {"case_id": case_id, "image": _relative(scan, path.parent, root)}
             | {"label": _relative(maps[case_id], path.parent, root) if case_id in maps else ""}
             | extra.get(case_id, {})
-            for case_id, scan in layout.scans.items()
+            for case_id, scan in scans.items()
         ]
         _write_new(path, [*COLUMNS, *columns], rows)
         unfinished.pop_all()
@@ -142,12 +144,27 @@ def _label_maps(brought: Brought, layout: Layout) -> dict[str, Path]:
 
 
 def _own_folder(folder: Path, unfinished: ExitStack) -> Path:
-    """A new folder, which goes again unless the work is finished."""
+    """A new folder, hidden until `_named_folder`, which goes again unless the work is finished.
+
+    A process that is killed in between leaves nothing in the way of the next one.
+    """
     if folder.exists():
         raise InputError("a new cohort needs a folder that is free", f"{folder.name}, which is there")
-    folder.mkdir(parents=True)
-    unfinished.callback(shutil.rmtree, folder)
-    return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    hidden = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    unfinished.callback(shutil.rmtree, hidden, ignore_errors=True)
+    hidden.chmod(0o755)
+    return hidden
+
+
+def _named_folder(files: dict[str, Path], base: Path, unfinished: ExitStack) -> dict[str, Path]:
+    """The same files after the hidden folder that they were made in, if they were, has got its name."""
+    for name in (CONVERTED, JOINED):
+        for hidden in {file.parent for file in files.values() if file.parent.name.startswith(f".{name}.")}:
+            hidden.rename(base / name)
+            unfinished.callback(shutil.rmtree, base / name)
+            files = {key: base / name / file.name if file.parent == hidden else file for key, file in files.items()}
+    return files
 
 
 def _converted(layout: Layout, base: Path, unfinished: ExitStack, report: Report) -> Layout:
