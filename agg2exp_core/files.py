@@ -16,11 +16,12 @@ LOCK_POLL_SECONDS = 0.2
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the file at once: a reader sees the old text or the new one, never a part."""
+    """Replace the file at once and for good: readers, and power cuts, leave the old text or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         _write_through(temporary, text)
         temporary.replace(path)
+        sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -60,6 +61,12 @@ def _write_through(path: Path, text: str) -> None:
     with path.open("x", encoding="utf-8", newline="") as file:
         file.write(text)
         file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_file(path: Path) -> None:
+    """Make a file that was written survive a power cut; its name does when its folder is synced too."""
+    with path.open("rb") as file:
         os.fsync(file.fileno())
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import streamlit as st
 from pages import texts
 from playwright.sync_api import Browser, Page
 from scipy.stats import spearmanr
@@ -27,7 +30,7 @@ from agg2exp_core.volumes import read_volume, write_volume
 from dashboard import data
 from dashboard.charts.bars import importance_bars
 from dashboard.viewer.stage import Scene
-from dashboard.views import choosing, compute, effort, methods
+from dashboard.views import case, choosing, compute, effort, methods
 
 LABELS = load_label_set("thorax17")
 RUN = "thorax17_swinunetr-smoothgrad-pairs-4"
@@ -54,6 +57,19 @@ def test_the_same_scan_twice_is_one_case(tmp_path: Path) -> None:
     assert compute.take_in(tmp_path, "a.nii", io.BytesIO(_nifti())) == first
     compute.take_in(tmp_path, "b.nii", io.BytesIO(_nifti((3, 4, 5))))
     assert len(cohorts.read_cases(tmp_path, compute.UPLOADS)) == 2
+
+
+def test_an_uploaded_scan_is_on_the_disk_before_it_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, fsync = [], os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    compute.take_in(tmp_path, "a.nii", io.BytesIO(_nifti()))
+    listed = next(name for name in synced if name.startswith(".cases.csv"))
+    assert synced.index("a.nii") < synced.index("images") < synced.index(listed) and synced[-1] == compute.UPLOADS
 
 
 @pytest.mark.parametrize(
@@ -105,6 +121,20 @@ def test_a_case_alone_has_no_cohort_behind_it() -> None:
     )
     names = {trace.name for trace in importance_bars(table, LABELS, {}, "mass").data}
     assert "this case" in names and not {name for name in names if "cohort" in name}
+
+
+def test_a_damaged_completeness_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(st, "caption", told.append)
+    monkeypatch.setattr(st, "warning", lambda text, **_: told.append(text))
+    with results.case_folder(tmp_path / "one", {}) as new:
+        results.write_completeness(new, {"heart": (1.5, 1.5, 0.0)})
+    chosen = SimpleNamespace(folder=tmp_path / "one", target="heart")
+    case._completeness(chosen)
+    path = tmp_path / "one" / "completeness.csv"
+    path.write_text(path.read_text().replace("1.5", "3.5"))
+    case._completeness(chosen)
+    assert len(told) == 2 and "accounts for the output" in told[0] and "is damaged" in told[1]
 
 
 def test_a_run_of_unknown_parameters_keeps_its_id() -> None:

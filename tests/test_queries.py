@@ -521,6 +521,14 @@ def test_metadata_to_filter_by(con: duckdb.DuckDBPyConnection) -> None:
     assert found.at["code", "values"] == ["007", "7e"]
 
 
+def test_a_column_named_rowid_does_not_change_the_order(small: Path) -> None:
+    rows = {"case_id": ["b", "a", "c"], "image": "", "label": "", "RowID": ["3", "2", "1"]}
+    cohorts.write_cases(small, "odd", pd.DataFrame(rows))
+    results.write_run(small, "odd", "r", INFO)
+    table = queries.cases(catalog.connect(small), Selection("odd", "r"))
+    assert table["case_id"].tolist() == ["b", "a", "c"] and table["RowID_2"].tolist() == [3, 2, 1]
+
+
 def test_the_view_of_cases_unites_the_cohorts(con: duckdb.DuckDBPyConnection) -> None:
     table = con.execute("FROM cases").df()
     assert list(table["cohort"]) == ["clinic"] * 14 + ["other"] and len(table.columns) == 12
@@ -790,7 +798,7 @@ FORBIDDEN = (
     "SELECT * FROM glob('/etc/*')", "SELECT * FROM read_csv('{runs}/../../../../../../etc/passwd')",
     "SELECT * FROM read_blob('{runs}/../cohorts/clinic/cases.csv')",
     "SELECT * FROM enable_logging(storage := 'file', storage_path := '{file}')", "SELECT * FROM local_variable",
-    "SELECT error('a' || chr(10) || 'b')",
+    "SELECT error('a' || chr(10) || 'b')", "SELECT '\ud800'",
 )  # fmt: skip
 
 

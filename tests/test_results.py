@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -214,6 +215,17 @@ def test_completeness_reads_back(tmp_path):
     results.write_completeness(tmp_path, gaps)
     assert results.read_completeness(tmp_path) == gaps
     assert results.read_completeness(tmp_path / "none") == {}
+
+
+def test_a_damaged_completeness_is_refused_or_reads_as_it_is_written(tmp_path):
+    results.write_completeness(tmp_path, {"heart": (1.5, 2.0, 0.25)})
+    whole = (tmp_path / "completeness.csv").read_bytes()
+    for place in range(len(whole) * 8):
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << (place % 8)
+        (tmp_path / "completeness.csv").write_bytes(damaged)
+        with contextlib.suppress(InputError):
+            results.read_completeness(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "target,region\n", "target,region,positive,negative,voxels,absent,more\n"])

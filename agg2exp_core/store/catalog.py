@@ -31,8 +31,8 @@ from agg2exp_core.store.lists import list_lists
 from agg2exp_core.store.parquet_cache import Cache, Numbers
 
 MOST_THREADS = 8
-TAKEN = ("cohort", *COLUMNS, "dice", "explained")
-"""Columns of `queries.cases`; metadata of such a name gets a number behind it."""
+TAKEN = ("cohort", *COLUMNS, "dice", "explained", "rowid")
+"""Columns of `queries.cases`, and what it orders them by; metadata of such a name gets a number behind it."""
 
 PHI = {"abs": "({p} + {n})", "pos": "({p})", "neg": "({n})"}
 """φ of a sign in the positive sum {p} and the negative one {n}."""

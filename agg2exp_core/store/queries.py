@@ -422,6 +422,8 @@ def run_user_query(con: Connection, sql: str, rows: int | None = None, seconds: 
         statements = con.extract_statements(sql)
     except duckdb.Error as error:
         raise InputError(rule, _one_line(error)) from None
+    except TypeError:
+        raise InputError(rule, "a text with half a character, which has no UTF-8") from None
     kinds = [str(statement.type).rsplit(".", 1)[-1] for statement in statements]
     if kinds != ["SELECT"]:
         raise InputError(rule, ", ".join(kinds) or "nothing", "SELECT … or WITH … SELECT")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from agg2exp_core.files import sync_folder, write_text
+from agg2exp_core.files import write_text
 from agg2exp_core.records import InputError
 from agg2exp_core.settings import ID, checked_id
 from agg2exp_core.store import results
@@ -71,7 +71,6 @@ def write_case(run: Path, name: str, case_id: str, rows: Iterable[MaskedSum]) ->
     # repr: the shortest text that reads back as the same float64.
     writer.writerows([repr(cell) if isinstance(cell, float) else cell for cell in astuple(row)] for row in rows)
     write_text(path, text.getvalue())
-    sync_folder(path.parent)
     return path
 
 

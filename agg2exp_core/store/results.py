@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from agg2exp_core.files import locked, read_json, sync_folder, write_json
+from agg2exp_core.files import locked, read_json, sync_file, sync_folder, write_json
 from agg2exp_core.records import InputError, SumTable
 from agg2exp_core.settings import checked_id
 from agg2exp_core.volumes import sha256
@@ -66,7 +66,7 @@ def case_folder(folder: Path, manifest: dict[str, Any]) -> Iterator[Path]:
         yield new
         files = [path for path in sorted(new.rglob("*")) if path.is_file()]
         for path in files:
-            _sync(path)
+            sync_file(path)
         manifest["files"] = {path.relative_to(new).as_posix(): _fingerprint(path) for path in files}
         manifest["files"][MANIFEST] = _own_fingerprint(manifest)
         write_json(new / MANIFEST, manifest)
@@ -198,7 +198,10 @@ def read_completeness(folder: Path) -> dict[str, tuple[float, float, float]]:
     if not path.is_file():
         return {}
     rows = _read(path, COMPLETENESS)
-    return {row["target"]: tuple(float(row[name]) for name in COMPLETENESS[1:]) for row in rows}  # type: ignore[misc]
+    try:
+        return {row["target"]: tuple(float(row[name]) for name in COMPLETENESS[1:]) for row in rows}  # type: ignore[misc]
+    except (TypeError, ValueError):
+        raise InputError(f"{path.name} must hold numbers", "something else") from None
 
 
 # ---- shared ----------------------------------------------------------------------------------------
@@ -224,7 +227,7 @@ def _read(path: Path, *headers: Sequence[str]) -> list[dict[str, str]]:
             if tuple(reader.fieldnames or ()) not in headers:
                 raise InputError(f"{path.name} needs the columns {','.join(headers[0])}", reader.fieldnames)
             return list(reader)
-    except (OSError, csv.Error) as error:
+    except (OSError, UnicodeError, csv.Error) as error:
         raise InputError("a case's file must be readable", f"{path.name}: {error}") from None
 
 
@@ -240,11 +243,6 @@ def _own_fingerprint(manifest: dict[str, Any]) -> dict[str, str]:
     files = {name: of for name, of in manifest.get("files", {}).items() if name != MANIFEST}
     text = json.dumps(manifest | {"files": files}, sort_keys=True)
     return {"sha256": hashlib.sha256(text.encode()).hexdigest()}
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _replace(folder: Path, new: Path) -> None:

@@ -520,6 +520,9 @@ def _completeness(chosen: Chosen) -> None:
     """Integrated gradients should sum to the change of the output; say how far they are from it."""
     if chosen.folder is None or not (chosen.folder / "completeness.csv").is_file():
         return
+    if results.verify(chosen.folder, ["completeness.csv"]):
+        st.warning("The completeness of this attribution is damaged. `agg2exp check` says how to compute it again.")
+        return
     row = results.read_completeness(chosen.folder).get(chosen.target)
     if row is None:
         return

@@ -14,7 +14,7 @@ from typing import IO, Any
 import streamlit as st
 
 from agg2exp_core import volumes
-from agg2exp_core.files import read_json
+from agg2exp_core.files import read_json, sync_file, sync_folder
 from agg2exp_core.jobs import queue
 from agg2exp_core.jobs.queue import JobState, Request
 from agg2exp_core.organs import LabelSet
@@ -268,7 +268,9 @@ def take_in(root: Path, name: str, content: IO[bytes]) -> str:
                 file.write(block)
         volumes.check_scan(arrived)
         images.mkdir(parents=True, exist_ok=True)
+        sync_file(arrived)
         arrived.replace(images / f"{case_id}{ending}")
+        sync_folder(images)
     row: dict[str, Any] = {"case_id": case_id, "image": f"images/{case_id}{ending}", "label": ""}
     cohorts.append_case(root, UPLOADS, row)
     return case_id
