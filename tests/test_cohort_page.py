@@ -19,7 +19,7 @@ from agg2exp_core.records import Condition, InputError, Method, Selection, SumTa
 from agg2exp_core.store import cohorts, lists, published_csv, region_sets, results
 from agg2exp_core.volumes import write_volume
 from dashboard import data, downloads
-from dashboard.views import cohort_charts
+from dashboard.views import case, cohort_charts
 
 LABELS = load_label_set("thorax17")
 RUN = "thorax17_swinunetr-smoothgrad-pairs-4"
@@ -73,6 +73,14 @@ def _open(monkeypatch: pytest.MonkeyPatch, root: Path, **link: str) -> AppTest:
 
 
 # ---- the page's logic ------------------------------------------------------------------------------
+
+
+def test_the_case_page_steps_through_the_scans_shown(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    app = _open(monkeypatch, root, cohort="clinic", **{"is.sex": "F"})
+    order = app.session_state[case.ORDER]
+    assert (order.cases, order.title) == (("c1", "c3", "c5"), "sex is F")
+    app.button(key="cohort_clear").click().run()
+    assert case.ORDER not in app.session_state
 
 
 def test_a_run_stopped_before_its_first_case_is_not_offered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

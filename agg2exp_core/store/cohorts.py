@@ -157,14 +157,14 @@ def _own_folder(folder: Path, unfinished: ExitStack) -> Path:
     return hidden
 
 
-def _named_folder(files: dict[str, Path], base: Path, unfinished: ExitStack) -> dict[str, Path]:
+def _named_folder(files: Mapping[str, Path], base: Path, unfinished: ExitStack) -> dict[str, Path]:
     """The same files after the hidden folder that they were made in, if they were, has got its name."""
     for name in (CONVERTED, JOINED):
         for hidden in {file.parent for file in files.values() if file.parent.name.startswith(f".{name}.")}:
             hidden.rename(base / name)
             unfinished.callback(shutil.rmtree, base / name)
             files = {key: base / name / file.name if file.parent == hidden else file for key, file in files.items()}
-    return files
+    return dict(files)
 
 
 def _converted(layout: Layout, base: Path, unfinished: ExitStack, report: Report) -> Layout:

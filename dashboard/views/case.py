@@ -154,6 +154,7 @@ def _choose(root: Path) -> Chosen | None:
             _compute(root, None)
             return None
         cases = list(cohorts.read_cases(root, cohort)["case_id"])
+        _begin_with_listed(cohort)
         case_id = filters.pick_one(ADDRESS, Choice("Case", "case"), cases)
         if case_id is None:
             st.info("This cohort has no case.")
@@ -177,6 +178,13 @@ def _link(chosen: Chosen) -> Link:
     link = {"cohort": chosen.cohort, "case": chosen.case.case_id, "run": chosen.run, "target": chosen.target}
     beside = {_BESIDE: list(st.session_state.get(ADDRESS.key(_BESIDE), []))}
     return {name: [value] for name, value in link.items() if value is not None} | {k: v for k, v in beside.items() if v}
+
+
+def _begin_with_listed(cohort: str) -> None:
+    """Where no case was asked for or shown yet, the first of the scans that another page shows."""
+    listed: CaseOrder | None = st.session_state.get(ORDER)
+    if listed is not None and listed.cohort == cohort and not ADDRESS.asked("case"):
+        st.session_state.setdefault(ADDRESS.key("case"), listed.cases[0])
 
 
 def _neighbours(cohort: str, cases: list[str], case_id: str) -> None:

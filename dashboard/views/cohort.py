@@ -27,6 +27,8 @@ from dashboard.views.masked import on_masked_regions
 RANKED = ["value", "target_dice"]
 TABLE_HEIGHT = 420
 NOT_SHOWN = ("cohort", "dice", "explained", *NO_METADATA)
+HANDED = "cohort_handed_on"
+"""The session's key of the scans that the Case page was given to step through."""
 
 TABLE_HELP = (
     "Dice is the overlap of prediction and label, 0 to 1; mean Dice averages the organs. Click a scan to open it."
@@ -157,12 +159,25 @@ def _table(chosen: Chosen, selection: Selection, cases: pd.DataFrame, picked: Pi
         column_config=columns, key=key, on_select="rerun",
         selection_mode="single-cell", placeholder="–", height=TABLE_HEIGHT,
     )  # fmt: skip
+    narrowed = " and ".join(filters.describe(selection, chosen.labels))
+    title = narrowed or "all scans"
+    title += f", by {_amount(selection)} on {chosen.title(picked[1])}" if picked else ""
+    order = case.CaseOrder(chosen.cohort, tuple(shown["case_id"]), title)
+    _hand_on(order if narrowed or picked else None)
     if event["selection"]["cells"]:
-        title = " and ".join(filters.describe(selection, chosen.labels)) or "all scans"
-        title += f", by {_amount(selection)} on {chosen.title(picked[1])}" if picked else ""
-        st.session_state[case.ORDER] = case.CaseOrder(chosen.cohort, tuple(shown["case_id"]), title)
+        st.session_state[case.ORDER] = order
         case_id = str(shown["case_id"].iloc[event["selection"]["cells"][0][0]])
         case.go_to(selection, case_id, picked[0] if picked else chosen.target)
+
+
+def _hand_on(order: case.CaseOrder | None) -> None:
+    """The Case page steps through the scans shown here, however it is opened; None: no more than others asked for."""
+    before = st.session_state.get(HANDED)
+    st.session_state[HANDED] = order
+    if order is not None and order.cases:
+        st.session_state[case.ORDER] = order
+    elif before is not None and st.session_state.get(case.ORDER) == before:
+        del st.session_state[case.ORDER]
 
 
 def _unpick() -> None:
