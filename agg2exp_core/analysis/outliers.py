@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 from agg2exp_core.analysis.detectors import DETECTORS, RobustZ, RowDetector
 from agg2exp_core.analysis.importance import Importance, take_cases, take_organs
 from agg2exp_core.analysis.significance import benjamini_hochberg
+from agg2exp_core.organs import BACKGROUND
 from agg2exp_core.records import InputError
 
 LEAST_CASES = 8
@@ -208,7 +209,7 @@ def deviations(cohort: Importance, row: np.ndarray, n: int = 10) -> pd.DataFrame
 def case_deviations(
     usual: Importance, judged: Importance, case: str, target: str | None = None, n: int = 10
 ) -> pd.DataFrame:
-    """`deviations` of one judged case, of all targets or of one; organs as `shared` has them.
+    """`deviations` of one judged case, of all organs or of one target; organs as `shared` has them.
 
     A usual case of the same id does not count: nobody is compared with himself. InputError: as `shared`, no such case,
     an unknown target, or fewer than LEAST_CASES usual cases.
@@ -219,10 +220,10 @@ def case_deviations(
     if len(others.cases) < LEAST_CASES:
         raise InputError(f"what is usual is told from at least {LEAST_CASES} other cases", len(others.cases))
     others, own = shared(others, take_cases(judged, np.array([judged.cases.index(case)])))
-    if target is not None:
-        if target not in own.targets:
-            raise InputError("target must be explained on both sides", repr(target), ", ".join(own.targets))
-        others, own = (take_organs(side, [target], side.regions) for side in (others, own))
+    if target is not None and target not in own.targets:
+        raise InputError("target must be explained on both sides", repr(target), ", ".join(own.targets))
+    targets = [name for name in own.targets if name == (target or name) and (target or name != BACKGROUND)]
+    others, own = (take_organs(side, targets, side.regions) for side in (others, own))
     return deviations(others, own.values[0], n)
 
 

@@ -392,7 +392,7 @@ def _edge_list(shown: Shown, edges: pd.DataFrame) -> None:
         }
     )
     number = st.column_config.NumberColumn
-    columns: Any = {"region": "Evidence from", "target": "for", "share": number("Share", format="%.1f %%")}
+    columns: Any = {"region": "Evidence from", "target": "for", "share": number("Share", format="%.1f %%", width=66)}
     st.markdown("##### Strongest first", help="Mean share of the target’s attribution. Click one to list its scans.")
     st.dataframe(
         listed, hide_index=True, column_config=columns, key="cohort_edges_list", on_select=pick,

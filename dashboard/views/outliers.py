@@ -478,13 +478,12 @@ def _forest_wanted(chosen: Chosen, place: Any) -> bool:
         return True
     usual = data.importance(chosen.root, chosen.usual)
     count = usual_folds(len(usual.cases)) * len(usual.targets)
-    pressed = place.button(
+    place.button(
         f"Score by {TITLES[SLOW].lower()} too", key=f"{wanted}_too", type="tertiary", icon=":material/forest:",
         help=f"It grows {count:,} forests, one for every target and part left out: about {max(count // 600, 1)} min.",
+        on_click=lambda: st.session_state.update({wanted: subject}),
     )  # fmt: skip
-    if pressed:
-        st.session_state[wanted] = subject
-    return bool(pressed)
+    return False
 
 
 def _worth(scores: np.ndarray, shown: Shown, abnormal: tuple[str, np.ndarray] | None) -> dict[str, Any]:
