@@ -327,6 +327,17 @@ def test_the_network_is_left_as_it_was():
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
 
 
+def test_logits_of_noisy_copies_must_be_finite_too():
+    class Fragile(torch.nn.Module):
+        def forward(self, x):
+            return torch.log(x - LOWEST) * torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1, 1)
+
+    scan = scan_of(SHAPE)
+    LOWEST = float(scan.min()) - 1e-3  # below which noise brings some voxels
+    with pytest.raises(InputError, match="finite logits; got NaN or infinity in voxels"):
+        explain(Fragile(), scan, Method(samples=2))
+
+
 def test_broken_weights_are_refused():
     network = conv_net()
     network[-1].bias[0] = float("nan")

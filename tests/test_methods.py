@@ -78,7 +78,10 @@ def test_nodes_are_a_rule_of_integration(nodes):
 )  # fmt: skip
 def test_nodes_suit_network_and_baseline(network, baseline, nodes):
     method = Method("integrated_gradients", samples=4, baseline=baseline)
-    np.testing.assert_array_equal(path_nodes(network, method), path_nodes(network, replace(method, nodes=nodes)))
+    expected = path_nodes(network, replace(method, nodes=nodes))
+    np.testing.assert_array_equal(path_nodes(network, method), expected)
+    scripted = torch.jit.trace(network.eval(), torch.rand(1, 1, 16, 16, 16))
+    np.testing.assert_array_equal(path_nodes(scripted, method), expected)
 
 
 def test_logarithmic_nodes_close_the_gap_of_a_normalised_network():

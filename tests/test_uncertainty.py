@@ -12,6 +12,7 @@ from test_attribution import drawn, silent
 from tiny import CLASSES, explainer_of, inferer_of, normed_net, scan_of
 
 from agg2exp_core.attribution.attribute import Explanation, Subject, attribute, check_method
+from agg2exp_core.attribution.target import MOST_LEFT_OUT
 from agg2exp_core.attribution.uncertainty import PLAIN, Tally, unbiased
 from agg2exp_core.records import InputError, Method
 
@@ -99,14 +100,15 @@ def test_antithetic_without_noise_is_the_gradient():
     assert all(tally.mass_se() is None for tally in plain.tallies.values())
 
 
-def test_a_pair_is_the_mean_of_two_opposite_copies():
-    network, scan, noise = normed_net(), scan_of((12, 12, 12)), torch.Generator().manual_seed(7 << 20)
-    found = drawn(explain(network, Method(samples=1, seed=7), None))
-    moved = 0.1 * (scan.max() - scan.min()) * torch.randn(scan.shape[1:], generator=noise)
+def test_pairs_are_means_of_two_opposite_copies():
+    network, scan = normed_net(), scan_of((12, 12, 12))
+    found = drawn(explain(network, Method(samples=2, seed=7), None))
+    noises = [torch.randn(scan.shape[1:], generator=torch.Generator().manual_seed((7 << 20) + n)) for n in range(2)]
+    moved = [0.1 * (scan.max() - scan.min()) * noise for noise in noises]
     prediction = explain(network, Method("gradient")).prediction
     oracle = []
     for channel in range(len(CLASSES)):
-        leaf = torch.stack([scan + moved, scan - moved]).requires_grad_()
+        leaf = torch.stack([scan + sign * one for one in moved for sign in (1, -1)]).requires_grad_()
         value = (network(leaf)[:, channel] * (prediction == channel)).sum()
         oracle.append(torch.autograd.grad(value, leaf)[0].mean(dim=0)[0])
     assert (found - torch.stack(oracle)).abs().max() <= 1e-5 * found.abs().max()
@@ -179,6 +181,12 @@ def test_leaving_windows_out_changes_less_than_the_error_says(method):
     assert off.max() > 0 and (off <= 1.96 * errors(less)).all()
     if method.estimator != "plain" and method.name == "smoothgrad":
         assert errors(less) == pytest.approx(np.hypot(errors(whole), left[:, None]), rel=0.5)
+
+
+def test_a_target_of_small_windows_alone_keeps_nearly_all_of_them():
+    explained = skipped(0.1)
+    assert all(0 < tally.left_out <= MOST_LEFT_OUT for tally in explained.tallies.values())
+    assert np.isfinite(masses(explained)).all() and (errors(explained) > 0).all()
 
 
 def test_no_window_is_left_out_that_holds_more():

@@ -114,7 +114,9 @@ def check_method(method: Method) -> Method:
         if given not in allowed:
             raise InputError(f"{what} must be a known one", repr(given), ", ".join(allowed))
     check_mask(method.mask)
-    least = 2 if method.name == "kernelshap" else 1  # all features, and none
+    # All features and none; and pairs enough to tell how sure their mean is.
+    paired = method.name == "smoothgrad" and method.estimator == "antithetic"
+    least = 2 if method.name == "kernelshap" or paired else 1
     if not least <= method.samples <= 10_000:
         raise InputError(f"samples must be from {least} to 10000", method.samples)
     if not 0 <= method.seed < 2**32:

@@ -17,6 +17,7 @@ import torch
 from agg2exp_core.attribution.target import Place, Target
 from agg2exp_core.model.forward import run
 from agg2exp_core.model.mosaic import Mosaic
+from agg2exp_core.model.predict import check_finite
 from agg2exp_core.model.windows import WindowPlan
 
 
@@ -90,6 +91,8 @@ def _add_together(
     windows = [model.plan.slices[number] for number in numbers]
     image = torch.stack([one.scan(window) for one in passes for window in windows])[:, None].requires_grad_()
     logits = run(model.network, image, model.precision)
+    for part, window in zip(logits, windows * len(passes), strict=True):
+        check_finite(part, window)
     shares, last = window_shares(model.plan, numbers), max(targets)
     for index, target in targets.items():
         seed = (window_mask(model.plan, target, numbers) * shares).repeat(len(passes), 1, 1, 1)

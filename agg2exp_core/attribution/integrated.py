@@ -23,6 +23,8 @@ BLUR = 1 / 20
 NORMALISING = (torch.nn.modules.instancenorm._InstanceNorm, torch.nn.GroupNorm, torch.nn.LayerNorm)
 """Layers that scale up a scan without contrast."""
 
+NORMALISING_NAMES = ("InstanceNorm3d", "GroupNorm", "LayerNorm")
+
 
 def baseline_of(scan: torch.Tensor, method: Method, air: float | None) -> torch.Tensor:
     """x₀ (I, J, K) of a scan, by the method's name for it. InputError: air, where its value is not known."""
@@ -54,6 +56,11 @@ def path_passes(scan: torch.Tensor, baseline: torch.Tensor, plan: WindowPlan, no
     ]
 
 
+def _is_normalising(layer: torch.nn.Module) -> bool:
+    """Of TorchScript as well, whose layers have one class and tell their own by name."""
+    return isinstance(layer, NORMALISING) or getattr(layer, "original_name", "") in NORMALISING_NAMES
+
+
 def path_nodes(network: torch.nn.Module, method: Method) -> np.ndarray:
     """Gauss–Legendre nodes α in (0, 1) and their weights (steps, 2), in log α where the network calls for it.
 
@@ -61,7 +68,7 @@ def path_nodes(network: torch.nn.Module, method: Method) -> np.ndarray:
     grows as 1/α: in log α that is even, and few nodes serve. At α = 0 itself it would decide the result.
     """
     places, weights = np.polynomial.legendre.leggauss(method.samples)
-    normalised = any(isinstance(layer, NORMALISING) for layer in network.modules())
+    normalised = any(_is_normalising(layer) for layer in network.modules())
     usual = "logarithmic" if normalised and method.baseline in CONSTANT else "linear"
     if (usual if method.nodes == "auto" else method.nodes) == "linear":
         return np.stack([(places + 1) / 2, weights / 2], axis=1)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import torch
 
 from agg2exp_core.model.windows import WindowPlan
@@ -21,6 +22,9 @@ MASKS = {
 """Masks by name, and why a target without a voxel in it is absent."""
 DRAWN, DRAWN_EMPTY = "file-", "no voxels in the mask file"
 """A mask that was read from a file is called `file-<its name>`, and is the same for all targets."""
+
+MOST_LEFT_OUT = 0.05
+"""Share of a target that skipping may leave out, however small its windows are."""
 
 Place = tuple[slice, ...]
 WHOLE: Place = (slice(None),) * 3
@@ -100,13 +104,17 @@ def masked_targets(
 
 
 def without_small_windows(target: Target, plan: WindowPlan, least: float) -> Target:
-    """The target without the windows in which less than a share `least` of its mask is weighed."""
+    """The target without windows in which less than a share `least` of its mask is weighed, the smallest first.
+
+    All of them together leave out no more than MOST_LEFT_OUT: a large target has only small shares.
+    """
     if not least:
         return target
     weighed = [float((target.mask(window) * plan.share(window)).sum(dtype=torch.float64)) for window in plan.slices]
-    shares = [weight / sum(weighed) for weight in weighed]
-    skipped = frozenset(number for number, share in enumerate(shares) if share < least)
-    return replace(target, skipped=skipped, left_out=sum(shares[number] for number in skipped))
+    shares = np.array(weighed) / sum(weighed)
+    order = np.argsort(shares, kind="stable")
+    small = order[(shares[order] < least) & (np.cumsum(shares[order]) <= MOST_LEFT_OUT)]
+    return replace(target, skipped=frozenset(small.tolist()), left_out=float(shares[small].sum()))
 
 
 def target_values(boxes: Iterable[tuple[Place, torch.Tensor]], targets: Sequence[Target]) -> list[float]:
