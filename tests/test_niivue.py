@@ -305,9 +305,7 @@ def page(
 
 
 def _error(message: ConsoleMessage) -> list[str]:
-    """An error of ours: a link straight to a page makes Streamlit look for its own files in the page's folder first."""
-    ours = message.type == "error" and "/case/_stcore/" not in message.location["url"]
-    return [message.text] if ours else []
+    return [message.text] if message.type == "error" else []
 
 
 def _place(box: tuple[slice, ...]) -> np.ndarray:
