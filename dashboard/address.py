@@ -10,6 +10,9 @@ Link = dict[str, list[str]]
 """A link's parameters: name → values."""
 
 _WRITTEN, _SHOWN = "address_written", "address_shown"
+MOST_IN_LINK = 60
+"""Scans that a link names; of more, it would be longer than some servers take."""
+
 SHARED = ("cohort", "run", "target")
 """What goes along from page to page."""
 

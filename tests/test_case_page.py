@@ -252,7 +252,7 @@ def test_jobs_that_ended_long_ago_are_told_at_their_own_case(
     assert [error.value for error in app.error] == (["no room on the disk"] if told else [])
 
 
-def _drawn(monkeypatch: pytest.MonkeyPatch, root: Path, **asked: str) -> AppTest:
+def _drawn(monkeypatch: pytest.MonkeyPatch, root: Path, **asked: str | list[str]) -> AppTest:
     """The page without a browser."""
 
     def script() -> None:
@@ -287,6 +287,17 @@ def test_a_link_to_a_place_opens_it_in_a_scan_that_was_seen_before(
     assert app.session_state["case_at_tiny_one"] == (4, 5, 6)
     # NiiVue, in the browser, is told as well: it remembers a place of its own for every scan.
     assert app.session_state["case_viewer_at"]["serial"] == 2
+
+
+def test_a_link_keeps_the_list_that_one_steps_through(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    link = {"cohort": "tiny", "case": "two", "among": ["two", "one", "gone"], "as": "sex is F"}
+    app = _drawn(monkeypatch, root, **link)
+    assert any("1 of 2, sex is F" in caption.value for caption in app.caption)
+    assert app.query_params["among"] == ["two", "one"]
+    app.button(key="case_next").click().run()
+    assert "one" in app.query_params["case"] and any("2 of 2, sex is F" in one.value for one in app.caption)
+    app.button(key="case_whole_cohort").click().run()
+    assert "among" not in app.query_params
 
 
 def test_a_target_that_the_label_set_does_not_know_is_drawn_too(

@@ -17,7 +17,7 @@ from agg2exp_core.settings import data_root
 from agg2exp_core.store import cohorts, results
 from agg2exp_core.store.queries import NO_METADATA, NOT_EXPLAINED
 from dashboard import data, filters, words
-from dashboard.address import Address, Link
+from dashboard.address import MOST_IN_LINK, Address, Link
 from dashboard.charts import bars, common
 from dashboard.filters import Choice
 from dashboard.report import CaseReport, case_report
@@ -31,7 +31,7 @@ from dashboard.views.legend import legend
 ADDRESS = Address("case")
 MAPS = {"signed": "Signed", "absolute": "Absolute", "off": "Hidden"}
 STAGE, VIEWER = "case_stage", "case_viewer"
-_BESIDE = "beside"
+_BESIDE, _AMONG, _AS = "beside", "among", "as"
 LINKED, ORDER, MEASURED = "case_linked_voxel", "case_order", "case_measured"
 
 
@@ -42,6 +42,9 @@ class CaseOrder:
     cohort: str
     cases: tuple[str, ...]
     title: str
+
+    def holds(self, cohort: str, case_id: str) -> bool:
+        return self.cohort == cohort and case_id in self.cases
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +157,7 @@ def _choose(root: Path) -> Chosen | None:
             _compute(root, None)
             return None
         cases = list(cohorts.read_cases(root, cohort)["case_id"])
-        _begin_with_listed(cohort)
+        _follow_list(cohort, cases)
         case_id = filters.pick_one(ADDRESS, Choice("Case", "case"), cases)
         if case_id is None:
             st.info("This cohort has no case.")
@@ -176,21 +179,29 @@ def _choose(root: Path) -> Chosen | None:
 def _link(chosen: Chosen) -> Link:
     """The parameters that open this view again."""
     link = {"cohort": chosen.cohort, "case": chosen.case.case_id, "run": chosen.run, "target": chosen.target}
-    beside = {_BESIDE: list(st.session_state.get(ADDRESS.key(_BESIDE), []))}
-    return {name: [value] for name, value in link.items() if value is not None} | {k: v for k, v in beside.items() if v}
-
-
-def _begin_with_listed(cohort: str) -> None:
-    """Where no case was asked for or shown yet, the first of the scans that another page shows."""
+    several = {_BESIDE: list(st.session_state.get(ADDRESS.key(_BESIDE), []))}
     listed: CaseOrder | None = st.session_state.get(ORDER)
-    if listed is not None and listed.cohort == cohort and not ADDRESS.asked("case"):
+    if listed is not None and listed.holds(chosen.cohort, chosen.case.case_id) and len(listed.cases) <= MOST_IN_LINK:
+        several |= {_AMONG: list(listed.cases), _AS: [listed.title]}
+    return {name: [value] for name, value in link.items() if value is not None} | {
+        k: v for k, v in several.items() if v
+    }
+
+
+def _follow_list(cohort: str, cases: list[str]) -> None:
+    """Step through the scans that a link names, and where no case was shown yet, begin with the first of the list."""
+    among, title = ADDRESS.asked(_AMONG), ADDRESS.asked(_AS)
+    if known := tuple(name for name in dict.fromkeys(among or ()) if name in cases):
+        st.session_state[ORDER] = CaseOrder(cohort, known, title[0] if title else "of the link")
+    listed: CaseOrder | None = st.session_state.get(ORDER)
+    if listed is not None and listed.cohort == cohort:
         st.session_state.setdefault(ADDRESS.key("case"), listed.cases[0])
 
 
 def _neighbours(cohort: str, cases: list[str], case_id: str) -> None:
     """Step through the list that the case was opened from, in its order, or through the whole cohort."""
     listed: CaseOrder | None = st.session_state.get(ORDER)
-    in_list = listed is not None and listed.cohort == cohort and case_id in listed.cases
+    in_list = listed is not None and listed.holds(cohort, case_id)
     if listed is not None and in_list:
         cases = list(listed.cases)
 

@@ -25,9 +25,6 @@ from dashboard.views.scoring import ADDRESS, ALL, SELECTED, USUAL
 
 WHICH = "outliers_which"
 TOLD = "outliers_told"
-MOST_IN_LINK = 60
-"""Selected scans that a link names; of more, it would be longer than some servers take."""
-
 HEIGHT = 318
 LIST_HELP = "Click a scan to open it where its evidence is strongest."
 COMPARE_HELP = (

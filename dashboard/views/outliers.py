@@ -25,7 +25,7 @@ from agg2exp_core.organs import BACKGROUND
 from agg2exp_core.records import InputError, Selection
 from agg2exp_core.settings import data_root
 from dashboard import data, filters, saved, words
-from dashboard.address import Link
+from dashboard.address import MOST_IN_LINK, Link
 from dashboard.charts import common
 from dashboard.charts.scatter import Lines, Words, evidence_scatter
 from dashboard.filters import Choice, Filters, in_words
@@ -545,4 +545,4 @@ def _write(chosen: Chosen, detector: str, narrowed: Link, shown: Shown | None = 
     ordinary = state.get(f"outliers_ordinary_{chosen.cohort}_{state.get(ADDRESS.key('abnormal'))}")
     link |= {"ordinary": ordinary} if ordinary else {}
     picked = _selected(shown)
-    ADDRESS.write(link | ({"pick": picked} if 0 < len(picked) <= outlier_list.MOST_IN_LINK else {}))
+    ADDRESS.write(link | ({"pick": picked} if 0 < len(picked) <= MOST_IN_LINK else {}))
