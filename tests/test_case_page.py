@@ -527,7 +527,7 @@ def test_a_job_is_found_again_after_a_reload_and_stopped(
         for _ in range(2):
             _open(page)
             page.get_by_text("left", exact=False).filter(has_text="window").first.wait_for()
-        page.get_by_role("button", name="Stop").click()
+        page.get_by_test_id("stSidebarUserContent").get_by_role("button", name="Stop").click()
         page.get_by_text("stopped").wait_for()
         assert queue.state(root, job).status == "cancelled"
     finally:
