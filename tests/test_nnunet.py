@@ -21,7 +21,7 @@ from agg2exp_core import pipeline
 from agg2exp_core.aggregation.regions import mass
 from agg2exp_core.model.adding import Wrapping, add_model
 from agg2exp_core.model.bundle import Bundle
-from agg2exp_core.model.nnunet import CropToNonzerod, EvenInferer, Folds, ResampleByCubesd
+from agg2exp_core.model.nnunet import CropToNonzerod, EvenInferer, Folds, ResampleCubicd
 from agg2exp_core.model.predict import stitched_logits
 from agg2exp_core.model.preprocess import load_scan, scaled
 from agg2exp_core.model.windows import plan_windows
@@ -138,7 +138,7 @@ def test_a_linear_field_is_resampled_to_where_it_lies() -> None:
     places = np.stack(np.meshgrid(*map(np.arange, (12, 16, 9)), indexing="ij"), axis=-1) @ OBLIQUE[:3, :3].T
     field = (places + OBLIQUE[:3, 3]) @ np.array([1.0, 2.0, -1.0])
     image = MetaTensor(torch.tensor(field[None], dtype=torch.float32), affine=torch.tensor(OBLIQUE))
-    moved = ResampleByCubesd("image", (2.0, 3.5, 3.0), far=False)({"image": image})["image"]
+    moved = ResampleCubicd("image", (2.0, 3.5, 3.0), far=False)({"image": image})["image"]
     affine = np.asarray(moved.affine)
     assert moved.shape == (1, 18, 11, 12)
     places = np.stack(np.meshgrid(*map(np.arange, moved.shape[1:]), indexing="ij"), axis=-1) @ affine[:3, :3].T
@@ -154,7 +154,7 @@ def test_thick_slices_are_taken_from_the_nearest(own: tuple[float, ...], far: bo
         torch.tensor([*own, 1.0], dtype=torch.float64)
     ))  # fmt: skip
     spacing = (*own[:2], own[2] / 2)
-    moved = ResampleByCubesd("image", spacing)({"image": image})["image"].numpy()[0]
+    moved = ResampleCubicd("image", spacing)({"image": image})["image"].numpy()[0]
     assert moved.shape == (5, 6, 8)
     np.testing.assert_array_equal(np.abs(moved[..., ::2] - moved[..., 1::2]).max() == 0, far)
 

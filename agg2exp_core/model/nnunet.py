@@ -78,7 +78,7 @@ def _is_nonzero(image: torch.Tensor) -> torch.Tensor:
     return image != 0
 
 
-class ResampleByCubesd(MapTransform):
+class ResampleCubicd(MapTransform):
     """Resampled to a spacing in mm as nnU-Net does: cubic splines, between far slices the nearest one.
 
     far: whether slices count as far from each other; None: where spacings differ more than ANISOTROPIC times.

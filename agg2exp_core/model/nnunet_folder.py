@@ -121,7 +121,7 @@ class Trained:
             *(turned if reader == READERS[2] else []),
             {"_target_": f"{HERE}.CropToNonzerod", "keys": "image"},
             *self._intensity(),
-            {"_target_": f"{HERE}.ResampleByCubesd", "keys": "image", **self._resampling()},
+            {"_target_": f"{HERE}.ResampleCubicd", "keys": "image", **self._resampling()},
             {"_target_": "EnsureTyped", "keys": "image"},
         ]
 

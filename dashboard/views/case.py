@@ -84,7 +84,7 @@ class Chosen:
 def go_to(place: Selection, case_id: str, target: str, at: Sequence[int] = ()) -> None:
     """Leave the page for this one: a case of the selection's cohort in its run, counted alike, at a voxel if given."""
     link: Link = {"cohort": [place.cohort], "run": [place.run], "case": [case_id], "target": [target]}
-    link |= filters.measure_link(place)
+    link |= filters.measure_link(place) | _list_link(place.cohort, case_id)
     if at:
         link["at"] = [".".join(str(index) for index in at)]
     st.switch_page(st.Page(page, url_path="case"), query_params=link)
@@ -179,13 +179,17 @@ def _choose(root: Path) -> Chosen | None:
 def _link(chosen: Chosen) -> Link:
     """The parameters that open this view again."""
     link = {"cohort": chosen.cohort, "case": chosen.case.case_id, "run": chosen.run, "target": chosen.target}
-    several = {_BESIDE: list(st.session_state.get(ADDRESS.key(_BESIDE), []))}
+    beside = list(st.session_state.get(ADDRESS.key(_BESIDE), []))
+    shown = {name: [value] for name, value in link.items() if value is not None}
+    return shown | ({_BESIDE: beside} if beside else {}) | _list_link(chosen.cohort, chosen.case.case_id)
+
+
+def _list_link(cohort: str, case_id: str) -> Link:
+    """The list that one steps through from this case, if it is not too long for a link."""
     listed: CaseOrder | None = st.session_state.get(ORDER)
-    if listed is not None and listed.holds(chosen.cohort, chosen.case.case_id) and len(listed.cases) <= MOST_IN_LINK:
-        several |= {_AMONG: list(listed.cases), _AS: [listed.title]}
-    return {name: [value] for name, value in link.items() if value is not None} | {
-        k: v for k, v in several.items() if v
-    }
+    if listed is None or not listed.holds(cohort, case_id) or len(listed.cases) > MOST_IN_LINK:
+        return {}
+    return {_AMONG: list(listed.cases), _AS: [listed.title]}
 
 
 def _follow_list(cohort: str, cases: list[str]) -> None:
