@@ -72,6 +72,12 @@ def _plans(kind: type = PlainConvUNet, **changed: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _with_part(**part: Any) -> dict[str, Any]:
+    plans = _plans()
+    plans["configurations"]["base"]["architecture"]["arch_kwargs"] |= part
+    return plans
+
+
 DATASET = {
     "channel_names": {"0": "CT"}, "labels": {"background": 0, "heart": 2, "aorta": 1, "ignore": 3},
     "numTraining": 2, "file_ending": ".nii.gz",
@@ -253,6 +259,9 @@ def test_older_plans_tell_the_same_network(tmp_path: Path, trained: Folder, scan
         (_plans(), DATASET | {"labels": {"background": 0, "whole": [1, 2], "core": 2}}, "overlapping regions"),
         (_plans(), DATASET | {"labels": {"background": 0, "heart": 2}}, "count from 0"),
         (_plans(), DATASET | {"labels": {"background": 0, "heart": 1}}, "fold_0: decoder.seg_layers.0.weight"),
+        (_with_part(nonlin_kwargs={"negative_slope": 0.2}), DATASET, "its usual parts; got nonlin_kwargs"),
+        (_with_part(stem_channels=8), DATASET, "its usual parts; got stem_channels 8"),
+        (_plans(inherits_from="base", previous_stage="x"), DATASET, "stand on its own"),
         (_plans(architecture={"network_class_name": "a.Primus", "arch_kwargs": {}}), DATASET, "PlainConvUNet"),
     ],
 )  # fmt: skip

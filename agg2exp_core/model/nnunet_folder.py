@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from agg2exp_core.files import write_json
 from agg2exp_core.model.bundle import Bundle
 from agg2exp_core.model.networks import misfit, without_prefixes
 from agg2exp_core.model.nnunet import KINDS
@@ -22,8 +23,11 @@ HERE = "agg2exp_core.model.nnunet"
 READERS = ("SimpleITKIO", "NibabelIO", "NibabelIOWithReorient")
 """What keeps a scan's axes as they are stored, or turns them to RAS; others read pictures."""
 
-USUAL = ("InstanceNorm3d", "LeakyReLU", "None")
-"""Normalisation, activation and dropout."""
+USUAL = {
+    "conv_op": "Conv3d", "conv_bias": True, "norm_op": "InstanceNorm3d", "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+    "nonlin": "LeakyReLU", "nonlin_kwargs": {"inplace": True}, "dropout_op": None, "dropout_op_kwargs": None,
+}  # fmt: skip
+"""Parts that `nnunet` builds. Others could leave no trace in the weights, and would give other logits unnoticed."""
 
 BOUNDS = ("percentile_00_5", "percentile_99_5", "mean", "std")
 
@@ -47,9 +51,9 @@ def copy_trained(source: Path, new: Path, folds: Sequence[str], mirrored: bool) 
         config, classes = trained.config(len(checkpoints), axes or ()), trained.classes
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise InputError("plans.json and dataset.json must be as nnU-Net v2 writes them", repr(error)[:120]) from None
-    _write(new / "configs" / "inference.json", config)
+    write_json(new / "configs" / "inference.json", config)
     about = f"nnU-Net {trained.name}, folds {', '.join(path.parent.name.removeprefix('fold_') for path in checkpoints)}"
-    _write(new / "configs" / "metadata.json", {"task": f"Segmentation: {about}"})
+    write_json(new / "configs" / "metadata.json", {"task": f"Segmentation: {about}"})
     _join_folds(Bundle(new), checkpoints)
     return classes
 
@@ -70,8 +74,9 @@ class Trained:
             got = f"no configuration {self.name}"
             raise InputError("plans.json must be of nnU-Net v2", got, ", ".join(known) if known else None)
         found, parent = dict(known[self.name]), known[self.name].get("inherits_from")
-        while parent in known and parent is not None:
-            found, parent = known[parent] | found, known[parent].get("inherits_from")
+        for _ in known:  # no more often: one may inherit from itself
+            if parent in known:
+                found, parent = known[parent] | found, known[parent].get("inherits_from")
         if found.get("previous_stage"):
             raise InputError("a configuration must stand on its own", f"{self.name}, the second stage of a cascade")
         if len(found.get("patch_size", ())) != 3:
@@ -166,10 +171,13 @@ def _architecture(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
             "n_conv_per_stage_decoder": settings["n_conv_per_stage_decoder"],
         }
     told = architecture["arch_kwargs"]
-    parts = tuple(str(told.get(key)).split(".")[-1] for key in ("norm_op", "nonlin", "dropout_op"))
-    if parts != USUAL:
-        raise InputError("a network of nnU-Net must be built of its usual parts", ", ".join(parts), ", ".join(USUAL))
     names = ("features_per_stage", "kernel_sizes", "strides", KINDS[kind], "n_conv_per_stage_decoder")
+    for name, value in told.items():
+        plain = value.split(".")[-1] if isinstance(value, str) else value
+        if name not in (*names, "n_stages") and plain != USUAL.get(name):
+            raise InputError(
+                "a network of nnU-Net must be built of its usual parts", f"{name} {value}", USUAL.get(name)
+            )
     return kind, {name: told[name] for name in names}
 
 
@@ -221,7 +229,3 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError("an nnU-Net folder's files must hold objects", path.name)
     return content
-
-
-def _write(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
