@@ -24,7 +24,8 @@ READERS = ("SimpleITKIO", "NibabelIO", "NibabelIOWithReorient")
 """What keeps a scan's axes as they are stored, or turns them to RAS; others read pictures."""
 
 USUAL = {
-    "conv_op": "Conv3d", "conv_bias": True, "norm_op": "InstanceNorm3d", "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+    "conv_op": "Conv3d", "conv_bias": True,
+    "norm_op": "InstanceNorm3d", "norm_op_kwargs": {"eps": 1e-5, "affine": True},
     "nonlin": "LeakyReLU", "nonlin_kwargs": {"inplace": True}, "dropout_op": None, "dropout_op_kwargs": None,
 }  # fmt: skip
 """Parts that `nnunet` builds. Others could leave no trace in the weights, and would give other logits unnoticed."""
@@ -172,7 +173,7 @@ def _architecture(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         }
     told = architecture["arch_kwargs"]
     names = ("features_per_stage", "kernel_sizes", "strides", KINDS[kind], "n_conv_per_stage_decoder")
-    for name, value in told.items():
+    for name, value in ({"norm_op": None, "nonlin": None} | told).items():
         plain = value.split(".")[-1] if isinstance(value, str) else value
         if name not in (*names, "n_stages") and plain != USUAL.get(name):
             raise InputError(
