@@ -44,22 +44,24 @@ bench: $(VENV)/.tools $(NIIVUE)
 	$(BIN)/agg2exp demo
 	$(BIN)/python -m bench
 
-# Saliency is kept for the cases and organs of the README's tour only; sums are kept for all.
+# Maps are kept of the README's tour: to look at, all clinic cases'; in full, until they are summed over the lesions.
 MODELS := thorax17_swinunetr thorax17_segresnet
-EXPLAIN := $(BIN)/agg2exp explain --samples 4 --precision float32 --saliency-dtype float16
+EXPLAIN := $(BIN)/agg2exp explain --samples 4 --precision float32
 TOUR := lung_upper_lobe_left,lung_lower_lobe_left,lung_lower_lobe_right,heart,aorta
 
 precompute: $(VENV)/.package
 	$(BIN)/agg2exp demo
 	for model in $(MODELS); do \
+		run=$$model-smoothgrad-pairs-4 && \
 		$(EXPLAIN) --model $$model --cohort reference --case ref-01 --targets $(TOUR) && \
-		$(EXPLAIN) --model $$model --cohort clinic --case cli-02 --case cli-04 --case cli-07 --case cli-08 --case cli-12 \
-			--targets $(TOUR) && \
+		$(EXPLAIN) --model $$model --cohort clinic --case cli-02 --case cli-04 --case cli-07 --case cli-12 \
+			--targets $(TOUR) --saliency-dtype float16 && \
+		$(EXPLAIN) --model $$model --cohort clinic --targets $(TOUR) && \
 		$(EXPLAIN) --model $$model --cohort reference --saliency-dtype none && \
 		$(EXPLAIN) --model $$model --cohort clinic --saliency-dtype none && \
-		$(BIN)/agg2exp aggregate --cohort clinic --run $$model-smoothgrad-pairs-4 --masks data/cohorts/clinic/pathology \
-			--name pathology && \
-		$(BIN)/agg2exp outliers --fit reference:$$model-smoothgrad-pairs-4 --score clinic:$$model-smoothgrad-pairs-4 || exit 1; \
+		$(BIN)/agg2exp aggregate --cohort clinic --run $$run --masks data/cohorts/clinic/pathology --name pathology && \
+		$(BIN)/agg2exp thin --cohort clinic --run $$run && \
+		$(BIN)/agg2exp outliers --fit reference:$$run --score clinic:$$run || exit 1; \
 	done
 
 pictures: $(VENV)/.tools $(NIIVUE)

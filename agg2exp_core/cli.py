@@ -229,6 +229,28 @@ def aggregate(
     _say_refused(summary.refused, len(found.files))
 
 
+@app.command()
+def thin(
+    cohort: Annotated[str, typer.Option("--cohort", help="A cohort.")],
+    run: Annotated[str, typer.Option("--run", help="A run of it with full attribution maps.")],
+    data: Root = None,
+) -> None:
+    """Make a run's full maps maps to look at, some 15 times smaller; its sums, also over masks, stay as they are."""
+    from agg2exp_core import thinning
+    from agg2exp_core.masked import find_run
+
+    folders, count, refused = sorted((find_run(data_root(data), cohort, run) / "cases").glob("[!.]*/")), 0, []
+    with progress("Thinning") as report:
+        for index, folder in enumerate(folders):
+            report(index, len(folders), folder.name)
+            try:
+                count += thinning.thin_case(folder)
+            except InputError as error:
+                refused.append(f"{folder.name}: {error}")
+    print(f"{count} maps made small")
+    _say_refused(refused, len(folders))
+
+
 @export_app.command("saliency")
 def export_saliency(
     cohort: Annotated[str, typer.Option("--cohort", help="A cohort.")],

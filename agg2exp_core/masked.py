@@ -133,7 +133,7 @@ def _add_case(run: Path, masks: Masks, case_id: str, summary: Summary) -> None:
         summary.left[case_id] = NOT_EXPLAINED
         return
     drawn = [name for name in manifest.get("targets", ()) if results.map_name(name) in manifest.get("files", {})]
-    stored = [name for name in drawn if name not in manifest.get("viewing", ())]
+    stored = results.full_maps(manifest)
     if not stored:
         summary.left[case_id] = ONLY_TO_VIEW if drawn else NO_MAP
         return

@@ -118,6 +118,8 @@ class Explaining:
                 self._write_agreement(new, explained, labels)
                 identity["targets"] = list(results.read_importance(new).targets)
                 identity["viewing"] = self._for_viewing(known, explained)
+                if thinned := _thinned(known, explained):
+                    identity["thinned"] = thinned
                 identity["device"] = str(self.explainer.device)
                 identity["seconds"] = round(time.monotonic() - started + float((known or {}).get("seconds", 0)), 1)
         return folder
@@ -360,6 +362,12 @@ def _finished(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
         return None
     same = ("model_hash", "input_sha256", "label_sha256", "mask_sha256", "parameters_hash", "method")
     return manifest if all(manifest.get(key) == identity.get(key) for key in same) else None
+
+
+def _thinned(known: dict[str, Any] | None, explained: Explanation) -> dict[str, str]:
+    """What full maps, since made small, were, of the targets that are not explained anew."""
+    before = (known or {}).get("thinned", {})
+    return {name: digest for name, digest in before.items() if name not in explained.targets}
 
 
 def _merged(old: SumTable, new: SumTable, classes: tuple[str, ...]) -> SumTable:

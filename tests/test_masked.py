@@ -220,6 +220,26 @@ def test_maps_that_are_only_to_look_at_are_not_summed(root: Path, capsys: pytest
     assert {case for case, _ in rows_of(root)} == {"b"}
 
 
+def test_sums_hold_when_their_maps_are_made_small(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And no longer once the attribution is another; a damaged case is refused and stays as it is."""
+    assert aggregate(root) == 0
+    folder = root / "runs" / "c" / "r"
+    before, full = region_sets.read(folder), volumes.read_volume(folder / "cases" / "a" / "saliency" / "heart.nii.gz")
+    broken = folder / "cases" / "b" / "agreement.csv"
+    broken.write_text("")
+    assert run("thin", "--cohort", "c", "--run", "r", "--data", root) == 2
+    said = capsys.readouterr()
+    assert "1 maps made small" in said.out and "b: a case's results must be as its manifest says" in said.err
+    assert region_sets.read(folder).equals(before) and results.verify(folder / "cases" / "a") == []
+    manifest = results.read_manifest(folder / "cases" / "a") or {}
+    assert manifest["viewing"] == ["heart"] and results.full_maps(manifest) == []
+    drawn = volumes.read_volume(folder / "cases" / "a" / "saliency" / "heart.nii.gz")
+    assert np.abs(drawn.array - full.array).max() <= 0.5 * np.abs(full.array).max()
+    assert "heart" in (results.read_manifest(folder / "cases" / "b") or {})["targets"]
+    explained(root, "a", *random_case(7), ("heart",))
+    assert set(region_sets.read(folder)["case_id"].to_pylist()) == {"b"}
+
+
 def test_what_is_left_out_is_counted_with_its_reason(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (root.parent / "masks" / "b.nii.gz").unlink()
     assert aggregate(root) == 0

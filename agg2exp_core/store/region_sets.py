@@ -136,8 +136,13 @@ def _read_case(path: Path, case: Path) -> tuple[pa.Table | None, str]:
 
 
 def _current(case: Path, table: pa.Table) -> pa.Table:
-    """The rows whose attribution is still the one that the case's manifest names."""
-    files = (results.read_manifest(case) or {}).get("files", {})
-    digests = [files.get(results.map_name(target), {}).get("sha256") for target in table["target"].to_pylist()]
-    same = [old == new for old, new in zip(table["saliency_sha256"].to_pylist(), digests, strict=True)]
+    """The rows whose attribution is still the one that the case's manifest names, or was made small since."""
+    manifest = results.read_manifest(case) or {}
+    files, thinned = manifest.get("files", {}), manifest.get("thinned", {})
+
+    def known(target: str) -> tuple[str | None, str | None]:
+        return files.get(results.map_name(target), {}).get("sha256"), thinned.get(target)
+
+    rows = zip(table["target"].to_pylist(), table["saliency_sha256"].to_pylist(), strict=True)
+    same = [digest in known(target) for target, digest in rows]
     return table.filter(pa.array(same, pa.bool_()))

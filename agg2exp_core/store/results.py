@@ -52,6 +52,12 @@ def map_name(target: str) -> str:
     return f"saliency/{target}.nii.gz"
 
 
+def full_maps(manifest: dict[str, Any]) -> list[str]:
+    """Targets whose stored map is the attribution itself, to be summed over, and not one made to look at."""
+    files, viewing = manifest.get("files", {}), manifest.get("viewing", ())
+    return [name for name in manifest.get("targets", ()) if map_name(name) in files and name not in viewing]
+
+
 @contextmanager
 def case_folder(folder: Path, manifest: dict[str, Any]) -> Iterator[Path]:
     """A new folder to write a case into; on leaving, it gets its manifest and takes the place of `folder`.
