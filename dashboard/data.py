@@ -119,7 +119,14 @@ def cases(root: Path, selection: Selection) -> pd.DataFrame:
     table = _ask(root, "cases", everything)
     if selection == everything:
         return table
-    return table[_among(table["case_id"].tolist(), passing(root, selection))].reset_index(drop=True)
+    names = _names(str(root), _fingerprint(str(root)), everything)
+    return table[_among(names, passing(root, selection))].reset_index(drop=True)
+
+
+@st.cache_resource(max_entries=20, show_spinner=False)
+def _names(root: str, fingerprint: str, everything: Selection) -> tuple[str, ...]:
+    # Text of Arrow becomes Python's word by word: once is enough.
+    return tuple(_answer(root, fingerprint, "cases", everything)["case_id"])
 
 
 def passing(root: Path, selection: Selection) -> list[str]:

@@ -193,7 +193,7 @@ def test_dendrograms_that_make_no_sense_are_refused() -> None:
 @settings(max_examples=60, deadline=None)
 def test_sorted_cells_give_the_matrix_of_the_cases_chosen(seed: int, share: float, lacking: float) -> None:
     rng = np.random.default_rng(seed)
-    values = rng.integers(0, 5, (rng.integers(1, 12), 2, 3)) / 4  # with ties
+    values = rng.integers(0, 5, (rng.integers(1, 40), 2, 3)) / 4  # with ties
     values[rng.random(values.shape) < lacking] = np.nan
     everything = Importance(tuple(f"case-{n}" for n in range(len(values))), ("a", "b"), ("a", "b", "c"), values)
     chosen = rng.random(len(values)) < share

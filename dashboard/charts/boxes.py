@@ -12,6 +12,7 @@ from agg2exp_core.organs import LabelSet
 from dashboard.charts.common import (
     GREY,
     PLAIN,
+    UNMEASURED,
     click_rows,
     faint,
     frame,
@@ -48,7 +49,7 @@ def region_boxes(stats: pd.DataFrame, labels: LabelSet, measure: str, picked: st
     title = "share of attribution, %" if measure == "mass" else "attribution per voxel"
     layout = {
         "xaxis": {"title": {"text": title, "standoff": 6}, "range": [-0.01 * end, end * 1.02], "zeroline": False,
-                  "showgrid": True, "gridcolor": "rgba(128, 134, 142, 0.25)"},
+                  "showgrid": True, "gridcolor": "rgba(128, 134, 142, 0.25)", **UNMEASURED},
         "yaxis": named_axis(rows["title"], [colors.get(group, GREY) for group in rows["group"]]),
         "showlegend": False, "shapes": shapes,
         "margin": {"l": room(rows["title"]), "r": 8, "t": 8, "b": 40},

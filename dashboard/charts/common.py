@@ -35,6 +35,9 @@ PLAIN = {
 }  # fmt: skip
 """How every chart behaves. A chart made from it and its own layout at once is checked by Plotly once."""
 
+UNMEASURED = {"ticklabeloverflow": "allow"}
+"""Of an axis whose labels have room: else Plotly measures each of them at every drawing."""
+
 NARROW, WIDE = "fijlrt.,'’:()| ", "mwMW%"
 
 Pick = tuple[str, str]
@@ -96,7 +99,7 @@ def named_axis(titles: Any, colors: list[str]) -> dict[str, Any]:
     names = [f"{title} <span style='color:{color}'>■</span>" for title, color in zip(titles, colors, strict=True)]
     return {
         "tickvals": list(range(len(names))), "ticktext": names, "range": [len(names) - 0.5, -0.5],
-        "showgrid": False, "zeroline": False, "ticks": "", "tickfont": {"size": 13},
+        "showgrid": False, "zeroline": False, "ticks": "", "tickfont": {"size": 13}, **UNMEASURED,
     }  # fmt: skip
 
 
