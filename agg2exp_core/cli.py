@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -151,13 +152,19 @@ def explain(
     seed: Seed = 0,
     device: Device = "auto",
     saliency_dtype: Annotated[str, typer.Option(help="Of maps: view (small), float16, float32 or none.")] = "view",
+    workers: Annotated[int | None, typer.Option(help="Of --cohort: so many cases at a time, each a process.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Of --cohort: address of a Dask scheduler to give cases to.")
+    ] = None,
+    tls: Annotated[Path | None, typer.Option(help="Of --scheduler: folder of ca.pem, cert.pem and key.pem.")] = None,
     data: Root = None,
     job: Annotated[str | None, typer.Option(hidden=True, help="Report to this job of the dashboard.")] = None,
 ) -> None:
     """Attribute a scan's or a cohort's predicted organs and sum the attributions over all organs."""
     root = data_root(data)
     _check_together("--image", image, {"--out": out, "--label": label})
-    _check_together("--cohort", cohort, {"--case": case})
+    _check_together("--cohort", cohort, {"--case": case, "--workers": workers, "--scheduler": scheduler})
+    _check_together("--scheduler", scheduler, {"--tls": tls})
     with reporting(root, job, "Explaining") as report:
         if image is not None:
             volumes.check_header(image)  # before seconds of loading what computes
@@ -195,8 +202,11 @@ def explain(
             print(f"{one.case_id} explained in {folder}")
             return
         cases = _chosen_cases(root, cohort, case)
-        explaining = pipeline.Explaining(root, plan)
         assert cohort is not None
+        if workers is not None or scheduler is not None:
+            _explain_on_cluster((root, plan, cohort, cases), (workers, scheduler, tls), report)
+            return
+        explaining = pipeline.Explaining(root, plan)
         results.recover(root / "runs" / cohort / explaining.run / "cases")
 
         def work(item: Case, inner: Report) -> None:
@@ -207,6 +217,33 @@ def explain(
         # Before the report ends: a job with refused cases is none that is done.
         _say_refused(_each(cases, report, work), len(cases))
     print(f"{len(cases)} of {cohort} explained as run {explaining.run}")
+
+
+def _explain_on_cluster(
+    work: tuple[Path, Any, str, list[Case]], where: tuple[int | None, str | None, Path | None], report: Report
+) -> None:
+    """What `explain` does of a cohort, case by case on the workers of a cluster."""
+    from agg2exp_core import cluster, pipeline
+
+    (root, plan, cohort, cases), (workers, scheduler, tls) = work, where
+    if workers is not None and scheduler is not None:
+        raise InputError("cases go to --workers of this machine or to a --scheduler", "both")
+    pipeline.Explaining(root, replace(plan, device="cpu"))  # what cannot be explained is refused once, and here
+    refused, faults, runs = [], 0, set()
+    with cluster.existing(scheduler, tls) if scheduler else cluster.local(workers or 0) as client:
+        for done in cluster.explain_cases(client, root, plan, cohort, cases, report):
+            if done.refused:
+                refused.append(f"{done.case_id}: {done.refused}")
+                faults += done.fault
+                continue
+            runs.add(done.run)
+            if isinstance(report, JobReport):
+                report.finished(cohort, done.run, done.case_id)
+    if faults:
+        _tell(refused)
+        raise RuntimeError(_count_of(refused, len(cases)))
+    _say_refused(refused, len(cases))
+    print(f"{len(cases)} of {cohort} explained as run {', '.join(sorted(runs))}")
 
 
 @app.command()
