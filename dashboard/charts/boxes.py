@@ -92,9 +92,10 @@ def thinned(values: Any) -> np.ndarray:
 
 
 def _boxes(rows: pd.DataFrame, group: str, color: str) -> dict[str, Any]:
-    return {
-        "type": "box", "y": rows.index, "q1": rows["q1"], "median": rows["median"], "q3": rows["q3"],
-        "lowerfence": rows["low"], "upperfence": rows["high"], "orientation": "h", "width": 0.62, "whiskerwidth": 0.5,
+    columns = {"q1": "q1", "median": "median", "q3": "q3", "lowerfence": "low", "upperfence": "high"}
+    # As lists: of a Series, Plotly finds out anew each time what it is.
+    return {drawn: rows[name].tolist() for drawn, name in columns.items()} | {
+        "type": "box", "y": rows.index.tolist(), "orientation": "h", "width": 0.62, "whiskerwidth": 0.5,
         "name": group.capitalize(), "line": {"color": color, "width": 1.6}, "fillcolor": faint(color),
         "hoverinfo": "skip",
     }  # fmt: skip
