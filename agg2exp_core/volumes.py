@@ -136,7 +136,8 @@ def to_ras(volume: Volume) -> Volume:
     orientation = nib.orientations.io_orientation(volume.affine)
     array = nib.orientations.apply_orientation(volume.array, orientation)
     affine = volume.affine @ nib.orientations.inv_ornt_aff(orientation, volume.array.shape)
-    return Volume(np.ascontiguousarray(array), affine)
+    # As NIfTI has them in a file: most scans then need no copy, and none needs one to be sent on.
+    return Volume(np.asfortranarray(array), affine)
 
 
 def sha256(path: Path) -> str:

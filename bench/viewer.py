@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from agg2exp_core import maps
 from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import Method, SumTable, Volume
 from agg2exp_core.store import results
@@ -61,8 +62,8 @@ def _write_results(root: Path, labels: Volume, saliency: Volume) -> None:
         write_volume(folder / "prediction.nii.gz", labels)
         (folder / "saliency").mkdir()
         for target, sign in zip(TARGETS, (1, -1), strict=True):
-            half = Volume((sign * saliency.array).astype(np.float32), saliency.affine)
-            write_volume(folder / "saliency" / f"{target}.nii.gz", half)
+            levels, step = maps.for_viewing(sign * saliency.array)  # what `explain` keeps unless told otherwise
+            write_volume(folder / "saliency" / f"{target}.nii.gz", Volume(levels, saliency.affine), step)
 
 
 def _measured(size: int) -> list[tuple[str, str]]:

@@ -47,7 +47,10 @@ def quantised(attribution: np.ndarray, end: float) -> np.ndarray:
     """int8: −127 … 127 of the scale's end, what is stronger clipped."""
     if end <= 0:
         return np.zeros(attribution.shape, np.int8)
-    return np.rint(np.clip(attribution / end, -1, 1) * LARGEST).astype(np.int8)
+    scaled = attribution / np.float32(end)
+    np.clip(scaled, -1, 1, out=scaled)
+    scaled *= LARGEST
+    return np.rint(scaled, out=scaled).astype(np.int8)
 
 
 def palette(signed: bool) -> np.ndarray:

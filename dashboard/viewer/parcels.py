@@ -51,12 +51,12 @@ def scan_parcel(scan: Volume, attributions: list[Volume]) -> Parcel:
 
 def labels_parcel(labels: Volume) -> Parcel:
     """The label map (uint8 or uint16) around its labels."""
-    return _parcel(labels, box_of(labels.array != 0))
+    return _parcel(labels, box_of(labels.array))
 
 
 def attribution_parcel(attribution: Volume) -> Parcel:
     """A quantised map (int8, see `layers.quantised`) around its values."""
-    return _parcel(attribution, box_of(attribution.array != 0))
+    return _parcel(attribution, box_of(attribution.array))
 
 
 def quantised(volume: Volume, end: float) -> Volume:
@@ -65,14 +65,15 @@ def quantised(volume: Volume, end: float) -> Volume:
 
 
 def box_of(something: np.ndarray) -> Box:
-    """The smallest box around the True voxels of (I, J, K); the whole grid if there are none."""
-    if not something.any():
-        return whole(something.shape)
-    found = []
-    for axis in range(3):
+    """The smallest box around the voxels of (I, J, K) that are True, or not 0; the whole grid if there are none."""
+    found = list(whole(something.shape))
+    # Axis by axis within the box so far, from the one whose planes lie apart: each look then has less to see.
+    for axis in (2, 1, 0):
         others = tuple(other for other in range(3) if other != axis)
-        (at,) = np.nonzero(something.any(axis=others))
-        found.append(slice(int(at[0]), int(at[-1]) + 1))
+        (at,) = np.nonzero(something[tuple(found)].any(axis=others))
+        if not len(at):
+            return whole(something.shape)
+        found[axis] = slice(int(at[0]), int(at[-1]) + 1)
     return found[0], found[1], found[2]
 
 
@@ -120,9 +121,10 @@ def _inside(attribution: Volume, scan: Volume, box: Box) -> bool:
 
 def _parcel(volume: Volume, box: Box) -> Parcel:
     part = cropped(volume, box)
+    part = Volume(np.asfortranarray(part.array), part.affine)  # as it is sent
     digest = hashlib.sha256(f"{part.array.dtype.str} {part.array.shape}".encode())
     digest.update(np.ascontiguousarray(part.affine, np.float64).tobytes())
-    digest.update(np.ascontiguousarray(part.array).data)
+    digest.update(part.array.T.data)
     i, j, k = part.array.shape
     start = [s.start for s in box]
     return Parcel(digest.hexdigest(), (i, j, k), part.affine, (start[0], start[1], start[2]), partial(nifti, part))

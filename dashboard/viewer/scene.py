@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,13 +34,14 @@ class Sources:
 def load_scene(sources: Sources, labels: LabelSet) -> Scene:
     """Read what there is. InputError if the scan cannot be read, or results are damaged."""
     image, prediction, attribution = stamps(sources)
+    drawn = _attribution(*attribution) if attribution else None  # read meanwhile
     return Scene(
         str([image, prediction, attribution]),
         _scan(*image),
         labels,
         organ_of(labels, sources.target).id,
         _labels(*prediction) if prediction else None,
-        _attribution(*attribution) if attribution else None,
+        drawn.result() if drawn else None,
         hashlib.sha256(str(image).encode()).hexdigest()[:16],
     )
 
@@ -68,7 +70,7 @@ def _scan(path: str, changed: int, size: int) -> Volume:
     volume = volumes.read_volume(Path(path))
     limits = np.iinfo(np.int16)
     np.clip(volume.array, limits.min, limits.max, out=volume.array)
-    return volumes.to_ras(Volume(np.rint(volume.array).astype(np.int16), volume.affine))
+    return volumes.to_ras(Volume(np.rint(volume.array, out=volume.array).astype(np.int16), volume.affine))
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
@@ -76,8 +78,17 @@ def _labels(path: str, changed: int, size: int) -> Volume:
     return volumes.read_labels(Path(path))
 
 
+@st.cache_resource
+def _readers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "attribution")
+
+
 @st.cache_resource(max_entries=12, show_spinner=False)
-def _attribution(path: str, changed: int, size: int) -> Attribution:
-    volume = volumes.read_volume(Path(path))
+def _attribution(path: str, changed: int, size: int) -> Future[Attribution]:
+    return _readers().submit(_read_attribution, Path(path))
+
+
+def _read_attribution(path: Path) -> Attribution:
+    volume = volumes.read_volume(path)
     end, sparse = maps.scale_end(volume.array)
     return Attribution(volume, end, slices.peak(volume), sparse)

@@ -96,7 +96,8 @@ def peak(saliency: Volume) -> np.ndarray:
 
 def centre(labels: Volume, label: int) -> np.ndarray | None:
     """World position (3,) in millimetres of the organ's voxel that is nearest to its centre of gravity."""
-    voxels = np.argwhere(labels.array == label)
+    # From the array as it lies in memory, last axis first, which is many times faster.
+    voxels = np.argwhere(label == labels.array.T)[:, ::-1]
     if not len(voxels):
         return None
     nearest = ((voxels - voxels.mean(axis=0)) ** 2).sum(axis=1).argmin()
