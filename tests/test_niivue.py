@@ -121,7 +121,8 @@ def _opened(parcel: Parcel) -> Volume:
 
 
 @pytest.mark.parametrize("accepted", ["gzip, br", "identity"])
-def test_a_volume_is_sent_as_the_browser_takes_it(accepted: str) -> None:
+def test_a_volume_is_sent_as_the_browser_takes_it(accepted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(addresses.shelf(), "serving", False)  # as it is again after `routes`
     parcel = parcels.labels_parcel(Volume(np.ones((4, 3, 2), np.uint8), np.eye(4)))
     token = addresses.volume_address(parcel).rpartition("/")[2]
     headers = [(b"host", b"127.0.0.1"), (b"accept-encoding", accepted.encode())]
