@@ -556,9 +556,15 @@ def _with_unknown_arguments(settings: dict[str, Any], channels: dict[str, str], 
     return settings | {"network_def": settings["network_def"] | {"unheard_of": 1}}, channels, network
 
 
+def _fetching(settings: dict[str, Any], channels: dict[str, str], network: torch.nn.Module) -> Any:
+    fetched_unless_told = {"_target_": "EfficientNetBN", "model_name": "efficientnet-b0", "spatial_dims": 2}
+    return settings | {"network_def": fetched_unless_told}, channels, network
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
+        (_fetching, "a model must be all in its folder"),
         (_without_labels, "no names"), (_without_inferer, "no inferer"), (_with_code, "os.system"),
         (_with_other_weights, "model.0.conv.unit0.conv.weight is missing"), (_with_a_name_twice, "names of their own"),
         (_without_background, "background first"), (_with_gaps, "from 0 or 1 on"),

@@ -22,6 +22,7 @@ from monai.utils import ensure_tuple
 
 from agg2exp_core.model.config import plain_section
 from agg2exp_core.model.networks import misfit
+from agg2exp_core.model.offline import offline
 from agg2exp_core.model.script import load_script
 from agg2exp_core.records import InputError, reason
 from agg2exp_core.settings import checked_id, list_models
@@ -168,9 +169,13 @@ def save_weights(bundle: Bundle, network: torch.nn.Module, name: str = WEIGHTS[0
 def _built(key: str, section: Any) -> Any:
     # A fresh parser each time: ConfigParser would hand out the same, already changed object again.
     try:
-        return ConfigParser({key: section}).get_parsed_content(key)
+        with offline():
+            return ConfigParser({key: section}).get_parsed_content(key)
     except Exception as error:  # whatever the callables that a config names make of its arguments
-        got = reason(error.__cause__ or error)
+        cause = error.__cause__ or error
+        if isinstance(cause, InputError):
+            raise cause from None
+        got = reason(cause)
         raise InputError(f"{key} must be buildable with MONAI {monai.__version__}", got) from None
 
 
