@@ -739,6 +739,21 @@ def test_what_does_not_verify_is_left_out_and_told(small: Path, caplog: pytest.L
     assert not queries.cases(con, BASE).set_index("case_id").at["s.01", "explained"]
 
 
+def test_a_case_that_is_mended_is_there_again_in_a_process_that_saw_it_damaged(small: Path) -> None:
+    run = small / "runs" / "clinic" / "r"
+    path = run / "cases" / "s.01" / "importance.csv"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    for old in (run / "run.json", run / "cases"):
+        os.utime(old, (0, 0))  # so that what was seen is trusted from now on
+    current = parquet_cache.current(run)
+    assert current is not None and list(current.content.damaged) == ["s.01"]
+    assert parquet_cache.current(run) is current
+    path.write_bytes(whole)
+    current = parquet_cache.current(run)
+    assert current is not None and not current.content.damaged
+
+
 def test_a_file_that_is_brought_back_counts_again(small: Path) -> None:
     path = small / "runs" / "clinic" / "r" / "cases" / "s.01" / "importance.csv"
     whole = path.read_bytes()

@@ -100,15 +100,15 @@ _known: dict[Path, tuple[tuple[int, ...], Cache | None]] = {}
 def current(run: Path) -> Cache | None:
     """The cache of a run's folder, built first if its cases changed. None while no case is finished.
 
-    Cheap when nothing changed: it looks at four modification times.
+    Cheap when nothing changed: it looks at four modification times, and at those of cases that are left out.
     """
-    stamp = _stamp(run)
     known = _known.get(run)
+    stamp = _stamp(run, known[1] if known else None)
     if known and known[0] == stamp:
         return known[1]
     cache = _looked_up(run)
     if time.time_ns() - max(stamp[:2]) > SETTLED_NS:
-        _known[run] = (stamp[:2] + _stamp(run)[2:], cache)
+        _known[run] = (stamp[:2] + _stamp(run, cache)[2:], cache)
     else:
         _known.pop(run, None)
     return cache
@@ -125,8 +125,19 @@ def _holds_shares(run: Path) -> bool:
     return read_json(run / "run.json").get("values") == "shares"
 
 
-def _stamp(run: Path) -> tuple[int, ...]:
-    return tuple(_mtime(run / name) for name in ("run.json", "cases", "importance.parquet", "agreement.parquet"))
+def _stamp(run: Path, cache: Cache | None) -> tuple[int, ...]:
+    files = [run / name for name in ("run.json", "cases", "importance.parquet", "agreement.parquet")]
+    left_out = cache.content.damaged if cache is not None else ()
+    perhaps_mended = [run / "cases" / case / name for case in left_out for name in ("importance.csv", "agreement.csv")]
+    return (*map(_mtime, files), *map(_touched, perhaps_mended))
+
+
+def _touched(path: Path) -> int:
+    """When content or rights last changed."""
+    try:
+        return path.stat().st_ctime_ns
+    except OSError:
+        return 0
 
 
 def _mtime(path: Path) -> int:
