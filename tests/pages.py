@@ -1,11 +1,13 @@
-"""A page of the dashboard without a browser."""
+"""A page of the dashboard without a browser, and what a browser shows of one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+from playwright.sync_api import Page, Request
 from streamlit.testing.v1 import AppTest
 
 import dashboard
@@ -41,3 +43,35 @@ def texts(app: AppTest) -> str:
     """All that the page says, a line an element."""
     groups = (app.markdown, app.caption, app.info, app.warning, app.error, app.success)
     return "\n".join(str(element.value) for group in groups for element in group)
+
+
+def watched(page: Page) -> list[str]:
+    """What a page must not do, noted while it does it: errors in the console, and requests to other machines."""
+    noted: list[str] = []
+
+    def requested(request: Request) -> None:
+        if urlsplit(request.url).hostname not in ("127.0.0.1", None):  # None: made by the page itself
+            noted.append(request.url)
+
+    page.on("console", lambda message: noted.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: noted.append(str(error)))
+    page.on("request", requested)
+    return noted
+
+
+def drawn(page: Page, chart: str) -> list[dict]:
+    """The traces of a chart as they are drawn: name, x and y."""
+    plot = page.locator(f".st-key-{chart} .js-plotly-plot")
+    plot.locator(".barlayer path, .boxlayer path, .heatmaplayer image, .scatterlayer path").first.wait_for(
+        state="attached"
+    )
+    return plot.evaluate(
+        "chart => chart._fullData.map(({name, x, y}) => ({name, x: Array.from(x ?? []), y: Array.from(y ?? [])}))"
+    )
+
+
+def cells(page: Page) -> list[str]:
+    """The cells of the page's first table as a screen reader is told them: what one sees is a canvas."""
+    grid = page.locator("[data-testid=stDataFrame] table").first
+    grid.locator("td").first.wait_for(state="attached")
+    return grid.locator("td").all_text_contents()

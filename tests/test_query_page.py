@@ -18,7 +18,7 @@ from agg2exp_core.records import InputError
 from agg2exp_core.settings import SHIPPED
 from agg2exp_core.store import catalog, queries
 from dashboard import data, sql_guide
-from dashboard.charts.answer import MOST_NAMES, MOST_POINTS, Drawing, answer_chart, columns_of, suggested
+from dashboard.charts.answer import MOST_NAMES, MOST_POINTS, Drawing, answer_chart, columns_of, suggested, titled
 from dashboard.sql_guide import EXAMPLES, Example
 from dashboard.views import query
 
@@ -125,6 +125,13 @@ def test_organs_have_their_titles_and_colours() -> None:
     heatmap = answer_chart(cells, Drawing("heatmap", "region", "target", "v"), LABELS).data[0]
     assert list(heatmap.x) == list(heatmap.y) == ["Aorta", "Heart"]  # in the label set's order
     assert heatmap.z[0][1] == 2 and heatmap.z[1][0] == 1
+
+
+def test_a_table_is_read_by_the_organs_titles() -> None:
+    table = pd.DataFrame({"region": ["lung_lower_lobe_left", None, "left_out"], "case_id": "heart", "v": 1.0})
+    shown = titled(table, LABELS)
+    assert list(shown["region"].dropna()) == ["Left lower lobe", "Left out"] and shown["region"].isna()[1]
+    assert set(shown["case_id"]) == {"heart"} and table["region"][0] == "lung_lower_lobe_left"
 
 
 def test_a_large_answer_is_drawn_in_part() -> None:

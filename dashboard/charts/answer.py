@@ -94,6 +94,15 @@ def answer_chart(table: pd.DataFrame, drawing: Drawing, labels: LabelSet) -> go.
     )  # fmt: skip
 
 
+def titled(table: pd.DataFrame, labels: LabelSet) -> pd.DataFrame:
+    """The table as it is read: organs by their titles, as in the chart, instead of their names."""
+
+    def title(name: object) -> object:
+        return organ_of(labels, name).title if isinstance(name, str) else name
+
+    return table.assign(**{name: table[name].map(title) for name in ORGAN_COLUMNS if name in table})
+
+
 def points_left_out(table: pd.DataFrame) -> int:
     """Rows that a chart leaves out."""
     return max(0, len(table) - MOST_POINTS)

@@ -134,7 +134,9 @@ def _scan(chosen: Chosen) -> None:
 
 def _without_image(chosen: Chosen) -> Link:
     st.info(
-        "No image is stored for this case: it comes from a table of importances.", icon=":material/image_not_supported:"
+        "No image is stored for this case: it comes from a table of importances. Its shares and its Dice are below. "
+        "For slices and maps, **Bring a scan** at the left, or `agg2exp cohort add`, takes the scans themselves.",
+        icon=":material/image_not_supported:",
     )
     left, right = st.columns([8, 5], gap="medium")
     with left:

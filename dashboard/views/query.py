@@ -16,7 +16,16 @@ from agg2exp_core.settings import data_root
 from dashboard import data, filters, sql_guide, words
 from dashboard.address import Address, Link
 from dashboard.charts import common
-from dashboard.charts.answer import KINDS, MOST_POINTS, Drawing, answer_chart, columns_of, points_left_out, suggested
+from dashboard.charts.answer import (
+    KINDS,
+    MOST_POINTS,
+    Drawing,
+    answer_chart,
+    columns_of,
+    points_left_out,
+    suggested,
+    titled,
+)
 from dashboard.filters import Choice
 from dashboard.views import choosing
 
@@ -44,6 +53,7 @@ CHART_HELP = (
     "two numbers a scatter. "
     f"At most {MOST_POINTS:,} rows are drawn, an even spread of the answer."
 )
+CSV_HELP = f"All rows, up to {data.MOST_ROWS:,}, with organs by the names that a query uses."
 EXAMPLES_HELP = "A click puts the query into the editor, filled with what is chosen here, and runs it."
 
 
@@ -183,7 +193,7 @@ def _answer(answer: data.Answer, about: About, sql: str) -> Link:
             st.caption(f"A link carries queries up to {MOST_LINKED:,} characters; this one is longer.", width="content")
         st.download_button(
             "CSV", lambda: spreadsheet.to_csv(table), "answer.csv", "text/csv", icon=":material/download:",
-            key="query_csv", on_click="ignore", disabled=table.empty, help=f"All rows, up to {data.MOST_ROWS:,}",
+            key="query_csv", on_click="ignore", disabled=table.empty, help=CSV_HELP,
         )  # fmt: skip
     if table.empty:
         st.info(sql_guide.on_nothing(sql, about.cohort, about.run, about.target), icon=":material/info:")
@@ -191,7 +201,8 @@ def _answer(answer: data.Answer, about: About, sql: str) -> Link:
     left, right = st.columns([2, 3], gap="medium")
     with left:
         height = min(TABLE_HEIGHT, ROW * (len(table) + 1) + 3)
-        st.dataframe(table.head(MOST_SHOWN), hide_index=True, height=height, placeholder="–", key="query_table")
+        shown = titled(table.head(MOST_SHOWN), about.labels)
+        st.dataframe(shown, hide_index=True, height=height, placeholder="–", key="query_table")
         if len(table) > MOST_SHOWN:
             st.caption(f"The first {MOST_SHOWN:,} rows. The CSV has {len(table):,}.")
     with right:

@@ -25,6 +25,11 @@ MODE_HELP = (
     "**Blinded**: reviewers judge the segmentation first, then see where the evidence lies and judge again. "
     "**Open**: the evidence is in view from the start, one verdict an item."
 )
+NO_SCAN = (
+    "Reviewers look at scans, and here are none to show. Choose another cohort or run. For these cases, "
+    "`agg2exp cohort add` takes the scans in and `agg2exp explain --cohort` segments them; a table of importances "
+    "alone can be read on the other pages."
+)
 SEED = 1
 
 
@@ -38,10 +43,11 @@ class Source:
 
 
 def take_link(wanted: list[str] | None, cohort: list[str] | None) -> bool:
-    """Keep the cases that another page's link brings; whether it brought any."""
+    """Begin with the cohort that was shown last, and keep the cases that a link brings; whether it brought any."""
+    if cohort:
+        st.session_state[ADDRESS.key("cohort")] = cohort[0]
     if wanted and cohort:
         st.session_state[LINKED] = (cohort[0], tuple(dict.fromkeys(wanted)))
-        st.session_state["review_new_cohort"] = cohort[0]
     return bool(wanted and cohort)
 
 
@@ -80,6 +86,8 @@ def _cases(root: Path, known: list[str]) -> tuple[str, str, Source, tuple[str, .
     has = "**1 case** has" if len(reviewable) == 1 else f"**{len(reviewable)} cases** have"
     left_out = f" {gone} more {'does' if gone == 1 else 'do'} not and {'is' if gone == 1 else 'are'} left out."
     st.markdown(f"{has} a scan and a segmentation of this run.{left_out if gone else ''}")
+    if not reviewable:
+        st.info(NO_SCAN, icon=":material/image_not_supported:")
     return cohort, run, source, reviewable
 
 
