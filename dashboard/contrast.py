@@ -13,13 +13,16 @@ from agg2exp_core.analysis.compare import DICE, MEAN, Comparison, largest_change
 from agg2exp_core.organs import LabelSet
 from agg2exp_core.records import Selection
 from dashboard import filters
-from dashboard.charts.change import FALSE_DISCOVERIES, Row, differs, from_to, interval, points, signed
+from dashboard.charts.change import FALSE_DISCOVERIES, Row, differs, excludes_zero, from_to, interval, points, signed
 from dashboard.charts.common import organ_of
 from dashboard.words import model_title, plain
 
 FEWEST_CASES = 2
 MOST_NAMED = 3
 """Organs that a line names before it counts the rest."""
+
+SMALLEST = 0.01
+"""Difference of shares, one point, below which two sets hardly differ."""
 
 NO_BREAK = "\u00a0"
 
@@ -120,30 +123,53 @@ def _amount(row: Row, measure: str) -> str:
     return f"{points(row['difference'])} points {more}" if measure == "mass" else f"{more} per voxel"
 
 
+def telling(comparison: Comparison) -> Row | None:
+    """The row worth a headline: the largest difference that chance does not explain; None where there is none.
+
+    A change on another organ comes first: an organ's share of itself moves whenever any other does. The size of a
+    mean per voxel says little, so that only a share can be too small.
+    """
+    table = largest_changes(comparison, len(comparison.table))
+    table = table[[differs(row) and excludes_zero(row) for row in table.to_dict("records")]]
+    own = table["target"] == table["region"]
+    large = table["difference"].abs() >= SMALLEST
+    for rows in (table[large & ~own], table[large], table):
+        if len(rows):
+            return dict(rows.iloc[0])
+    return None
+
+
 def headline(comparison: Comparison, sides: tuple[Side, Side], measure: str) -> str:
-    """The largest difference that chance does not explain, as a sentence; or that there is none."""
+    """The most telling difference as a sentence; or that it is small, or that there is none."""
     first, second = (plain(name) for name in names(*sides))
-    told = largest_changes(comparison, len(comparison.table))
-    told = told[told["p_adjusted"] <= FALSE_DISCOVERIES]
-    if told.empty:
-        return f"Chance could explain every difference of {second} from {first}"
-    row: Row = told.iloc[0].to_dict()
+    if not comparison.table["p_adjusted"].notna().any():
+        return f"Too few scans to tell {first} and {second} apart"
+    row = telling(comparison)
+    if row is None:
+        return f"Chance could explain every difference between {first} and {second}"
     target, region = (plain(organ_of(sides[0].labels, row[name]).title) for name in ("target", "region"))
+    region = f"{target} itself" if row["target"] == row["region"] else region
     amount = _amount(row, measure)
     if measure == "mean":
         return f"{second}: the attribution of {target} has {amount} of {region} than in {first}"
+    if abs(row["difference"]) < SMALLEST:
+        return f"Chance aside, {second} hardly differs from {first}: at most {amount} of {target} on {region}"
     if sides[0].model != sides[1].model:
         return f"{second} looks {amount} at {region} than {first} when it segments {target}"
     return f"In {second}, {amount} of the attribution of {target} lie on {region} than in {first}"
 
 
 def verdict(comparison: Comparison) -> str:
-    """How many pairs differ."""
-    tested = comparison.table["p_adjusted"].notna()
-    differing = int((comparison.table["p_adjusted"] <= FALSE_DISCOVERIES).sum())
+    """How many pairs differ, and how many organs look more or less at themselves."""
+    table = comparison.table
+    tested, differing = table["p_adjusted"].notna(), table["p_adjusted"] <= FALSE_DISCOVERIES
     if not tested.any():
         return "Too few scans to test any pair: each set needs two at least"
-    return f"**{differing} of {int(tested.sum())} pairs** differ at a false-discovery rate of 5 %"
+    own = table[differing & (table["target"] == table["region"])]["difference"]
+    sides = [(way, int((own * sign > 0).sum())) for way, sign in (("more", 1), ("less", -1))]
+    told = ", ".join(f"{way} for {_count(count, 'organ')}" for way, count in sides if count)
+    said = f"**{int(differing.sum())} of {int(tested.sum())} pairs** differ at a false-discovery rate of 5 %"
+    return f"{said}. On the organ itself: {told}" if told else said
 
 
 def dice_verdict(organs: Comparison, overall: Comparison, labels: LabelSet) -> str:

@@ -13,6 +13,7 @@ from pages import opened, texts
 from playwright.sync_api import Browser, Page, expect
 from streamlit.testing.v1 import AppTest
 
+from agg2exp_core.analysis.compare import Comparison
 from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import Condition, Method, Selection, SumTable
 from agg2exp_core.store import catalog, published_csv, queries, results
@@ -106,7 +107,7 @@ def test_names_that_two_cohorts_share_are_not_pairs_unless_the_user_says_so(
 ) -> None:
     app = _open(monkeypatch, root, **{"a.cohort": "clinic", "b.cohort": "elsewhere", "a.run": OLD})
     assert "12 names in both cohorts, which need not mean the same scans" in texts(app)
-    assert "Chance could explain every difference of elsewhere from clinic" in texts(app)
+    assert "Chance could explain every difference between clinic and elsewhere" in texts(app)
     app.toggle(key="compare_pairs_unusual").set_value(True).run()
     assert "each of 12 scans with itself" in texts(app) and app.query_params["pairs"] == "on"
 
@@ -170,6 +171,34 @@ def test_sets_are_named_by_what_tells_them_apart() -> None:
     assert contrast.names(_side(), _side("reference")) == ("clinic", "reference")
     assert contrast.names(_side(), women) == ("all scans", "sex is F")
     assert contrast.names(_side("reference"), women) == ("reference, all scans", "clinic, sex is F")
+
+
+def _compared(*rows: tuple[str, str, float, float]) -> Comparison:
+    """target, region, difference and adjusted p of each pair; the interval is narrow."""
+    table = pd.DataFrame(rows, columns=["target", "region", "difference", "p_adjusted"])
+    return Comparison(True, (9, 9), (), table.assign(low=table["difference"] - 1e-4, high=table["difference"] + 1e-4))
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([("heart", "heart", 0.3, 0.001), ("heart", "aorta", -0.05, 0.01), ("aorta", "ribs", 0.4, 0.2)],
+         "new looks 5.0 points less at Aorta than old when it segments Heart"),
+        ([("heart", "heart", -0.3, 0.001), ("heart", "aorta", 0.005, 0.01)],
+         "new looks 30.0 points less at Heart itself than old when it segments Heart"),
+        ([("heart", "heart", 0.002, 0.001), ("heart", "aorta", 0.004, 0.01)],
+         "Chance aside, new hardly differs from old: at most 0.4 points more of Heart on Aorta"),
+        ([("heart", "aorta", 0.2, 0.06)], "Chance could explain every difference between old and new"),
+        ([("heart", "aorta", 0.2, np.nan)], "Too few scans to tell old and new apart"),
+    ],
+)  # fmt: skip
+def test_a_headline_is_of_a_difference_that_matters_and_that_chance_does_not_explain(rows: list, told: str) -> None:
+    assert contrast.headline(_compared(*rows), (_side(), _side(model="new")), "mass") == told
+
+
+def test_the_verdict_counts_organs_that_look_at_themselves() -> None:
+    found = _compared(("heart", "heart", 0.3, 0.01), ("aorta", "aorta", -0.1, 0.01), ("ribs", "ribs", -0.1, 0.9))
+    assert contrast.verdict(found).endswith(" 5 %. On the organ itself: more for 1 organ, less for 1 organ")
 
 
 def test_scans_are_paired_where_only_the_run_differs() -> None:

@@ -17,7 +17,7 @@ from agg2exp_core.settings import data_root
 from dashboard import contrast, data, filters, words
 from dashboard.address import Address, Link
 from dashboard.charts import common
-from dashboard.charts.change import Row, chance, differs, from_to, interval
+from dashboard.charts.change import Row, chance, from_to, interval
 from dashboard.charts.common import SIDES, Pick
 from dashboard.charts.dice_changes import dice_changes
 from dashboard.charts.differences import Look, difference_matrix
@@ -234,11 +234,11 @@ def _target(comparison: Comparison, side: Side) -> tuple[str, Pick | None]:
 
 
 def _largest(comparison: Comparison, target: str | None = None) -> Pick:
-    """The pair, of one target if named, that differs most; one that chance does not explain comes first."""
+    """The pair, of one target if named, that tells most; where chance could explain all, the one that differs most."""
     table = comparison.table if target is None else comparison.table[comparison.table["target"] == target]
-    ordered = largest_changes(replace(comparison, table=table), len(table))
-    told = ordered[[differs(row) for row in ordered.to_dict("records")]]
-    row = next(iter([*told.to_dict("records"), *ordered.to_dict("records"), *table.to_dict("records")]))
+    comparison = replace(comparison, table=table)
+    rows = [*largest_changes(comparison, 1).to_dict("records"), *table.to_dict("records")]
+    row = contrast.telling(comparison) or rows[0]
     return str(row["target"]), str(row["region"])
 
 
@@ -474,12 +474,12 @@ def _column_config(view: View) -> dict[str, Any]:
     return {
         "case_id": st.column_config.TextColumn("Scan", pinned=True),
         "set": "Set",
-        "first": number(first, format=amount, help="Click to open the scan in the first set’s run."),
-        "second": number(second, format=amount, help="Click to open the scan in the second set’s run."),
-        "change": number("Change", format="%+.2f" if share else "%+.3g", help="Second minus first."),
+        "first": number(TITLES[0], format=amount, width=80, help=f"{first}. Click to open the scan there."),
+        "second": number(TITLES[1], format=amount, width=94, help=f"{second}. Click to open the scan there."),
+        "change": number("Change", format="%+.2f" if share else "%+.3g", width=72, help="Second minus first."),
         "value": number("Share" if share else "Mean", format=amount),
-        "dice_first": number("Dice, first", format="%.3f"),
-        "dice_second": number("Dice, second", format="%.3f"),
+        "dice_first": number("Dice, first", format="%.3f", width=84),
+        "dice_second": number("Dice, second", format="%.3f", width=100),
         "dice": number("Dice", format="%.3f"),
     }
 
