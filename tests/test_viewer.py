@@ -18,6 +18,7 @@ from agg2exp_core.records import Volume
 from agg2exp_core.volumes import to_ras
 from dashboard.viewer import layers, slices, stage
 from dashboard.viewer.slices import PLANES
+from dashboard.views.legend import legend
 
 AXIAL, CORONAL, SAGITTAL = PLANES
 SHAPE = (7, 8, 9)
@@ -198,6 +199,15 @@ def test_what_is_sent_is_what_was_cut() -> None:
     picture = _png(sagittal["grey"])
     assert np.array_equal(np.asarray(picture), layers.grey(expected, layers.WINDOWS["soft"]))
     assert data["peak"] == (3, 2, 1) and data["organs"][str(data["target"])]["title"] == "Heart"
+
+
+def test_the_colour_bar_ends_in_plain_words_and_in_exact_ones_on_hover() -> None:
+    map_ = Volume(np.ones((2, 2, 2), np.float32), np.eye(4))
+    for sparse, plain in ((False, "Colours end at 35: one voxel in a thousand is stronger."),
+                          (True, "Colours end at 35: the strongest voxel.")):  # fmt: skip
+        told = legend("Heart", "smoothgrad", stage.Attribution(map_, 35.214, np.zeros(3), sparse), True).drawn(True)
+        assert told["note"] == plain
+        assert "35.21" in told["exact"] and ("percentile" in told["exact"]) != sparse
 
 
 @pytest.mark.parametrize("sent", [None, [1, 2], ["a", 0, 0], [0, 0, 9], [-1, 0, 0], 5])

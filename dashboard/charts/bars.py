@@ -54,8 +54,8 @@ def importance_bars(
 
 def _add_spread(figure: go.Figure, rows: pd.DataFrame) -> None:
     for low, high, width, alpha, name in (
-        ("q05", "q95", 0.86, 0.20, "5–95 % of the cohort"),
-        ("q25", "q75", 0.86, 0.34, "25–75 % of the cohort"),
+        ("q05", "q95", 0.86, 0.24, "5–95 % of the cohort"),
+        ("q25", "q75", 0.86, 0.40, "25–75 % of the cohort"),
     ):
         figure.add_bar(
             y=rows["title"], x=rows[high] - rows[low], base=rows[low], width=width, orientation="h",

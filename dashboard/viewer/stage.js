@@ -158,6 +158,7 @@ class Stage {
     const note = document.createElement("p");
     note.className = "note";
     note.textContent = legend.note;
+    note.title = legend.exact;
     box.append(note);
   }
 

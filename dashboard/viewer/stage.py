@@ -94,17 +94,18 @@ class Look:
 
 @dataclass(frozen=True)
 class Legend:
-    """The colour bar's words: what is coloured, its two ends, and a note on the scale."""
+    """The colour bar's words: what is coloured, its two ends, a note on the scale, and its exact terms on hover."""
 
     title: str
     low: str
     high: str
     note: str
+    exact: str
 
     def drawn(self, signed: bool) -> dict[str, Any]:
         """With its colours, as the browser draws it."""
-        ends = [self.low, self.high]
-        return {"title": self.title, "ends": ends, "note": self.note, "ramp": layers.css_ramp(signed)}
+        told = {"title": self.title, "ends": [self.low, self.high], "note": self.note, "exact": self.exact}
+        return told | {"ramp": layers.css_ramp(signed)}
 
 
 def stage_data(scene: Scene, look: Look, cursor: Voxel, legend: Legend | None) -> dict[str, Any]:

@@ -17,8 +17,9 @@ def legend(organ: str, method: str, attribution: Attribution, signed: bool) -> L
         low, high = "speaks against", "speaks for"
     else:
         low, high = f"higher HU here: less {organ.lower()}", f"higher HU here: more {organ.lower()}"
-    end = "the 99.9th percentile of this map; stronger voxels share its colour"
+    note, end = "one voxel in a thousand is stronger", "the 99.9th percentile of its absolute values"
     if attribution.sparse:
-        end = "the peak of this map, of which few voxels have a value"
-    note = f"100 % is {attribution.end:.2g}, {end}."
-    return Legend(": ".join(filter(None, [organ, METHODS.get(method, method)])), low, high, note)
+        note, end = "the strongest voxel", "its peak, as few voxels have a value"
+    exact = f"100 % of this map is {attribution.end:.4g}, {end}. Stronger voxels share the colour of the end."
+    note = f"Colours end at {attribution.end:.2g}: {note}."
+    return Legend(": ".join(filter(None, [organ, METHODS.get(method, method)])), low, high, note, exact)

@@ -144,7 +144,9 @@ export class Controls {
     const ends = add("ends");
     const word = (textContent) => Object.assign(document.createElement("span"), { textContent });
     ends.append(...legends[0].ends.map(word));
-    legends.forEach((legend, n) => add("note", [data.maps[n].title, legend.note].filter(Boolean).join(": ")));
+    legends.forEach((legend, n) => {
+      add("note", [data.maps[n].title, legend.note].filter(Boolean).join(": ")).title = legend.exact;
+    });
   }
 
   async fullScreen() {
