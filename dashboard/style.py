@@ -57,6 +57,8 @@ CSS = """
 .st-key-review_view .stButton button { padding: 0 0.4rem; }
 /* Reading ahead says nothing, and some keys need no button to be seen. */
 .st-key-review_next, .st-key-review_slices, .st-key-viewer_warm { display: none; }
+/* Cards of one row: pictures of one size, so that the words below them stand in line. */
+[class*="st-key-outliers_card_"] img { aspect-ratio: 4 / 3; object-fit: contain; background: #000; }
 /* A chart's heading, its switch and its downloads share one line. */
 [class*="st-key-cohort_"][class*="_head"] { flex-wrap: nowrap; }
 /* Charts that answer to a click look as if they do. */

@@ -21,6 +21,7 @@ from agg2exp_core.settings import SHIPPED
 from agg2exp_core.store import published_csv
 from agg2exp_core.store.lists import list_lists
 from dashboard.charts.scatter import (
+    CORNER,
     NOTHING,
     RIGHT_UNUSUAL,
     RIGHT_USUAL,
@@ -98,9 +99,17 @@ def test_every_point_lies_where_it_should_and_answers_with_its_case() -> None:
     assert found == {case: (stretched(np.array(dice)), score) for case, (dice, score) in expected.items()}
     assert [trace.name for trace in figure.data] == [NOTHING, "metal"]
     assert [list(trace.selectedpoints) for trace in figure.data] == [[0], []]
-    assert {note.text for note in figure.layout.annotations} == {
-        f"<b>{corner}</b>: 1 scan" for corner in (RIGHT_UNUSUAL, WRONG_UNUSUAL, RIGHT_USUAL, WRONG_USUAL)
+    assert {re.sub("</?b>", "", note.text).replace("<br>", " ") for note in figure.layout.annotations} == {
+        f"{corner} 1 scan" for corner in (RIGHT_UNUSUAL, WRONG_UNUSUAL, RIGHT_USUAL, WRONG_USUAL)
     }
+
+
+@pytest.mark.parametrize("good", [0.3, 0.6, 0.949, 0.9999])
+def test_a_corners_words_do_not_cross_the_line(good: float) -> None:
+    left, right = evidence_scatter(_points(), Lines(3, good), Words("x", "y")).layout.xaxis.range
+    line, drawn = stretched(np.array(good)), stretched(np.array(_points()["x"]))
+    assert min(line - left, right - line) >= 0.999 * CORNER * (right - left)
+    assert left < drawn.min() and drawn.max() < right
 
 
 def test_axes_have_round_ticks_however_narrow_they_are() -> None:

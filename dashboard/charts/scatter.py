@@ -21,6 +21,9 @@ DICE_TICKS = (0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.965, 0.
 FINEST = 1e-3
 """Dice nearer to 1 than this is drawn as if it were that near."""
 
+CORNER = 0.25
+"""Least share of the chart's width on each side of the good Dice: its corners' words fit into it."""
+
 MANY = 2000
 """More points than these are drawn by WebGL."""
 
@@ -65,7 +68,8 @@ def evidence_scatter(points: pd.DataFrame, lines: Lines, words: Words, dragmode:
     drawn = points if strip else points.assign(x=stretched(points["x"].to_numpy(float)))
     for trace in _traces(drawn, words):
         figure.add_trace(trace)
-    x, y = _range(drawn["x"], 0.05, *([] if strip else [_place(lines.good)])), _log_range(points["score"], lines.limit)
+    x = _range(drawn["x"], 0.05) if strip else _sides(drawn["x"], _place(lines.good))
+    y = _log_range(points["score"], lines.limit)
     _divide(figure, points, lines, (x, (10 ** y[0], 10 ** y[1])))
     grid = {"zeroline": False, "showgrid": True, "gridcolor": "rgba(128, 134, 142, 0.18)"}
     legend_rows = math.ceil(len(figure.data) / 4) if words.color else 0
@@ -103,7 +107,7 @@ def _log_range(scores: pd.Series, limit: float) -> tuple[float, float]:
     """Exponents of ten around the positive scores and the limit, with room for the corners' words."""
     known = np.array([*scores, limit], float)
     known = known[np.isfinite(known) & (known > 0)]
-    return _range(pd.Series(np.log10(known)), 0.14)
+    return _range(pd.Series(np.log10(known)), 0.2)
 
 
 def _log_ticks(ends: tuple[float, float]) -> list[float]:
@@ -161,6 +165,14 @@ def _range(values: pd.Series, room: float, *more: float) -> tuple[float, float]:
     return low - pad, high + pad
 
 
+def _sides(values: pd.Series, good: float) -> tuple[float, float]:
+    """A range around the values in which the line of the good Dice leaves room for words on both sides."""
+    low, high = _range(values, 0.05, good)
+    least = CORNER / (1 - CORNER)
+    high = max(high, good + least * (good - low))
+    return min(low, good - least * (high - good)), high
+
+
 def _divide(figure: go.Figure, points: pd.DataFrame, lines: Lines, ends: tuple[Any, Any]) -> None:
     """The dividing lines, and each corner's words and count."""
     (left, right), (low, high) = ends
@@ -184,13 +196,15 @@ def _divide(figure: go.Figure, points: pd.DataFrame, lines: Lines, ends: tuple[A
     corners = [lines.quadrant(score, dice) for score, dice in zip(points["score"], points["x"], strict=True)]
     places = {RIGHT_UNUSUAL: (1, 1), WRONG_UNUSUAL: (0, 1), WRONG_USUAL: (0, 0), RIGHT_USUAL: (1, 0)}
     for words, place in places.items():
-        _corner(figure, f"<b>{words}</b>: {_scans(corners.count(words))}", place)
+        first, second = words.rsplit(" ", 2)[0], " ".join(words.rsplit(" ", 2)[1:])
+        _corner(figure, f"<b>{first}<br>{second}</b><br>{_scans(corners.count(words))}", place)
 
 
 def _corner(figure: go.Figure, text: str, place: tuple[int, int]) -> None:
     x, y = place
     figure.add_annotation(
-        text=text, xref="paper", yref="paper", x=x, y=y, xanchor="right" if x else "left",
+        text=text, xref="paper", yref="paper", x=x, y=y, align="right" if x else "left",
+        xanchor="right" if x else "left",
         yanchor="top" if y else "bottom", xshift=-6 if x else 6, yshift=-4 if y else 4, showarrow=False,
         font={"size": 13},
     )  # fmt: skip

@@ -14,7 +14,7 @@ from agg2exp_core.records import Selection
 from agg2exp_core.settings import data_root
 from agg2exp_core.store.lists import CaseList
 from agg2exp_core.store.queries import NO_METADATA
-from dashboard import data, filters, saved, words
+from dashboard import data, filters, saved, tables, words
 from dashboard.address import Link
 from dashboard.charts import common
 from dashboard.charts.common import Pick
@@ -109,8 +109,9 @@ def _explore(chosen: Chosen) -> None:
 
 def _heading(chosen: Chosen, selection: Selection, count: int, total: int) -> None:
     active = filters.describe(selection, chosen.labels)
+    scans = "1 scan" if total == 1 else f"{total} scans"
     st.markdown(f"### {words.plain(chosen.title(chosen.target))}: what the model looks at", width="content")
-    st.markdown(f"**{count} of {total} scans**" if active else f"**{total} scans**", width="content")
+    st.markdown(f"**{count} of {scans}**" if active else f"**{scans}**", width="content")
     if active:
         st.markdown(" ".join(f":primary-badge[{words.plain(word)}]" for word in active), width="content")
         st.button(
@@ -157,7 +158,7 @@ def _table(chosen: Chosen, selection: Selection, cases: pd.DataFrame, picked: Pi
     event = st.dataframe(
         _in_percent(shown) if picked and selection.value == "mass" else shown, hide_index=True,
         column_config=columns, key=key, on_select="rerun",
-        selection_mode="single-cell", placeholder="–", height=TABLE_HEIGHT,
+        selection_mode="single-cell", placeholder="–", height=tables.height(shown, TABLE_HEIGHT),
     )  # fmt: skip
     narrowed = " and ".join(filters.describe(selection, chosen.labels))
     title = narrowed or "all scans"
@@ -227,5 +228,6 @@ def _column_config(chosen: Chosen, selection: Selection, picked: Pick | None) ->
         name = f"{'Share' if share else 'Mean'} on {chosen.title(picked[1])}"
         config["value"] = number(name, format="%.2f %%" if share else "%.3g", width=9 * len(name))
         config["target_dice"] = number(f"Dice of {chosen.title(picked[0])}", format="%.3f")
-    columns = map(str, data.cases(chosen.root, selection.unfiltered()).columns)
-    return config | {name: words.column_title(name) for name in columns if name not in config and name not in NOT_SHOWN}
+    # Of all scans, so that a filter leaves the columns as they are.
+    everything = table_of(data.cases(chosen.root, selection.unfiltered()))
+    return config | tables.metadata(everything, [str(name) for name in everything if name not in config])

@@ -9,7 +9,7 @@ import streamlit as st
 from agg2exp_core.records import InputError
 from agg2exp_core.store import cohorts, results
 from dashboard import words
-from dashboard.charts.common import organ_of, rounded
+from dashboard.charts.common import organ_of
 from dashboard.viewer.scene import Sources
 from dashboard.viewer.thumbnail import thumbnail
 from dashboard.views import case, unusual
@@ -35,39 +35,41 @@ def draw(listed: Listed) -> None:
         if not rows.empty:
             st.markdown(f"##### {title}", help=HELP)
             columns = st.columns(CARDS, gap="small")
-            for column, row in zip(columns, rows.to_dict("records"), strict=False):
-                with column, st.container(border=True, gap="small", key=f"outliers_{name}_{row['case_id']}"):
+            for place, (column, row) in enumerate(zip(columns, rows.to_dict("records"), strict=False)):
+                with (
+                    column,
+                    st.container(border=True, gap="small", height="stretch", key=f"outliers_card_{name}_{place}"),
+                ):
                     _card(listed, row, name)
 
 
 def _card(listed: Listed, row: dict, name: str) -> None:
     case_id, target = str(row["case_id"]), str(row["target"])
-    at = _picture(listed, case_id, target)
+    at, place = _picture(listed, case_id, target)
     dice = f" · Dice {row['dice']:.2f}" if pd.notna(row["dice"]) else ""
-    st.markdown(f"**{words.plain(case_id)}**  \n:gray[{rounded(row['score'], 3)}{dice}]")
+    st.markdown(f"**{words.plain(case_id)}**  \n:small[:gray[score {row['score']:.2f}{dice}]]")
+    st.caption(words.plain(place))
     try:
         told = unusual.why_unusual(listed.case(case_id), listed.usual, target, 1)
     except InputError:
         told = []
     if told:
         st.markdown(f":small[{told[0]}]")
+    st.space("stretch")  # so that the buttons of a row stand in line
     if st.button("Open", key=f"outliers_open_{name}_{case_id}", icon=":material/visibility:", width="stretch"):
         case.go_to(listed.place, case_id, target, at)
 
 
-def _picture(listed: Listed, case_id: str, target: str) -> tuple[int, ...]:
-    """Draw the slice, or say why there is none; the voxel that it goes through."""
+def _picture(listed: Listed, case_id: str, target: str) -> tuple[tuple[int, ...], str]:
+    """Draw the slice; the voxel that it goes through, and what it shows or why there is none."""
     image = cohorts.find_case(listed.root, listed.place.cohort, case_id).image
     title = organ_of(listed.labels, target).title
     if image is None:
-        st.caption("No image is stored: this scan comes from a table.")
-        return ()
+        return (), "No image is stored: this scan comes from a table."
     folder = results.case_path(listed.root, listed.place.cohort, listed.place.run, case_id)
     try:
         small = thumbnail(Sources(image, folder if folder.is_dir() else None, target), listed.labels)
     except InputError as error:
-        st.caption(words.plain(error))
-        return ()
+        return (), str(error)
     st.image(small.png, width="stretch", alt=f"{case_id}: {title}, {small.place}")
-    st.caption(f"{words.plain(title)}, {small.place}")
-    return small.at
+    return small.at, f"{title}, {small.place}"

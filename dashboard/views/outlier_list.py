@@ -15,7 +15,7 @@ from agg2exp_core.analysis.metadata import compare_metadata
 from agg2exp_core.organs import LabelSet
 from agg2exp_core.records import InputError, Selection
 from agg2exp_core.store.lists import CaseList, extend_list
-from dashboard import data, filters, saved, words
+from dashboard import data, filters, saved, tables, words
 from dashboard.address import Address
 from dashboard.charts.common import organ_of, rounded
 from dashboard.charts.scatter import RIGHT_UNUSUAL
@@ -57,16 +57,13 @@ class Listed:
 
 def draw(listed: Listed) -> list[str]:
     """The list, its actions and why its scans are unusual; the case ids in it."""
-    left, right = st.columns([8, 5], gap="medium")
-    with left:
-        rows = _which(listed)
-        if rows.empty:
-            st.info("No scan is unusual at this limit. Lower it, or draw around points.", icon=":material/info:")
-            return []
-        _table(listed, rows)
-        _actions(listed, rows)
-    with right:
-        _why(listed, list(rows["case_id"]))
+    rows = _which(listed)
+    if rows.empty:
+        st.info("No scan is unusual at this limit. Lower it, or draw around points.", icon=":material/info:")
+        return []
+    _table(listed, rows)
+    _actions(listed, rows)
+    _why(listed, list(rows["case_id"]))
     return list(rows["case_id"])
 
 
@@ -110,8 +107,9 @@ def _table(listed: Listed, rows: pd.DataFrame) -> None:
         del config["target"]
     shown = _with_metadata(listed, rows[list(config)])
     event = st.dataframe(
-        shown, hide_index=True, column_config=config | {name: words.column_title(name) for name in _metadata(listed)},
-        key="outliers_table", on_select="rerun", selection_mode="single-cell", placeholder="–", height=HEIGHT,
+        shown, hide_index=True, column_config=config | tables.metadata(listed.cases, _metadata(listed)),
+        key="outliers_table", on_select="rerun", selection_mode="single-cell", placeholder="–",
+        height=tables.height(shown, HEIGHT),
     )  # fmt: skip
     if event["selection"]["cells"]:
         st.session_state[case.ORDER] = case.CaseOrder(
@@ -224,7 +222,7 @@ def compare(root: Path, cohort: str, cases: pd.DataFrame, listed: np.ndarray) ->
     found = compare_metadata(table, listed)
     shown = pd.DataFrame([_in_words(row) for row in found.to_dict("records")])
     shown.columns = ["", f"Listed ({int(listed.sum())})", f"Rest ({int((~listed).sum())})", "Difference", "p, adjusted"]
-    st.dataframe(shown, hide_index=True, key="outliers_metadata", height=min(36 + 35 * len(shown), 360))
+    st.dataframe(shown, hide_index=True, key="outliers_metadata", height=tables.height(shown, 360))
 
 
 def _in_words(row: dict[Any, Any]) -> tuple[str, ...]:
