@@ -431,10 +431,15 @@ def _click(page: Page, chart: str, right: float, down: float) -> None:
 
 
 def _lists_a_clicked_cell(page: Page) -> None:
-    """Targets are aorta and heart, in rows; the first two columns are aorta and heart."""
+    """Targets are aorta and heart, in rows; the first two columns are aorta and heart. The page turns to the row's."""
+    _click(page, "cohort_matrix", 0.5 / 16, 0.25)
+    expect(page.get_by_text("Scans by share of Aorta’s attribution on Aorta, highest first")).to_be_visible()
+    expect(page.get_by_role("heading", name="Aorta: what the model looks at")).to_be_visible()
+    page.wait_for_url("**target=aorta**")
     _click(page, "cohort_matrix", 0.5 / 16, 0.75)
     expect(page.get_by_text("Scans by share of Heart’s attribution on Aorta, highest first")).to_be_visible()
     page.wait_for_url("**pick=heart~aorta**")
+    expect(page.get_by_role("heading", name="Heart: what the model looks at")).to_be_visible()
 
 
 def _lists_a_clicked_box(page: Page) -> None:

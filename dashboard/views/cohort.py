@@ -78,6 +78,8 @@ def _grouped_title(labels: LabelSet, name: str) -> str:
 
 @words.told
 def _explore(chosen: Chosen) -> None:
+    if st.session_state[ADDRESS.key("target")] != chosen.target:
+        st.rerun()  # a click took another target, which its chooser, outside this fragment, should say too
     heading = st.container()
     view = cohort_charts.choose(chosen.labels)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="cohort_measures"):

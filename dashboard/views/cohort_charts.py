@@ -382,7 +382,7 @@ def _edge_list(shown: Shown, edges: pd.DataFrame) -> None:
         cells = st.session_state["cohort_edges_list"]["selection"]["cells"]
         if cells:
             row = ranked.iloc[cells[0][0]]
-            st.session_state[PICKED] = (row["target"], row["region"])
+            take((row["target"], row["region"]))
 
     listed = pd.DataFrame(
         {
@@ -486,5 +486,12 @@ def _pick(key: str) -> None:
     """A click on a box names its region, one on a cell also its target; one on the same place again, nothing."""
     points = st.session_state[key]["selection"]["points"]
     named = [str(name) for name in points[0]["customdata"]] if points else []
-    target = st.session_state["cohort_target"]
-    st.session_state[PICKED] = (*([target] if len(named) == 1 else []), *named) if named else None
+    target = st.session_state[ADDRESS.key("target")]
+    take((*([target] if len(named) == 1 else []), *named) if named else None)
+
+
+def take(picked: tuple[str, ...] | None) -> None:
+    """Let the list below be about this pair, and the page about its target."""
+    st.session_state[PICKED] = picked
+    if picked:
+        st.session_state[ADDRESS.key("target")] = picked[0]
