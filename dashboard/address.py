@@ -16,6 +16,24 @@ MOST_IN_LINK = 60
 SHARED = ("cohort", "run", "target")
 """What goes along from page to page."""
 
+STEPS = """
+<span class='looks'></span>
+<script>
+// Streamlit makes every writing of the address a step of the browser's history. What a page writes before anybody
+// touched it only completes the address that opened it: as a step, it would cost a press of Back that changes nothing.
+if (!window.agg2expSteps) {
+  const steps = window.agg2expSteps = { touched: false };
+  const push = history.pushState;
+  history.pushState = (state, title, url) => {
+    const stays = new URL(url, location).pathname === location.pathname;
+    (stays && !steps.touched ? history.replaceState : push).call(history, state, title, url);
+    if (!stays) steps.touched = false;
+  };
+  for (const touch of ["pointerdown", "keydown"]) addEventListener(touch, () => { steps.touched = true; }, true);
+}
+</script>
+"""
+
 
 @dataclass(frozen=True)
 class Address:
@@ -103,6 +121,11 @@ class Address:
     @property
     def _asked(self) -> str:
         return f"{self.page}_asked"
+
+
+def count_steps() -> None:
+    """Let the browser's history hold what a user did, and not what a page wrote of itself."""
+    st.html(STEPS, unsafe_allow_javascript=True)
 
 
 def _now() -> Link:

@@ -133,3 +133,6 @@ def test_the_demos_runs_open_at_a_click(chromium: Browser, server: Callable[[Pat
     page.mouse.click(at["x"] + 60, at["y"] + 53, delay=100)
     page.get_by_text("what the model looks at").wait_for()
     assert "cohort=reference" in page.url and not errors
+    page.wait_for_url("**view=overview**")  # the page has written its own address
+    page.go_back()
+    page.get_by_text("Explained so far").wait_for()
