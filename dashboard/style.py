@@ -55,6 +55,11 @@ CSS = """
 .st-key-review_verdicts { gap: 0.5rem; }
 .st-key-review_verdicts .stElementContainer { flex: 1 1 45%; }
 .st-key-review_view .stButton button { padding: 0 0.4rem; }
+/* What was asked last, while the next is drawn: its buttons answer no more, and its scan stays a moment longer. */
+[data-stale="true"]:is([class*="st-key-review_say_"], [class*="st-key-review_keep_"]) button {
+  opacity: 0.25; cursor: progress;
+}
+[data-stale="true"].st-key-review_stage { opacity: 0.25; transition: opacity 0s 0.15s; }
 /* Reading ahead says nothing, and some keys need no button to be seen. */
 .st-key-review_next, .st-key-review_slices, .st-key-viewer_warm { display: none; }
 /* Cards of one row: pictures of one size, so that the words below them stand in line. */

@@ -379,7 +379,10 @@ def _writes_a_note_and_judges(page: Page) -> None:
     page.keyboard.press("t")
     expect(page.locator(".st-key-review_tag_T button[kind=primary]")).to_be_visible()
     page.keyboard.press("2")
+    page.locator('[data-stale="true"][class*=st-key-review_say_]').first.wait_for()
+    page.keyboard.press("1")  # comes late: it answers neither this question nor the next one
     expect(page.get_by_text("do you trust")).to_be_visible()
+    expect(page.get_by_test_id("stAlert")).to_have_count(0)
 
 
 def _answered(frames: list[bytes]) -> int:

@@ -21,11 +21,11 @@ from dashboard.address import MOST_IN_LINK, Address, Link
 from dashboard.charts import bars, common
 from dashboard.filters import Choice
 from dashboard.report import CaseReport, case_report
-from dashboard.viewer import layers, niivue, slices
+from dashboard.viewer import niivue, slices
 from dashboard.viewer.scene import Sources, load_scene
 from dashboard.viewer.slices import Voxel
 from dashboard.viewer.stage import Legend, Look, Scene, moved_to, stage, stage_data, voxel_inside
-from dashboard.views import choosing, compute, unusual
+from dashboard.views import choosing, compute, unusual, window
 from dashboard.views.legend import legend
 
 ADDRESS = Address("case")
@@ -306,7 +306,7 @@ def _report(chosen: Chosen, measured: dict[str, Selection]) -> bytes:
     selection = replace(measured.get("as", place), cohort=place.cohort, run=place.run)
     report = CaseReport(
         chosen.case.case_id, chosen.target, chosen.labels, facts, _table(chosen, selection), _counted(selection),
-        selection.value, _masked(chosen, selection), scene, at, notes=_notes(chosen),
+        selection.value, _masked(chosen, selection), scene, at, Look(scene.window if scene else "soft"), _notes(chosen),
     )  # fmt: skip
     return case_report(report).encode()
 
@@ -434,14 +434,9 @@ def _slices(chosen: Chosen, scene: Scene, place: str) -> None:
         st.session_state[place] = moved_to(STAGE, scene.shape) or st.session_state[place]
 
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
-        windows = {name: window.title for name, window in layers.WINDOWS.items()}
-        # While it is left as it came, the window follows the organ.
-        if st.session_state.get("case_window") == st.session_state.get("case_window_usual"):
-            st.session_state["case_window"] = scene.window
-        st.session_state["case_window_usual"] = scene.window
-        window = filters.segments("HU window", "case_window", windows, scene.window)
+        taken = window.choose(scene, "case_window")
         shown = "off" if scene.attribution is None else filters.segments("Attribution map", "case_map", MAPS, "signed")
-    look = Look(window, signed=shown == "signed")
+    look = Look(taken, signed=shown == "signed")
     told = None if shown == "off" else _legend(chosen, scene, look)
     stage(stage_data(scene, look, st.session_state[place], told), STAGE, moved)
 

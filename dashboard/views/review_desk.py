@@ -21,10 +21,12 @@ from dashboard.viewer import layers, slices, still
 from dashboard.viewer.scene import Sources, load_scene
 from dashboard.viewer.slices import Voxel
 from dashboard.viewer.stage import Look, Scene, moved_to, stage, stage_data
+from dashboard.views import window
 from dashboard.views.legend import legend
 
 NOTE, STAGE, SINCE, REFUSED = "review_note", "review_stage", "review_since", "review_refused"
 SECTION = "review_section"
+ANSWERED = "review_answered"
 WINDOW, MAP = "review_window", "review_map"
 PICTURE = 240
 """Height in px of a report's picture."""
@@ -132,9 +134,8 @@ def _scan(desk: Desk, question: Question) -> None:
         st.session_state[place] = (i, j, min(max(k + by, 0), scene.shape[2] - 1))
 
     with st.container(horizontal=True, vertical_alignment="bottom", gap="xsmall", key="review_view"):
-        windows = {name: window.title for name, window in layers.WINDOWS.items()}
-        window = filters.segments("HU window", WINDOW, windows, "soft")
-        _turn(WINDOW, list(windows), "W", "Next HU window")
+        taken = window.choose(scene, WINDOW)
+        _turn(WINDOW, list(layers.WINDOWS), "W", "Next HU window")
         shown = "off"
         if scene.attribution is not None:
             shown = filters.segments("Attribution map", MAP, MAPS, "signed")
@@ -145,7 +146,7 @@ def _scan(desk: Desk, question: Question) -> None:
                 "", key=f"review_{key}", icon=f":material/arrow_{side}:", shortcut=key, on_click=step, args=(by,),
                 help=f"Axial slice {key.lower()}",
             )  # fmt: skip
-    look = Look(window, signed=shown == "signed")
+    look = Look(taken, signed=shown == "signed")
     told = None
     if scene.attribution is not None and shown != "off":
         told = legend(desk.title(question.item.target), desk.method, scene.attribution, look.signed)
@@ -169,7 +170,7 @@ def _start(scene: Scene) -> Voxel:
 def key_picture(desk: Desk, item: Item) -> bytes:
     """A PNG of the axial slice where a reviewer begins, with the organ's outline and without the evidence."""
     scene = scene_of(desk, item, evidence=False)
-    return still.png(still.still(scene, slices.PLANES[0], _start(scene), Look(), height=PICTURE))
+    return still.png(still.still(scene, slices.PLANES[0], _start(scene), Look(scene.window), height=PICTURE))
 
 
 def prepare(desk: Desk, question: Question) -> None:
@@ -177,7 +178,7 @@ def prepare(desk: Desk, question: Question) -> None:
     try:
         scene = scene_of(desk, question.item, question.evidence)
         signed = question.evidence and st.session_state.get(MAP, "signed") == "signed"
-        stage_data(scene, Look(st.session_state.get(WINDOW, "soft"), signed=signed), _start(scene), None)
+        stage_data(scene, Look(window.current(scene, WINDOW), signed=signed), _start(scene), None)
         seen(desk, question)
     except InputError:
         return  # told when its turn comes
@@ -271,7 +272,12 @@ def verdict_buttons(desk: Desk, question: Question) -> None:
 
 
 def say(desk: Desk, question: Question, verdict: str) -> None:
-    """A button's answer: store the verdict with its note and tags; where that fails, all of it stays as a draft."""
+    """A button's answer: store the verdict with its note and tags; where that fails, all of it stays as a draft.
+
+    A press that comes while the next question is drawn, on a button of the one just answered, is none.
+    """
+    if st.session_state.get(ANSWERED) == question.of:
+        return
     _keep(desk, question)
     place = desk.place
     draft = place.draft(question.item, question.phase) or question.draft
@@ -290,6 +296,7 @@ def say(desk: Desk, question: Question, verdict: str) -> None:
     except InputError as error:
         st.session_state[REFUSED] = str(error)
         return
+    st.session_state[ANSWERED] = question.of
     st.toast(
         f"{words.plain(desk.about(question.item))}: **{reviews.VERDICTS[verdict]}** is stored", icon=":material/check:"
     )
