@@ -66,6 +66,18 @@ class Spy:
         return self.function.apply(*args)
 
 
+def test_an_activation_in_place_copies_no_gradient():
+    network = torch.nn.Sequential(torch.nn.InstanceNorm3d(2), torch.nn.LeakyReLU(inplace=True))
+    image = torch.rand(1, 2, 5, 6, 7)
+    for ours, usual in zip(outcome(lambda x: run(network, x), image), outcome(network, image), strict=True):
+        assert torch.equal(ours, usual)
+    image.requires_grad_()
+    assert [run(network, image).grad_fn.name(), network(image).grad_fn.name()] == [
+        "LeakyReluBackward1",
+        "AsStridedBackward0",
+    ]
+
+
 def test_weights_that_learn_get_their_gradient():
     network = convolution("usual").requires_grad_()
     run(network, torch.rand(1, 4, 5, 5, 5)).sum().backward()

@@ -9,15 +9,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from agg2exp_core.attribution.gradient import TOGETHER
 from agg2exp_core.attribution.perturbation import Perturbed
 
 
 def ablation(perturbed: Perturbed, count: int, tick: Callable[[int], None] = lambda features: None) -> np.ndarray:
     """Effects (targets, features) of taking each of `count` features away; `tick` is told how many more are done."""
     whole, one_less = perturbed.values(np.ones(count, dtype=bool)), ~np.eye(count, dtype=bool)
-    values = []
-    for start in range(0, count, TOGETHER):
-        values.append(perturbed.many([*one_less[start : start + TOGETHER]]))
+    values, some = [], perturbed.model.together
+    for start in range(0, count, some):
+        values.append(perturbed.many([*one_less[start : start + some]]))
         tick(len(values[-1]))
     return np.asarray((whole - np.concatenate(values)).T)

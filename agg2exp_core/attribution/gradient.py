@@ -34,6 +34,11 @@ class StitchedModel:
     tick: Callable[[int], None] = lambda windows: None
     precision: str = "float32"
 
+    @property
+    def together(self) -> int:
+        """Scans, or windows of one, that share each pass: one leaves a GPU half idle, and a processor not."""
+        return 2 if self.plan.weight.is_cuda else 1
+
 
 @dataclass(frozen=True, eq=False)
 class Pass:
@@ -50,9 +55,6 @@ class Pass:
 Stacked = dict[int, dict[int, torch.Tensor]]
 """Target's index → slot → Σ weight · ∂S/∂x (box)."""
 
-TOGETHER = 2
-"""Scans, or windows of one, that share each pass: alone, convolutions take a path that is far slower."""
-
 
 def box_gradients(
     model: StitchedModel, passes: Sequence[Pass], targets: Sequence[Target]
@@ -63,12 +65,12 @@ def box_gradients(
     gradient is 0 there.
     """
     mosaic, windows = Mosaic(model.plan), model.plan.slices
-    batch = max(model.batch, TOGETHER // min(len(passes), TOGETHER))
+    batch = max(model.batch, model.together // min(len(passes), model.together))
     for start in range(0, len(windows), batch):
         numbers = range(start, min(start + batch, len(windows)))
         here = {index: one for index, one in enumerate(targets) if window_mask(model.plan, one, numbers).any()}
-        for first in range(0, len(passes), TOGETHER):
-            some = passes[first : first + TOGETHER]
+        for first in range(0, len(passes), model.together):
+            some = passes[first : first + model.together]
             if here:
                 _add_together(model, some, numbers, here, mosaic)
             model.tick(len(numbers) * len(some))

@@ -14,7 +14,6 @@ from itertools import islice
 import numpy as np
 import torch
 
-from agg2exp_core.attribution.gradient import TOGETHER
 from agg2exp_core.attribution.perturbation import Perturbed
 from agg2exp_core.attribution.target import WHOLE, Place
 from agg2exp_core.model.forward import run
@@ -111,7 +110,7 @@ class Outcomes(Perturbed):
                 yield number, self._held[keys[number]]
                 continue
             if number not in ready:
-                some = [*islice(missing, TOGETHER)]
+                some = [*islice(missing, self.model.together)]
                 ready = dict(zip(some, self._run_together(some, kept), strict=True))
             part = ready.pop(number)
             self._hold(keys[number], part)

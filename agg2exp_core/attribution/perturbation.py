@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from agg2exp_core.attribution.gradient import TOGETHER, StitchedModel, window_shares
+from agg2exp_core.attribution.gradient import StitchedModel, window_shares
 from agg2exp_core.attribution.target import Place, Target
 from agg2exp_core.model.forward import run
 from agg2exp_core.model.predict import check_finite
@@ -57,8 +57,8 @@ class Perturbed:
     def _run(self, number: int, unknown: dict[tuple[int, bytes], np.ndarray]) -> None:
         window, keys = self.model.plan.slices[number], list(unknown)
         shares = window_shares(self.model.plan, [number])[0] if unknown else None
-        for start in range(0, len(keys), TOGETHER):
-            some = keys[start : start + TOGETHER]
+        for start in range(0, len(keys), self.model.together):
+            some = keys[start : start + self.model.together]
             with torch.no_grad():
                 scans = torch.stack([self._scan(window, unknown[key]) for key in some])
                 logits = run(self.model.network, scans[:, None])
