@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import shutil
 import time
@@ -321,15 +320,20 @@ class Segmenting:
         self.network = bundle.network(self.device)
 
     def case(self, case: Case, file: Path, report: Report) -> dict[str, float]:
-        """Write the case's label map, on the scan's own grid and orientation; `report` counts window batches.
+        """Write the case's label map, on the scan's own grid and orientation; `report` counts windows.
 
         Returns millilitres of each organ, as the label map has them.
         """
         scan = load_scan(self.bundle, _image_of(case))
         image, inferer = scan.voxels.to(self.device), self.bundle.inferer()
-        plan, batch = plan_windows(inferer, tuple(image.shape[1:]), image), max(inferer.sw_batch_size, 1)
-        total, done = -(-len(plan.slices) // batch), itertools.count(1)
-        organs, _ = segment(self.network, plan, image[0], batch, lambda: report(next(done), total, "segmenting"))
+        plan, done = plan_windows(inferer, tuple(image.shape[1:]), image), 0
+
+        def tick(windows: int) -> None:
+            nonlocal done
+            done += windows
+            report(done, len(plan.slices), "segmenting")
+
+        organs, _ = segment(self.network, plan, image[0], tick)
         prediction = scan.volume(organs.cpu())
         labels = on_grid_of(prediction, volumes.read_volume(_image_of(case)))
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ ORGANS = ("heart", "aorta", "vertebraes")
 def maps_of(network: torch.nn.Module, plan: WindowPlan, scan: torch.Tensor, targets: list[Target]) -> torch.Tensor:
     found = torch.zeros((len(targets), *plan.shape))
     padded = plan.extend(scan)
-    for place, stacked in box_gradients(StitchedModel(network, plan, 2), [Pass(lambda at: padded[at])], targets):
+    for place, stacked in box_gradients(StitchedModel(network, plan), [Pass(lambda at: padded[at])], targets):
         for index, slots in stacked.items():
             found[index][place] = slots[0]
     return found.abs()
@@ -36,7 +36,7 @@ def test_other_weights_another_explanation(tmp_path):
     bundle = find_bundle(SHIPPED, "thorax17_segresnet")
     scan = load_scan(bundle, next((tmp_path / "images").iterdir())).voxels[0]
     network, plan = bundle.network(torch.device("cpu")), plan_windows(bundle.inferer(), tuple(scan.shape), scan)
-    prediction, _ = segment(network, plan, scan, 2)
+    prediction, _ = segment(network, plan, scan)
     targets, _ = masked_targets(Maps(prediction).padded(plan), bundle.classes, ORGANS, "prediction")
     torch.manual_seed(0)
     unlearned = copy.deepcopy(network)

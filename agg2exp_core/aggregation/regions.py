@@ -28,7 +28,8 @@ def region_sums(attributions: np.ndarray, regions: np.ndarray, count: int) -> tu
     thick = max(1, CACHED_VOXELS // regions[0].size)
     slabs = [slice(start, start + thick) for start in range(0, len(regions), thick)]
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        parts = list(threads.map(lambda slab: _slab_sums(attributions[:, slab], regions[slab], count), slabs))
+        sums = map if len(slabs) == 1 else threads.map  # threads are started when they are first asked for something
+        parts = list(sums(lambda slab: _slab_sums(attributions[:, slab], regions[slab], count), slabs))
     positive, total = np.sum(parts, axis=0)
     # To a rounding of the positive sum, far below that of the attributions themselves.
     return positive, np.maximum(positive - total, 0)

@@ -11,13 +11,13 @@ from monai.inferers import SlidingWindowInferer
 from agg2exp_core.attribution.ablation import ablation
 from agg2exp_core.attribution.features import CUBES, FEATURES, feature_map
 from agg2exp_core.attribution.gradient import Pass, StitchedModel
-from agg2exp_core.attribution.integrated import BASELINES, NODES, baseline_of, path_nodes, path_passes
+from agg2exp_core.attribution.integrated import BASELINES, NODES, baseline_of, check_baseline, path_nodes, path_passes
 from agg2exp_core.attribution.kernelshap import kernelshap
 from agg2exp_core.attribution.outcomes import OUTCOMES, Outcomes
 from agg2exp_core.attribution.perturbation import Perturbed
 from agg2exp_core.attribution.quantile import Quantile
 from agg2exp_core.attribution.smoothgrad import antithetic_passes, plain_passes
-from agg2exp_core.attribution.sums import Recipe, Sums
+from agg2exp_core.attribution.sums import HELD_BYTES, Recipe, Sums
 from agg2exp_core.attribution.supervoxels import supervoxels
 from agg2exp_core.attribution.target import (
     Maps,
@@ -39,6 +39,9 @@ ESTIMATORS = ("antithetic", "plain")
 MOST_SKIPPED = 0.1
 FIRST_PAIRS = 4
 """Before a standard error is believed; fewer where fewer are allowed."""
+
+HELD_LOGITS = 2
+"""Float32 scans."""
 
 Report = Callable[[int, int, str], None]
 
@@ -146,18 +149,19 @@ def attribute(
     reason. keep: the targets whose maps are wanted, all if None; sums are taken of all.
     """
     check_method(method)
+    if "baseline" in method.parameters():
+        check_baseline(method, explainer.air)
     scan = subject.image.to(explainer.device)[0]
     label, drawn = (None if one is None else one.to(explainer.device) for one in (subject.label, subject.drawn))
     plan = plan_windows(explainer.inferer, tuple(scan.shape), scan)
-    batch = max(explainer.inferer.sw_batch_size, 1)
     report(0, len(plan.slices), "segmenting")
-    prediction, outputs = segment(explainer.network, plan, scan, batch)
+    prediction, outputs = segment(explainer.network, plan, scan, held=_held(scan))
     if outputs != len(explainer.classes):
         raise InputError("a bundle must name every output", f"{len(explainer.classes)} names", f"{outputs} outputs")
     maps, counter = Maps(prediction, label, drawn), _Counter(report)
     targets, absent = masked_targets(maps.padded(plan), explainer.classes, wanted, method.mask)
     targets = [without_small_windows(target, plan, method.skip) for target in targets]
-    model = StitchedModel(explainer.network, plan, batch, counter.tick, method.precision)
+    model = StitchedModel(explainer.network, plan, counter.tick, method.precision)
     kept = [target.name for target in targets if keep is None or target.name in keep]
     work = _Work(method, scan, targets, Sums(model, prediction.cpu().numpy(), outputs, kept), counter)
     work.add(explainer.air, explainer.tissue)
@@ -166,6 +170,11 @@ def attribute(
         unpadded, _ = masked_targets(maps, explainer.classes, wanted, method.mask)
         completeness = work.completeness(unpadded, explainer.air)
     return Explanation(prediction.cpu(), work.sums.tallies, work.sums.maps(), absent, completeness)
+
+
+def _held(scan: torch.Tensor) -> int:
+    """Bytes of logits that may wait for more windows: no noise and no gradients are held at that time."""
+    return max(int(HELD_LOGITS * 4 * scan.numel()), HELD_BYTES)
 
 
 class _Counter:
@@ -206,7 +215,7 @@ class _Work:
         """Of integrated gradients. The masks of these targets lie on the scan."""
         model, found = self.sums.model, {}
         ends = self.scan, baseline_of(self.scan, self.method, air)
-        logits = (stitched_logits(model.network, model.plan, end, model.batch) for end in ends)
+        logits = (stitched_logits(model.network, model.plan, end, held=_held(end)) for end in ends)
         at_scan, at_baseline = (target_values(boxes, targets) for boxes in logits)
         for target, high, low in zip(targets, at_scan, at_baseline, strict=True):
             positive, negative = self.sums.tallies[target.name].sums()

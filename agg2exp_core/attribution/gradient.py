@@ -23,14 +23,13 @@ from agg2exp_core.model.windows import WindowPlan
 
 @dataclass(frozen=True, eq=False)
 class StitchedModel:
-    """A network with the windows it slides over one scan; `batch` windows share a forward pass.
+    """A network with the windows it slides over one scan.
 
     tick: told how many windows are done, after their last backward pass. precision: of gradients.
     """
 
     network: torch.nn.Module
     plan: WindowPlan
-    batch: int = 1
     tick: Callable[[int], None] = lambda windows: None
     precision: str = "float32"
 
@@ -38,6 +37,10 @@ class StitchedModel:
     def together(self) -> int:
         """Scans, or windows of one, that share each pass: one leaves a GPU half idle, and a processor not."""
         return 2 if self.plan.weight.is_cuda else 1
+
+    def batch(self, passes: int) -> int:
+        """Windows that share each of so many passes."""
+        return max(self.plan.batch, self.together // min(passes, self.together))
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,10 +67,10 @@ def box_gradients(
     Masks of the targets lie on the padded scan. Where no window with a voxel of a target reaches, nothing comes: its
     gradient is 0 there.
     """
-    mosaic, windows = Mosaic(model.plan), model.plan.slices
-    batch = max(model.batch, model.together // min(len(passes), model.together))
-    for start in range(0, len(windows), batch):
-        numbers = range(start, min(start + batch, len(windows)))
+    batch = model.batch(len(passes))
+    mosaic, windows = Mosaic(model.plan, batch), len(model.plan.slices)
+    for start in range(0, windows, batch):
+        numbers = range(start, min(start + batch, windows))
         here = {index: one for index, one in enumerate(targets) if window_mask(model.plan, one, numbers).any()}
         for first in range(0, len(passes), model.together):
             some = passes[first : first + model.together]

@@ -26,12 +26,17 @@ NORMALISING = (torch.nn.modules.instancenorm._InstanceNorm, torch.nn.GroupNorm, 
 NORMALISING_NAMES = ("InstanceNorm3d", "GroupNorm", "LayerNorm")
 
 
-def baseline_of(scan: torch.Tensor, method: Method, air: float | None) -> torch.Tensor:
-    """x₀ (I, J, K) of a scan, by the method's name for it. InputError: air, where its value is not known."""
-    generator = torch.Generator().manual_seed(method.seed << 20)
+def check_baseline(method: Method, air: float | None) -> None:
+    """InputError: air, where its value is not known."""
     if method.baseline == "air" and air is None:
         others = ", ".join(name for name in BASELINES if name != "air")
         raise InputError("baseline air needs a chain that scales HU alike in every scan", "air", others)
+
+
+def baseline_of(scan: torch.Tensor, method: Method, air: float | None) -> torch.Tensor:
+    """x₀ (I, J, K) of a scan, by the method's name for it. InputError: air, where its value is not known."""
+    check_baseline(method, air)
+    generator = torch.Generator().manual_seed(method.seed << 20)
     if method.baseline == "blurred":
         # MONAI's smoothing takes what lies outside for 0, which is no grey value of every chain.
         return torch.as_tensor(gaussian_filter(scan.cpu().numpy(), BLUR * max(scan.shape), mode="nearest")).to(scan)

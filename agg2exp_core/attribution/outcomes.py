@@ -14,12 +14,11 @@ from itertools import islice
 import numpy as np
 import torch
 
-from agg2exp_core.attribution.perturbation import Perturbed
+from agg2exp_core.attribution.perturbation import Perturbed, present
 from agg2exp_core.attribution.target import WHOLE, Place
 from agg2exp_core.model.forward import run
 from agg2exp_core.model.mosaic import Mosaic
 from agg2exp_core.model.predict import check_finite, predicted_organs
-from agg2exp_core.model.windows import WindowPlan
 from agg2exp_core.records import InputError
 
 OUTCOMES = ("dice", "counts")
@@ -47,8 +46,8 @@ class Outcomes(Perturbed):
         self._count, plan = count_features(self.features), self.model.plan
         self.scan, self.replacement = (plan.extend(one) for one in (self.scan, self.replacement))
         self.features = plan.extend(self.features, -1)
-        self._inside = [_there(self.features[window]) for window in plan.slices]
-        self._windows = dict(_windows_by_place(plan))
+        self._inside = [present(self.features[window]) for window in plan.slices]
+        self._windows = Mosaic(plan).reaching()
         # A box between edges, by its corner: it is only as much of the scan as all of its windows share.
         self._reaching = {
             corner: np.unique(np.concatenate([self._inside[number] for number in windows]))
@@ -133,26 +132,11 @@ class Outcomes(Perturbed):
 
 def count_features(features: torch.Tensor) -> int:
     """How many there are. InputError: features (I, J, K) that are not numbered from 0 without a gap."""
-    there = _there(features)
+    there = present(features)
     if not len(there) or not np.array_equal(there, np.arange(len(there))) or int(features.min()) < 0:
         got = f"{len(there)} from {there.min()} to {there.max()}" if len(there) else "none"
         raise InputError("features must be numbered from 0 without a gap", got)
     return len(there)
-
-
-def _there(features: torch.Tensor) -> np.ndarray:
-    """Numbers of the features that some voxels have, in order; padding has none."""
-    there = features.unique().cpu().numpy()
-    return there[there >= 0]
-
-
-def _windows_by_place(plan: WindowPlan) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Corners of the boxes that a mosaic gives out, and which windows reach each."""
-    mosaic, nothing = Mosaic(plan), torch.zeros(plan.weight.shape, dtype=torch.bool)
-    for number in range(len(plan.slices)):
-        mosaic.add(number, (number, 0), nothing)
-        for place, reached in mosaic.finished(number):
-            yield _corner(place), tuple(reaching for reaching, _ in reached)
 
 
 def _corner(place: Place) -> tuple[int, ...]:

@@ -37,7 +37,7 @@ class Perturbed:
         self.scan, self.replacement = (plan.extend(one) for one in (self.scan, self.replacement))
         self.features = plan.extend(self.features, -1)
         self._seeded = [any(bool(one.mask(window).any()) for one in self.targets) for window in plan.slices]
-        self._inside = [_features(self.features[window]) for window in plan.slices]
+        self._inside = [present(self.features[window]) for window in plan.slices]
 
     def values(self, kept: np.ndarray) -> np.ndarray:
         """S_t (targets,) float64 of the scan with the features kept that are True, (features,) bool."""
@@ -76,7 +76,7 @@ class Perturbed:
         return torch.where(stays, self.scan[window], self.replacement[window])
 
 
-def _features(features: torch.Tensor) -> np.ndarray:
-    """Those of a window, in order."""
+def present(features: torch.Tensor) -> np.ndarray:
+    """Numbers of the features that some voxels have, in order; padding has none."""
     there = features.unique().cpu().numpy()
     return there[there >= 0]

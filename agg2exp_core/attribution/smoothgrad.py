@@ -23,14 +23,15 @@ def noisy_copies(scan: torch.Tensor, plan: WindowPlan, method: Method) -> Callab
     if sigma == 0 < method.sigma:
         raise InputError("SmoothGrad's noise is a share of the scan's range", f"a scan of one value, {scan.max():.4g}")
 
-    drawn: dict[int, torch.Tensor] = {}
+    # One volume for all copies, as each is as large as the scan.
+    room, drawn = torch.empty(scan.shape), dict[int, torch.Tensor]()
 
     def noise(copy: int) -> torch.Tensor:
         if copy not in drawn:  # the two of a pair are asked for in turn
-            drawn.clear()  # before the next is drawn: each is as large as the scan
+            drawn.clear()
             # On the CPU: a seed then means the same noise on every device.
             generator = torch.Generator().manual_seed((method.seed << 20) + copy)
-            drawn[copy] = plan.extend(torch.randn(scan.shape, generator=generator).mul_(sigma).to(scan), 0.0)
+            drawn[copy] = plan.extend(room.normal_(generator=generator).mul_(sigma).to(scan), 0.0)
         return drawn[copy]
 
     return lambda copy, sign, place: padded[place] + sign * noise(copy)[place]

@@ -98,7 +98,8 @@ class Sums:
 
     def _groups(self, targets: Sequence[Target], recipe: Recipe) -> list[Sequence[Target]]:
         """Targets that share forward passes: as many as the gradients of may be held at a time."""
-        each = 4 * recipe.estimator.pairs * Mosaic(self.model.plan).largest()
+        mosaic = Mosaic(self.model.plan, self.model.batch(len(recipe.passes)))
+        each = 4 * recipe.estimator.pairs * mosaic.size
         held = max(HELD_VOLUMES * 4 * self.regions.size, HELD_BYTES)
         size = 1 if recipe.quantile else max(1, held // each)
         return [targets[start : start + size] for start in range(0, len(targets), size)]

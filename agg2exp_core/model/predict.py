@@ -2,57 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from agg2exp_core.model.forward import run
-from agg2exp_core.model.mosaic import Mosaic
+from agg2exp_core.model.mosaic import mosaics
 from agg2exp_core.model.windows import WindowPlan
 from agg2exp_core.records import InputError
 
-Tick = Callable[[], None]
+Tick = Callable[[int], None]
+"""Told how many more windows are done."""
 Place = tuple[slice, ...]
+
+HELD_BYTES = 2**30
+"""Of logits that wait for more windows, where nothing less is asked for."""
 
 
 def stitched_logits(
-    network: torch.nn.Module, plan: WindowPlan, scan: torch.Tensor, batch: int = 1, tick: Tick = lambda: None
+    network: torch.nn.Module,
+    plan: WindowPlan,
+    scan: torch.Tensor,
+    tick: Tick = lambda windows: None,
+    held: int = HELD_BYTES,
 ) -> Iterator[tuple[Place, torch.Tensor]]:
     """Boxes of a scan (I, J, K) and their logits (classes, box), as MONAI's sliding window gives them for the whole.
 
-    `batch` windows share a forward pass; `tick` is called after each. InputError: logits that are not finite.
+    held: bytes of logits that may wait for more windows, or those of one window if that is more. Where all would not
+    fit, the scan is put together in columns, at whose borders windows are run again.
+    Logits are overwritten when the next are asked for. InputError: logits that are not finite.
     """
-    padded, mosaic = plan.extend(scan), Mosaic(plan)
-    for start in range(0, len(plan.slices), batch):
-        some = plan.slices[start : start + batch]
-        with torch.no_grad():
-            logits = run(network, torch.stack([padded[window] for window in some])[:, None])
-        for number, (window, part) in enumerate(zip(some, logits, strict=True), start):
-            check_finite(part, window)
-            mosaic.add(number, (0, 0), part.mul_(plan.share(window)))  # in place: logits of many classes are large
-        tick()
-        for number in range(start, start + len(some)):
-            for place, sums in mosaic.finished(number):
-                yield place, sums[0, 0]
+    padded, seen = plan.extend(scan), set[int]()
+    first = range(min(plan.batch, len(plan.slices)))
+    ahead: dict[tuple[int, ...], torch.Tensor] = {(*first,): _logits(network, plan, padded, first)}
+    classes = ahead[*first,].shape[1]
+    columns = mosaics(plan, held / (4 * classes))
+    while columns:
+        mosaic = columns.pop(0)  # so that each one's memory goes with it
+        for start in range(0, len(mosaic.numbers), plan.batch):
+            numbers = (*mosaic.numbers[start : start + plan.batch],)
+            logits = ahead.pop(numbers) if numbers in ahead else _logits(network, plan, padded, numbers)
+            for index, number in enumerate(numbers):
+                mosaic.add(number, (0, 0), logits[index])
+            del logits  # of many classes they are large: the next ones, or who asked for these, need the room
+            tick(len({*numbers} - seen))
+            seen.update(numbers)
+            for number in numbers:
+                for place, sums in mosaic.finished(number):
+                    yield place, sums[0, 0]
+
+
+def _logits(network: torch.nn.Module, plan: WindowPlan, padded: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
+    """What windows add to the stitched logits (windows, classes, window)."""
+    windows = [plan.slices[number] for number in numbers]
+    with torch.no_grad():
+        logits = run(network, torch.stack([padded[window] for window in windows])[:, None])
+    for window, part in zip(windows, logits, strict=True):
+        check_finite(part, window)
+        part *= plan.share(window)
+    return logits
 
 
 def check_finite(logits: torch.Tensor, window: Place) -> None:
     """InputError: logits of a window that are NaN or infinite."""
-    if not torch.isfinite(logits).all():
+    if not torch.isfinite(torch.stack(logits.aminmax())).all():  # nothing of their own size is made
         voxels = ", ".join(f"{edge.start}:{edge.stop}" for edge in window)
         raise InputError("a network must give finite logits", f"NaN or infinity in voxels {voxels}")
 
 
 def segment(
-    network: torch.nn.Module, plan: WindowPlan, scan: torch.Tensor, batch: int = 1, tick: Tick = lambda: None
+    network: torch.nn.Module,
+    plan: WindowPlan,
+    scan: torch.Tensor,
+    tick: Tick = lambda windows: None,
+    held: int = HELD_BYTES,
 ) -> tuple[torch.Tensor, int]:
-    """The predicted organs (I, J, K) of a scan, and the number of the network's classes."""
-    prediction = torch.empty(plan.shape, dtype=torch.int16, device=scan.device)
-    classes = 0
-    for place, logits in stitched_logits(network, plan, scan, batch, tick):
+    """The predicted organs (I, J, K) of a scan, and the number of the network's classes. held: as stitched_logits."""
+    prediction, classes = torch.empty(0), 0
+    for place, logits in stitched_logits(network, plan, scan, tick, held):
+        if not classes:
+            classes = len(logits)
+            dtype = torch.uint8 if classes <= 256 else torch.int16
+            prediction = torch.empty(plan.shape, dtype=dtype, device=scan.device)
         prediction[place] = predicted_organs(logits).to(prediction.dtype)
-        classes = len(logits)
-    return prediction.to(torch.uint8) if classes <= 256 else prediction, classes
+    return prediction, classes
 
 
 def predicted_organs(logits: torch.Tensor) -> torch.Tensor:

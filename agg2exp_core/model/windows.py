@@ -7,7 +7,9 @@ weight B_w(v), and the stitched logit is Σ_w B_w l_w / Σ_w B_w.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.data.utils import compute_importance_map, dense_patch_slices
@@ -24,8 +26,8 @@ class WindowPlan:
 
     shape: the scan's (I, J, K). before: voxels of padding in front of each axis. padded: shape with padding.
     slices: one (slice, slice, slice) per window, into the padded scan. weight: B (window).
-    fill: what a scan is padded with. copied: where the padding repeats voxels instead, for each axis which voxel of the
-    scan each padded one is, else nothing.
+    fill: what a scan is padded with. batch: windows that share a forward pass. copied: where the padding repeats
+    voxels instead, for each axis which voxel of the scan each padded one is, else nothing.
     """
 
     shape: tuple[int, ...]
@@ -34,6 +36,7 @@ class WindowPlan:
     slices: tuple[tuple[slice, ...], ...]
     weight: torch.Tensor
     fill: float
+    batch: int
     copied: tuple[torch.Tensor, ...] = ()
 
     def extend(self, voxels: torch.Tensor, value: float | None = None) -> torch.Tensor:
@@ -78,11 +81,19 @@ class WindowPlan:
         Summed anew for each, so that no scan of totals is held.
         """
         total = torch.zeros_like(self.weight)
-        for other in self.slices:
-            shared = [(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(window, other, strict=True)]
-            if all(low < high for low, high in shared):
-                total[_within(window, shared)] += self.weight[_within(other, shared)]
+        corner = np.array([edge.start for edge in window])
+        near = (np.abs(self._corners - corner) < self.weight.shape).all(axis=1)
+        for other in np.flatnonzero(near):
+            shared = [
+                (max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(window, self.slices[other], strict=True)
+            ]
+            total[_within(window, shared)] += self.weight[_within(self.slices[other], shared)]
         return self.weight / total
+
+    @cached_property
+    def _corners(self) -> np.ndarray:
+        """First voxel of each window (windows, 3): most windows do not touch a given one."""
+        return np.array([[edge.start for edge in window] for window in self.slices])
 
 
 def plan_windows(inferer: SlidingWindowInferer, shape: tuple[int, ...], like: torch.Tensor) -> WindowPlan:
@@ -109,7 +120,8 @@ def plan_windows(inferer: SlidingWindowInferer, shape: tuple[int, ...], like: to
     if padded != tuple(shape) and inferer.padding_mode != "constant":
         axes = zip(shape, before, padded, strict=True)
         copied = tuple(_copied(*axis, mode=inferer.padding_mode).to(like.device) for axis in axes)
-    return WindowPlan(tuple(shape), before, padded, slices, weight, float(inferer.cval), copied)
+    batch = max(inferer.sw_batch_size, 1)
+    return WindowPlan(tuple(shape), before, padded, slices, weight, float(inferer.cval), batch, copied)
 
 
 def _copied(size: int, before: int, padded: int, mode: str) -> torch.Tensor:
