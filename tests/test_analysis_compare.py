@@ -98,6 +98,14 @@ def test_dice_of_organs_and_their_mean_over_what_both_models_have() -> None:
     assert overall.table[["first", "second"]].iloc[0].tolist() == pytest.approx([0.65, 0.65])
 
 
+def test_a_set_without_dice_is_refused() -> None:
+    none = pd.DataFrame(columns=["case_id", "target", "dice"])
+    some = pd.DataFrame([("a", "heart", 0.9)], columns=none.columns)
+    for first, second in ((none, some), (some, none), (none, none)):
+        with pytest.raises(InputError, match="each of two sets needs Dice"):
+            compare_dice(first, second, paired=True)
+
+
 @pytest.mark.parametrize("second", [SECOND, STRANGERS], ids=["paired", "unpaired"])
 def test_a_planted_change_is_the_largest_and_the_only_significant_one(second: Importance) -> None:
     values = second.values.copy()

@@ -1,4 +1,4 @@
-"""One journey on a real scan, stored LPS: what the viewer says of a place is what nibabel reads there."""
+"""Journeys on a real scan, stored LPS: what the pages draw and say of it is what nibabel reads there."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 from command import run
+from pages import cells, drawn, watched
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from tiny import threshold_net, write_bundle
 
+from agg2exp_core.volumes import read_volume, to_ras
+from dashboard.viewer.layers import WINDOWS
+
 TITLES = {0: "Background", 1: "Aorta", 2: "Heart"}  # as the network numbers them, not as the label set does
+METHODS = ("gradient", "gradient_x_input")
 CASE = "runs/real/tiny-gradient/cases/thorax_cta"
 
 
@@ -25,7 +31,8 @@ def root(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Path:
     (scans / "thorax_cta.nii.gz").symlink_to(shared_data / "real/thorax_cta/ct.nii.gz")
     write_bundle(root, network=threshold_net(), spacing=6.0)
     assert not run("cohort", "add", scans, "--name", "real", "--data", root)
-    assert not run("explain", "--data", root, "--cohort", "real", "--model", "tiny", "--method", "gradient")
+    for method in METHODS:
+        assert not run("explain", "--data", root, "--cohort", "real", "--model", "tiny", "--method", method)
     return root
 
 
@@ -74,6 +81,73 @@ def test_a_real_scan_from_the_cohort_to_its_voxels(page: Page, root: Path, share
             place, hu, organ = _told(page)
             assert hu == _at(scan, place) and organ == TITLES[_at(prediction, place)]
     assert said == [] and hosts <= {"127.0.0.1", None}  # None: what the page made itself
+
+
+@pytest.mark.browser
+def test_the_other_pages_show_what_there_is_of_one_real_scan(page: Page, root: Path, shared_data: Path) -> None:
+    noted = watched(page)
+    _runs_and_query(page, root)
+    _compare_and_outliers(page)
+    _reviews(page, shared_data)
+    assert noted == []
+
+
+def _runs_and_query(page: Page, root: Path) -> None:
+    page.goto("/runs")
+    page.get_by_text("Explained so far").wait_for()
+    assert cells(page).count("1 of 1") == len(METHODS)
+    page.goto("/query?cohort=real&run=tiny-gradient&target=heart")
+    (bars,) = drawn(page, "query_chart")
+    prediction, saliency = (nib.load(root / CASE / name) for name in ("prediction.nii.gz", "saliency/heart.nii.gz"))
+    strength, labels = np.abs(saliency.get_fdata()), np.asanyarray(prediction.dataobj)
+    shares = {title: strength[labels == label].sum() / strength.sum() for label, title in TITLES.items()}
+    shown = {title: share for title, share in zip(bars["x"], bars["y"], strict=True) if share is not None}
+    assert shown.keys() >= {"Heart", "Background"}
+    assert {title: shown[title] for title in ("Heart", "Background")} == pytest.approx(
+        {title: shares[title] for title in ("Heart", "Background")}, abs=1e-4
+    )
+
+
+def _compare_and_outliers(page: Page) -> None:
+    """One scan is too few for either, which both say; the difference of its two runs is drawn all the same."""
+    page.goto(
+        "/compare?"
+        + "&".join(f"{side}.cohort=real&{side}.run=tiny-{run}" for side, run in zip("ab", METHODS, strict=True))
+    )
+    expect(page.get_by_role("heading", name="Too few scans to tell")).to_be_visible()
+    (boxes, *_) = drawn(page, "compare_boxes")
+    assert "Heart" in page.locator(".st-key-compare_boxes").inner_text() and boxes["y"]
+    page.goto("/outliers?cohort=real&run=tiny-gradient")
+    expect(page.get_by_text("outliers need more than 8 cases to fit on; got 1")).to_be_visible()
+    expect(page.get_by_text("learn from a cohort that the same model explains")).to_be_visible()
+
+
+def _reviews(page: Page, shared_data: Path) -> None:
+    """The slice that a reviewer sees is that of the scan, the patient's right at the left."""
+    page.goto("/review?cohort=real")
+    expect(page.get_by_text("1 case has a scan and a segmentation")).to_be_visible()
+    page.get_by_role("button", name="Create, 1 to judge").click()
+    page.get_by_role("textbox", name="Your name").fill("Ada")
+    page.get_by_role("button", name="Start").click()
+    page.get_by_role("radio", name="Soft tissue").click()
+    page.locator("[data-test-script-state=notRunning]").wait_for()
+    tile = page.locator('[data-plane="axial"]')
+    number = int(re.search(r"(\d+)\s*/", tile.locator(".title").inner_text())[1])
+    scan = to_ras(read_volume(shared_data / "real/thorax_cta/ct.nii.gz")).array[:, :, number - 1]
+    low = WINDOWS["soft"].level - WINDOWS["soft"].width / 2
+    grey = np.clip((scan[::-1, ::-1].T - low) / WINDOWS["soft"].width, 0, 1)
+    expected = np.asarray(Image.fromarray(grey.astype(np.float32)).resize((32, 32), Image.Resampling.BOX))
+    seen = tile.locator("canvas").evaluate(SMALL)
+    assert np.corrcoef(expected.ravel(), seen)[0, 1] > 0.95
+
+
+SMALL = """canvas => {
+    const small = new OffscreenCanvas(32, 32).getContext("2d");
+    small.imageSmoothingQuality = "high";
+    small.drawImage(canvas, 0, 0, 32, 32);
+    const { data } = small.getImageData(0, 0, 32, 32);
+    return Array.from({ length: 32 * 32 }, (_, n) => data[4 * n] + data[4 * n + 1] + data[4 * n + 2]);
+}"""
 
 
 def _told(page: Page) -> tuple[np.ndarray, int, str]:

@@ -84,6 +84,8 @@ def compare_dice(first: pd.DataFrame, second: pd.DataFrame, paired: bool) -> tup
 
     first, second: case_id, target, dice. InputError: a set without Dice, no organ in common.
     """
+    if first.empty or second.empty:
+        raise InputError("each of two sets needs Dice to be compared", "none in one of them")
     one, other = (to_array(table.rename(columns={"dice": "value"}).assign(region=DICE)) for table in (first, second))
     shared = [name for name in one.targets if name in other.targets]
     overall = [_over_targets(take_organs(dice, shared, [DICE])) for dice in (one, other)]

@@ -285,7 +285,8 @@ def _side_words(view: View, place: int) -> str:
     """One set in a line of HTML: its colour, what it is, how many scans."""
     side = view.sides[place]
     parts = [side.selection.cohort, side.title, *filters.describe(side.selection, side.labels)]
-    scans = f"{view.comparison.cases[place]} scans"
+    count = view.comparison.cases[place]
+    scans = "1 scan" if count == 1 else f"{count} scans"
     told = " · ".join(escape(part) for part in [*parts, scans])
     return f"<div><span style='color:{SIDES[place]}'>■</span> <b>{TITLES[place]}</b> {told}</div>"
 

@@ -69,6 +69,10 @@ TARGETS_HELP = (
     "Spearman’s ρ of score and Dice, target by target. p is adjusted over the targets (Benjamini–Hochberg): below "
     "0.05, chance alone is unlikely."
 )
+ELSEWHERE = (
+    "From these scans it cannot be learned what is usual. At the left, learn from a cohort that the same model "
+    "explains in more scans, or from more of these."
+)
 USUAL_HELP = (
     "Detectors learn from these scans what is usual. A scan that they would learn from themselves is scored by a "
     "detector that has not seen it."
@@ -221,6 +225,8 @@ def _explore(chosen: Chosen) -> None:
             scores = scored(chosen.question, detector, _reporter(waiting, detector))
     except InputError:  # as of too few scans to learn from, which a link may show to a colleague too
         _write(chosen, detector, link)
+        heading.markdown("### Unusual evidence")
+        st.info(ELSEWHERE, icon=":material/school:")
         raise
     waiting.empty()
     cases = _explained(chosen, selection)
