@@ -46,8 +46,14 @@ CSS = """
 }
 .st-key-query_examples button { min-height: 0; padding: 0.1rem 0; }
 .st-key-query_examples button, .st-key-query_examples button * { justify-content: flex-start; text-align: left; }
+/* All views are in sight at once. */
+.st-key-query_views { gap: 4px; }
+.st-key-query_views summary { min-height: 0; padding-top: 0.2rem; padding-bottom: 0.2rem; }
 .st-key-query_views table { font-size: 0.82rem; width: 100%; }
 .st-key-query_views td, .st-key-query_views th { padding: 0.15rem 0.4rem; }
+/* Beside a scan there is little room: the bars come first. */
+.st-key-case_measures { gap: 0.35rem 0.7rem; }
+.st-key-case_measures label p, .st-key-case_measures button p { font-size: 0.82rem; }
 /* A question, its tags and steps fit beside the scan. */
 .st-key-review_tags { gap: 0.35rem; }
 .st-key-review_tags button { min-height: 1.9rem; padding: 0 0.55rem; }

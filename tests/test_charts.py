@@ -19,6 +19,7 @@ from agg2exp_core.organs import BACKGROUND, load_label_set, made_label_set, numb
 from dashboard.charts import common
 from dashboard.charts.boxes import MOST_OUTLIERS, region_boxes, thinned
 from dashboard.charts.change import signed
+from dashboard.charts.common import CHART_HEIGHT
 from dashboard.charts.composition import OWN, composition_bars, parts_of
 from dashboard.charts.dendrogram import dendrogram
 from dashboard.charts.dice_changes import dice_changes
@@ -98,6 +99,12 @@ def test_every_box_answers_to_a_click_along_its_whole_row() -> None:
     assert "median 50.0 %" in grid.text[0] and "2 beyond" in grid.text[0]
     frame = next(shape for shape in figure.layout.shapes if shape.type == "rect")
     assert (frame.y0, frame.y1) == (1.5, 2.5)
+
+
+def test_few_organs_do_not_fill_the_height_of_many() -> None:
+    few = organ_matrix(_matrix(), LABELS, "mass").layout.height
+    many = pd.concat([_matrix().assign(target=organ.name) for organ in LABELS.organs])
+    assert few < CHART_HEIGHT == organ_matrix(many.drop_duplicates(["target", "region"]), LABELS, "mass").layout.height
 
 
 def test_values_beyond_the_whiskers_are_ticks_in_their_row() -> None:

@@ -18,7 +18,7 @@ from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import Condition, InputError, Method, Selection, SumTable, Volume
 from agg2exp_core.store import cohorts, lists, published_csv, region_sets, results
 from agg2exp_core.volumes import write_volume
-from dashboard import data, downloads
+from dashboard import data, downloads, tables
 from dashboard.views import case, cohort_charts
 
 LABELS = load_label_set("thorax17")
@@ -154,6 +154,15 @@ def test_filters_hold_for_the_list_too(monkeypatch: pytest.MonkeyPatch, root: Pa
     app = _open(monkeypatch, root, **{"cohort": "clinic", "pick": "heart~aorta", "in.age": "45~65", "dice": "0.8~1.0"})
     assert list(app.dataframe[0].value["case_id"]) == ["c3"]
     assert "mean Dice 0.8 to 1" in texts(app)
+
+
+def test_tables_cut_no_word_and_have_no_empty_rows() -> None:
+    table = pd.DataFrame({"planted": ["cropped field of view", None], "age": [61, 62]})
+    config = tables.metadata(table, table)
+    assert config["planted"]["label"] == "Planted" and config["planted"]["width"] > 7 * len("cropped field of view")
+    assert config["age"]["width"] is None
+    heights = [tables.height(table.iloc[:rows], 90) for rows in (0, 1, 2)]
+    assert heights == [tables.ROW + 3, 2 * tables.ROW + 3, 90]
 
 
 def test_filters_that_no_case_passes_say_what_to_do(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:

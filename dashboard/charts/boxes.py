@@ -13,6 +13,7 @@ from dashboard.charts.common import (
     GREY,
     PLAIN,
     UNMEASURED,
+    chart_height,
     click_rows,
     faint,
     frame,
@@ -54,7 +55,7 @@ def region_boxes(stats: pd.DataFrame, labels: LabelSet, measure: str, picked: st
         "showlegend": False, "shapes": shapes,
         "margin": {"l": room(rows["title"]), "r": 8, "t": 8, "b": 40},
     }  # fmt: skip
-    return go.Figure(traces, PLAIN | layout)
+    return go.Figure(traces, PLAIN | layout | {"height": chart_height(len(rows))})
 
 
 def _box_rows(stats: pd.DataFrame, labels: LabelSet, measure: str) -> pd.DataFrame:

@@ -27,6 +27,9 @@ SIDES = ("#c2771f", "#13928a")
 CHART_HEIGHT = 500
 """Height in px of charts that stand side by side."""
 
+HIGHEST_ROW = 72
+"""Height in px that an organ's row takes at most."""
+
 CLICK_COLUMNS = 8
 """Parts of a row that answer to hover and click, each where it stands."""
 
@@ -42,6 +45,11 @@ NARROW, WIDE = "fijlrt.,'’:()| ", "mwMW%"
 
 Pick = tuple[str, str]
 """A target and a region, as a click on a box or a cell names them."""
+
+
+def chart_height(rows: int) -> int:
+    """Height in px of a chart of so many organs: few of them do not fill that of many."""
+    return min(CHART_HEIGHT, 150 + HIGHEST_ROW * rows)
 
 
 def group_colors(labels: LabelSet) -> dict[str, str]:

@@ -16,6 +16,7 @@ from dashboard.charts.common import (
     PLAIN,
     SIDES,
     Pick,
+    chart_height,
     frame,
     in_group_order,
     invisible,
@@ -70,7 +71,8 @@ def difference_matrix(table: pd.DataFrame, look: Look, picked: Pick | None = Non
     if picked in places:
         x, y = places[picked]
         figure.add_shape(frame((x - 0.5, x + 0.5), (y - 0.5, y + 0.5)))
-    return figure.update_layout(PLAIN | organ_axes(targets, regions, look.labels))
+    layout = PLAIN | organ_axes(targets, regions, look.labels)
+    return figure.update_layout(layout | {"height": chart_height(len(targets))})
 
 
 def _grid(table: pd.DataFrame, targets: list[str], regions: list[str]) -> np.ndarray:

@@ -14,6 +14,7 @@ from agg2exp_core.organs import LabelSet
 from dashboard.charts.common import (
     PLAIN,
     Pick,
+    chart_height,
     frame,
     in_group_order,
     invisible,
@@ -43,7 +44,7 @@ def organ_matrix(
         "type": "heatmap", "z": np.sqrt(values.to_numpy()), "zmin": 0, "zmax": math.sqrt(top), "colorscale": SCALE,
         "xgap": 1, "ygap": 1, "hoverinfo": "skip", "colorbar": _color_bar(top, measure),
     }  # fmt: skip
-    layout = PLAIN | organ_axes(targets, regions, labels)
+    layout = PLAIN | organ_axes(targets, regions, labels) | {"height": chart_height(len(targets))}
     if picked and picked[0] in targets and picked[1] in regions:
         x, y = regions.index(picked[1]), targets.index(picked[0])
         layout["shapes"] = [frame((x - 0.5, x + 0.5), (y - 0.5, y + 0.5))]

@@ -10,9 +10,9 @@ import plotly.graph_objects as go
 from dashboard.charts.boxes import pairs, thinned, ticks
 from dashboard.charts.change import level
 from dashboard.charts.common import (
-    CHART_HEIGHT,
     GREY,
     SIDES,
+    chart_height,
     click_rows,
     faint,
     frame,
@@ -59,7 +59,7 @@ def side_by_side_boxes(first: pd.DataFrame, second: pd.DataFrame, look: Look, pi
         yaxis=named_axis([organ.title for organ in organs], [colors.get(organ.group, GREY) for organ in organs]),
         legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "itemclick": False, "itemdoubleclick": False},
         margin={"l": room(organ.title for organ in organs), "r": 8, "t": 28, "b": 40},
-        height=max(CHART_HEIGHT, ROW * len(regions) + 68),
+        height=max(chart_height(len(regions)), ROW * len(regions) + 68),
     )  # fmt: skip
     return figure
 

@@ -34,7 +34,9 @@ def thumbnail(sources: Sources, labels: LabelSet) -> Thumbnail:
 def drawn(scene: Scene) -> Thumbnail:
     """The scene's axial slice through the peak of its attribution, else through its organ's middle or the scan's."""
     at, place = _where(scene)
-    return Thumbnail(png(still(scene, slices.PLANES[0], at, Look(scene.window), HEIGHT)), at, place)
+    # Cards stand side by side: one window for all of them, but that lungs are black in it.
+    window = "lung" if scene.window == "lung" else "soft"
+    return Thumbnail(png(still(scene, slices.PLANES[0], at, Look(window), HEIGHT)), at, place)
 
 
 def _where(scene: Scene) -> tuple[Voxel, str]:

@@ -473,7 +473,7 @@ def _importance(chosen: Chosen, dice: bool = True) -> Link:
     figures = st.container()  # filled once it is known whether background counts
     _completeness(chosen)
     _against_ablation(chosen)
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small", key="case_measures"):
         shares_only = chosen.record.get("values") == "shares"
         sign, value, background = filters.measures(ADDRESS, shares_only)
         joined = filters.joining(ADDRESS, chosen.labels)

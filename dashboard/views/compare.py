@@ -14,7 +14,7 @@ from agg2exp_core import spreadsheet
 from agg2exp_core.analysis.compare import DICE, Comparison, largest_changes
 from agg2exp_core.records import InputError, Selection
 from agg2exp_core.settings import data_root
-from dashboard import contrast, data, filters, words
+from dashboard import contrast, data, filters, tables, words
 from dashboard.address import Address, Link
 from dashboard.charts import common
 from dashboard.charts.change import Row, chance, from_to, interval
@@ -32,6 +32,7 @@ SETS = Address("compare", "a"), Address("compare", "b")
 TITLES = "First set", "Second set"
 PICKED = "compare_picked"
 TABLE_HEIGHT = 420
+WAYS = {"more": "up", "less": "down", "same": "flat"}
 MATRIX_HELP = (
     "Second set minus first: a row a target, a column a region, in the colour of the set that has more. Colour grows "
     "with the square root. **Paired**, a difference is the median of the scans’ own differences; else it is the "
@@ -344,10 +345,10 @@ def _changes(view: View) -> None:
     rows = largest_changes(view.comparison).to_dict("records")
     with st.container(key="compare_changes", gap=None):
         for place, row in enumerate(rows):
-            way = "more" if row["difference"] > 0 else "less"
+            way = "more" if row["difference"] > 0 else "less" if row["difference"] < 0 else "same"
             st.button(
                 contrast.change_line(row, view.sides[0].labels, view.look.measure), key=f"compare_{way}_{place}",
-                icon=f":material/trending_{'up' if way == 'more' else 'down'}:", type="tertiary", width="stretch",
+                icon=f":material/trending_{WAYS[way]}:", type="tertiary", width="stretch",
                 on_click=_take, args=((row["target"], row["region"]),),
             )  # fmt: skip
 
@@ -461,7 +462,8 @@ def _table(view: View, table: pd.DataFrame) -> None:
         shown["set"] = table["side"].map(dict(zip(("first", "second"), view.look.names, strict=True)))
     event = st.dataframe(
         shown[columns], hide_index=True, column_config=_column_config(view), key=f"compare_table_{paired}",
-        on_select="rerun", selection_mode="single-cell", placeholder="–", height=TABLE_HEIGHT,
+        on_select="rerun", selection_mode="single-cell", placeholder="–",
+        height=tables.height(shown, TABLE_HEIGHT),
     )  # fmt: skip
     for row, column in event["selection"]["cells"]:
         side = ("first" if column.endswith("first") else "second") if paired else str(table["side"].iloc[row])
