@@ -10,7 +10,7 @@ from captum.attr import IntegratedGradients
 from monai.networks.nets import SwinUNETR
 from tiny import CLASSES, conv_net, explainer_of, inferer_of, normed_net, scan_of
 
-from agg2exp_core.attribution.attribute import Explanation, Subject, attribute, check_method
+from agg2exp_core.attribution.attribute import METHODS, Explanation, Subject, _pairs, attribute, check_method
 from agg2exp_core.attribution.gradient import Pass, StitchedModel, box_gradients
 from agg2exp_core.attribution.target import MASKS, Target
 from agg2exp_core.model.predict import predicted_organs
@@ -319,12 +319,22 @@ def test_progress_counts_every_window_of_every_pass(method, passes):
     assert [*dict.fromkeys(words[1] for words in seen[1:])] == [count * windows for count in passes]
 
 
-def test_the_network_is_left_as_it_was():
-    network, scan = normed_net().eval(), scan_of(SHAPE)
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("training", [False, True])
+def test_every_method_leaves_the_network_and_the_generators_as_they_were(name, training):
+    network, scan = normed_net().train(training).requires_grad_(training), scan_of(SHAPE)
+    kept = network[-1].weight.grad = torch.ones_like(network[-1].weight)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    explain(network, scan, Method(samples=2))
-    assert not network.training and all(p.grad is None and not p.requires_grad for p in network.parameters())
+    state = torch.random.get_rng_state()
+    explained = explain(network, scan, Method(name, samples=3))
+    assert explained.targets and not any(drawn.requires_grad for drawn in explained.saliency.values())
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    assert all(module.training == training for module in network.modules())
+    assert all(parameter.requires_grad == training for parameter in network.parameters())
+    assert network[-1].weight.grad is kept and (kept == 1).all() and network[0].weight.grad is None
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    assert not any(getattr(module, hook) for module in network.modules() for hook in hooks)
+    assert torch.is_grad_enabled() and torch.equal(state, torch.random.get_rng_state())
 
 
 def test_logits_of_noisy_copies_must_be_finite_too():
@@ -343,6 +353,22 @@ def test_broken_weights_are_refused():
     network[-1].bias[0] = float("nan")
     with pytest.raises(InputError, match=r"finite logits; got NaN or infinity in voxels 0:8, 0:8, 0:8"):
         explain(network, scan_of(SHAPE), Method("gradient"))
+
+
+def test_rounds_hold_few_pairs_and_miss_none():
+    for most in (1, 2, 4, 5, 9, 13, 17, 100):
+        rounds = [*_pairs(most)]
+        assert [pair for one in rounds for pair in one] == [*range(most)]
+        assert max(map(len, rounds)) <= 9 and (most == 1 or min(map(len, rounds)) > 1)
+
+
+@pytest.mark.parametrize("method", [Method("integrated_gradients"), Method("kernelshap")])
+def test_air_that_is_not_known_is_refused_before_anything_runs(method):
+    network = conv_net()
+    network.register_forward_hook(lambda *_: pytest.fail("the network was asked"))
+    explainer = replace(explainer_of(network), air=None)
+    with pytest.raises(InputError, match="air needs a chain"):
+        attribute(explainer, Subject(scan_of(SHAPE)), CLASSES, method, silent)
 
 
 @pytest.mark.parametrize(

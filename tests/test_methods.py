@@ -155,7 +155,7 @@ class GlassBox(torch.nn.Module):
 @pytest.mark.parametrize(
     "method",
     [
-        Method("gradient"), Method(samples=3), Method(samples=4, estimator="plain"),
+        Method("gradient"), Method("gradient_x_input"), Method(samples=3), Method(samples=4, estimator="plain"),
         Method("quantile_gradient", samples=5), Method("integrated_gradients", samples=4, baseline="ones"),
     ],
     ids=lambda method: f"{method.name}-{method.estimator}",
@@ -170,6 +170,8 @@ def test_a_glass_box_gives_its_table_back(method):
     known = importances.abs()
     if method.name == "integrated_gradients":  # which counts how far each region is from the baseline
         known = known * torch.stack([(1 - scan[0][slabs == k]).mean() for k in range(3)])
+    if method.name == "gradient_x_input":  # which counts grey values from 0
+        known = known * torch.stack([scan[0][slabs == k].mean() for k in range(3)])
     known /= known.sum(dim=1, keepdim=True)
     assert torch.equal(explained.prediction.long(), slabs)
     assert (amounts / amounts.sum(dim=1, keepdim=True) - known).abs().max() <= 1e-5

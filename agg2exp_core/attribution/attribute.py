@@ -37,8 +37,8 @@ METHODS = ("gradient", "smoothgrad", "integrated_gradients", "gradient_x_input",
 SKIPPING = ("gradient", "smoothgrad", "integrated_gradients", "gradient_x_input")
 ESTIMATORS = ("antithetic", "plain")
 MOST_SKIPPED = 0.1
-FIRST_PAIRS = 4
-"""Before a standard error is believed; fewer where fewer are allowed."""
+FIRST_PAIRS, MOST_PAIRS = 4, 8
+"""Of a round: before a standard error is believed, fewer where fewer are allowed; and as all are held at a time."""
 
 HELD_LOGITS = 2
 """Float32 scans."""
@@ -269,10 +269,10 @@ class _Work:
 
 
 def _pairs(most: int) -> Iterator[range]:
-    """A few pairs, then as many again as there were, up to `most`; never one alone after others."""
+    """A few pairs, then as many again as there were or MOST_PAIRS, up to `most`; never one alone after others."""
     done = 0
     while done < most:
-        size = min(done or FIRST_PAIRS, most - done)
+        size = min(done or FIRST_PAIRS, MOST_PAIRS, most - done)
         size += most - done - size == 1
         yield range(done, done + size)
         done += size
