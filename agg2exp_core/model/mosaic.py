@@ -5,7 +5,9 @@ What is held at a time is then a few windows' worth of voxels, however large the
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 from bisect import insort
 from collections import defaultdict
 from collections.abc import Iterator
@@ -20,6 +22,9 @@ Key = tuple[int, int]
 
 Box = tuple[tuple[int, int], ...]
 """(first, past the last) voxel along each axis of the padded scan."""
+
+
+TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
 class Mosaic:
@@ -63,6 +68,7 @@ class Mosaic:
         for box in self._boxes[number]:
             if self._last[box] == number and box in self._parts:
                 yield self._place(box), self._parts.pop(box)
+        _give_back()
 
     def reaching(self) -> dict[tuple[int, ...], tuple[int, ...]]:
         """Which windows reach each place that will be given out, by the place's first voxel."""
@@ -143,6 +149,12 @@ def _arranged(turns: list[list[Box]]) -> tuple[dict[Box, int], int]:
             size = max(size, start + need)
         taken = [one for one in taken if last[one[2]] != turn]
     return at, size
+
+
+def _give_back() -> None:
+    """What is free goes back to the system: glibc keeps gaps of several scans' size between a window's tensors."""
+    if TRIM is not None:
+        TRIM(0)
 
 
 def _voxels(box: Box) -> int:
