@@ -26,7 +26,6 @@ from dashboard.views.legend import legend
 
 NOTE, STAGE, SINCE, REFUSED = "review_note", "review_stage", "review_since", "review_refused"
 SECTION = "review_section"
-ANSWERED = "review_answered"
 WINDOW, MAP = "review_window", "review_map"
 PICTURE = 240
 """Height in px of a report's picture."""
@@ -254,7 +253,7 @@ def move(desk: Desk, change: Callable[[Place], Place]) -> None:
 
 
 def opened(question: Question) -> None:
-    """Note when a question was first shown."""
+    """Note when a question was first in view, once all of it is drawn: from then on it can be answered."""
     if st.session_state.get(SINCE, ("",))[0] != question.of:
         st.session_state[SINCE] = (question.of, time.monotonic())
 
@@ -274,15 +273,16 @@ def verdict_buttons(desk: Desk, question: Question) -> None:
 def say(desk: Desk, question: Question, verdict: str) -> None:
     """A button's answer: store the verdict with its note and tags; where that fails, all of it stays as a draft.
 
-    A press that comes while the next question is drawn, on a button of the one just answered, is none.
+    Nobody answers what is not in view: a press on a button of the question just answered, or on one of the next
+    question while that is drawn, is none.
     """
-    if st.session_state.get(ANSWERED) == question.of:
+    since = st.session_state.get(SINCE)
+    if since is None or since[0] != question.of:
         return
     _keep(desk, question)
     place = desk.place
     draft = place.draft(question.item, question.phase) or question.draft
-    since = st.session_state.get(SINCE)
-    seconds = round(time.monotonic() - since[1], 1) if since and since[0] == question.of else None
+    seconds = round(time.monotonic() - since[1], 1)
     session = desk.session
     try:
         hashes = seen(desk, question)
@@ -296,7 +296,7 @@ def say(desk: Desk, question: Question, verdict: str) -> None:
     except InputError as error:
         st.session_state[REFUSED] = str(error)
         return
-    st.session_state[ANSWERED] = question.of
+    del st.session_state[SINCE]
     st.toast(
         f"{words.plain(desk.about(question.item))}: **{reviews.VERDICTS[verdict]}** is stored", icon=":material/check:"
     )

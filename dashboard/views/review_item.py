@@ -37,17 +37,19 @@ def draw(desk: Desk) -> None:
         _all_done(desk, items)
         return
     question = _question(desk, item)
-    desks.opened(question)
     _heading(desk, question, items, place)
     left, right = st.columns([8, 5], gap="medium")
     with left:
         desks.scan(desk, question)
     with right:
-        _ask(desk, question)
+        asked = st.container()
         if question.evidence:
             _evidence(desk, item)
         desks.remarks(desk, question, placeholder="What should others know? It is stored with your verdict.")
         _steps(desk, question, items)
+    desks.opened(question)
+    with asked:  # last, so that nobody can answer what is not drawn yet
+        _ask(desk, question)
     with st.container(key="review_next"):
         _prepare_next(desk, question, items, place)
 

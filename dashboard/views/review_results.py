@@ -81,7 +81,6 @@ def adjudicate(desk: Desk) -> None:
         at = open_[0] if open_ else items[0]
     outcome = split[items.index(at)]
     question = desk.question(at, "adjudication", outcome.adjudication)
-    desks.opened(question)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         st.markdown(f"### {words.plain(at.case)}: {words.plain(desk.title(at.target))}", width="content")
         st.markdown(f"{items.index(at) + 1} of {len(items)} that differ  ·  {len(open_)} open", width="stretch")
@@ -90,6 +89,7 @@ def adjudicate(desk: Desk) -> None:
         desks.scan(desk, question)
     with right:
         _sides(desk, outcome)
+        desks.opened(question)
         _settle(desk, question, items, outcome.finals)
 
 
