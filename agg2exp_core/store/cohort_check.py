@@ -102,7 +102,7 @@ def _digest(volume: Volume) -> str:
     """Tells voxels and where they lie apart, however they are stored."""
     # Rounded, for the sform and the qform of one scan differ a little; + 0.0, for −0.0 has other bytes.
     digest = hashlib.sha256((volume.affine.round(2) + 0.0).tobytes())
-    digest.update(volume.array.data)
+    digest.update(volume.array.T.data)
     return digest.hexdigest()
 
 

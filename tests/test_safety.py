@@ -1,0 +1,245 @@
+"""What comes from outside and means harm, or is merely broken: by the thousand, and a tenth of that in every run.
+
+AGG2EXP_SOAK=10 makes the counts whole.
+"""
+
+from __future__ import annotations
+
+import builtins
+import csv
+import gzip
+import io
+import os
+import pickle
+import random
+import shutil
+import subprocess
+import timeit
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from command import run
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny import write_bundle
+
+from agg2exp_core import masked, spreadsheet, volumes
+from agg2exp_core.jobs import queue
+from agg2exp_core.model.bundle import find_bundle, load_weights
+from agg2exp_core.organs import load_label_set
+from agg2exp_core.records import InputError
+from agg2exp_core.settings import ID
+from agg2exp_core.store import cohorts, lists, region_sets, results, reviews
+
+SOAK = int(os.environ.get("AGG2EXP_SOAK", "1"))
+
+# ---- scans -----------------------------------------------------------------------------------------
+
+
+def _whole_scan() -> bytes:
+    array = np.random.default_rng(0).integers(-1000, 1000, (5, 4, 3)).astype(np.int16)
+    return nib.Nifti1Image(array, np.diag([-1.5, 1.5, 3, 1])).to_bytes()
+
+
+def test_a_broken_header_is_a_scan_or_is_refused(tmp_path: Path) -> None:
+    """Bytes of the header changed at random: never another error, never more memory than allowed."""
+    rng, whole, path, read = random.Random(0), _whole_scan(), tmp_path / "scan.nii", 0
+    for _ in range(2_000 * SOAK):
+        broken = bytearray(whole)
+        for _ in range(rng.choice((1, 1, 2, 4, 16))):
+            broken[rng.randrange(352)] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)))
+        path.write_bytes(broken)
+        try:
+            read += np.isfinite(volumes.read_volume(path).array).all()
+            volumes.read_labels(path)
+        except InputError as refused:
+            assert "\n" not in str(refused)
+    assert read > 100 * SOAK
+
+
+# ---- names and paths -------------------------------------------------------------------------------
+
+CLIMBS = (
+    "..",
+    "../..",
+    "..\\..",
+    "....//",
+    "%2e%2e/%2e%2e",
+    "..%2f..",
+    "\u2025/",
+    "..;/",
+    "/",
+    "//",
+    "\\\\host\\share",
+    "~",
+)
+TAILS = ("", "/secret", "\\secret", "/secret\0.csv", "/./secret", "/secret/", "/c/../../secret", "\n", " ", "secret:x")
+HEADS = ("", "c/", "./", "c\0", "a" * 70, "C:", "file://", ".", "c\\", "-")
+
+
+def _payloads() -> list[str]:
+    rng = random.Random(0)
+    made = [head + climb + tail for head in HEADS for climb in CLIMBS for tail in TAILS]
+    made += ["".join(rng.choices("./\\~%:\0\n cs", k=rng.randint(1, 12))) for _ in range(2_000)]
+    rng.shuffle(made)
+    return [name for name in made if not ID.fullmatch(name)][:2_000]
+
+
+def _askers(root: Path) -> list[Callable[[str], Any]]:
+    """Whatever takes a name and could make a path of it, to read or to write."""
+    case = cohorts.find_case(root, "c", "one")
+    return [
+        partial(cohorts.read_cases, root), partial(cohorts.find_case, root, "c"), partial(find_bundle, root),
+        lambda name: load_label_set(name, root), lambda name: cohorts.add_cohort(root, name, root / "scans"),
+        lambda name: results.case_path(root, name, "r", "one"), lambda name: results.case_path(root, "c", name, "one"),
+        lambda name: results.case_path(root, "c", "r", name), results.map_name,
+        lambda name: results.write_run(root, "c", name, {}), lambda name: results.write_run(root, name, "r", {}),
+        lambda name: masked.find_run(root, "c", name), region_sets.checked_set,
+        lambda name: lists.save_list(root, lists.CaseList(name, "c", (case.case_id,))),
+        lambda name: lists.remove_list(root, name), lambda name: lists.extend_list(root, name, "c", (case.case_id,)),
+        partial(queue.state, root), partial(queue.cancel, root), partial(queue.log, root),
+        partial(reviews.read_session, root), lambda name: reviews.read_place(root, name, "me"),
+    ]  # fmt: skip
+
+
+def test_no_name_leads_out_of_the_root(tmp_path: Path) -> None:
+    root = tmp_path / "outer" / "root"
+    (root / "scans").mkdir(parents=True)
+    (root / "scans" / "one.nii").write_bytes(_whole_scan())
+    cohorts.add_cohort(root, "c", root / "scans")
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "outer" / "secret").mkdir()
+    before = _contents(tmp_path)
+    for name in _payloads():
+        for ask in _askers(root):
+            try:
+                found = ask(name)
+            except InputError as refused:
+                assert "\n" not in str(refused)
+            else:
+                assert not isinstance(found, Path) or found.resolve().is_relative_to(root), name
+    assert _contents(tmp_path) == before
+
+
+def _contents(folder: Path) -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+# ---- weights ---------------------------------------------------------------------------------------
+
+
+class _Runs:
+    """Unpickled, it calls what it was made with."""
+
+    def __init__(self, function: Any, *arguments: object):
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def _harmful(canary: Path) -> list[Any]:
+    code = f"open({str(canary)!r}, 'w').close()"
+    return [
+        _Runs(os.system, f"touch {canary}"), _Runs(subprocess.Popen, ["touch", str(canary)]),
+        _Runs(builtins.exec, code), _Runs(builtins.eval, code), _Runs(builtins.open, str(canary), "w"),
+        _Runs(os.mknod, str(canary)), _Runs(shutil.copy, __file__, str(canary)), _Runs(timeit.timeit, code),
+        _Runs(os.symlink, __file__, str(canary)), _Runs(Path.touch, canary),
+    ]  # fmt: skip
+
+
+def _in_weights(harmful: Any, kind: str, path: Path) -> None:
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps({"state_dict": {"w": harmful}}))
+    elif kind == "zip":
+        torch.save({"w": torch.zeros(1), "extra": harmful}, path)
+    else:
+        torch.save({"w": torch.zeros(1), "extra": harmful}, path, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "pickle"])
+def test_weights_run_nothing(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    canary, labels = tmp_path / "canary", tmp_path / "labels.csv"
+    labels.write_text("id,name\n0,background\n1,heart\n")
+    bundle = write_bundle(tmp_path / "root")
+    (bundle.folder / "models" / "model.safetensors").unlink()
+    for number, harmful in enumerate(_harmful(canary)):
+        path = tmp_path / f"{number}.pt"
+        _in_weights(harmful, kind, path)
+        with pytest.raises(InputError, match="weights must be"):
+            load_weights(path)
+        words = ("--labels", labels, "--spacing", "4,4,4", "--window", "16,16,16", "--intensity", "-1000,1000")
+        assert run("model", "add", path, "--name", f"m{number}", *words, "--data", tmp_path / "root") == 2
+        path.replace(bundle.folder / "models" / "model.pt")
+        assert run("model", "check", "tiny", "--data", tmp_path / "root") == 2
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("agg2exp: ")]
+        assert len(said) == 2
+    assert not canary.exists()
+
+
+def test_a_zip_that_names_files_outside_writes_none(tmp_path: Path) -> None:
+    path = tmp_path / "in" / "w.pt"
+    path.parent.mkdir()
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("../../escaped", "x")
+        archive.writestr("archive/data.pkl", pickle.dumps({}))
+    with pytest.raises(InputError, match="weights must be"):
+        load_weights(path)
+    assert [found.name for found in tmp_path.rglob("*") if found.is_file()] == ["w.pt"]
+
+
+# ---- tables for spreadsheets -----------------------------------------------------------------------
+
+
+@given(st.lists(st.text(), min_size=1, max_size=20))
+@settings(max_examples=100 * SOAK, deadline=None, suppress_health_check=list(HealthCheck))
+def test_texts_come_back_from_a_csv_and_none_is_a_formula(texts: list[str]) -> None:
+    written = spreadsheet.to_csv(pd.DataFrame({"text": texts, "number": -1.5}))
+    header, *rows = csv.reader(io.StringIO(written, newline=""))
+    assert header == ["text", "number"] and len(rows) == len(texts)
+    for (cell, number), text in zip(rows, texts, strict=True):
+        assert cell in (text, f"'{text}") and number == "-1.5"
+        assert not cell.startswith(("=", "+", "-", "@", "\t", "\r")) or spreadsheet.NUMBER.fullmatch(cell)
+
+
+# ---- patients --------------------------------------------------------------------------------------
+
+SECRET = "DOE^JANE"
+
+
+def test_what_a_file_says_of_its_patient_goes_nowhere(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    root, scans = tmp_path / "root", tmp_path / "scans"
+    scans.mkdir()
+    array = np.random.default_rng(0).normal(-300, 200, (20, 18, 17)).astype(np.int16)
+    image = nib.Nifti1Image(array, np.diag([-4.0, 4, 4, 1]))
+    image.header["descrip"] = image.header["aux_file"] = image.header["intent_name"] = SECRET
+    image.header["db_name"] = SECRET
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", SECRET.encode()))
+    nib.save(image, scans / "one.nii.gz")
+    assert SECRET.encode() in gzip.decompress((scans / "one.nii.gz").read_bytes())
+    torch.manual_seed(0)
+    write_bundle(root)
+    explained = "--model", "tiny", "--cohort", "c", "--method", "gradient"
+    for words in (
+        ("cohort", "add", scans, "--name", "c"),
+        ("cohort", "check", "c"),
+        ("explain", *explained),
+        ("predict", *explained[:4], "--out", tmp_path / "predicted"),
+        ("export", "saliency", "--cohort", "c", "--run", "tiny-gradient", "--out", tmp_path / "exported"),
+    ):
+        assert run(*words, "--data", root) == 0
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and scans not in path.parents]
+    assert len([path for path in written if path.name.endswith(".nii.gz")]) >= 6
+    for path in written:
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+        assert SECRET.encode() not in content, path
+    assert SECRET not in "".join(capfd.readouterr())
