@@ -8,13 +8,14 @@ PYTEST := $(BIN)/python -m pytest -v
 NIIVUE := dashboard/viewer/web/vendor/.fetched
 
 .DEFAULT_GOAL := help
-.PHONY: help dashboard test oracle lint bench precompute pictures clean
+.PHONY: help dashboard test oracle lint audit bench precompute pictures clean
 
 help:
 	@echo "make dashboard   install, make the demo ready, open the dashboard at http://127.0.0.1:$(PORT)"
 	@echo "make test        install the tools too and run every test"
 	@echo "make oracle      compare nnU-Net models with nnU-Net itself, which this installs beside the rest"
-	@echo "make lint        style, types and the import contracts"
+	@echo "make lint        style, types, the import contracts and what bandit finds"
+	@echo "make audit       known holes in what is installed, where the list of them can be reached"
 	@echo "make bench       speed and memory, measured here and now"
 	@echo "make precompute  the demo's run, computed again where data/runs lacks it (about two hours)"
 	@echo "make pictures    the README's screenshots, taken anew"
@@ -39,6 +40,10 @@ lint: $(VENV)/.tools
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/bandit -q -c pyproject.toml -ll -r agg2exp_core dashboard
+
+audit: $(VENV)/.tools
+	$(BIN)/pip-audit --strict --no-deps -r requirements.txt
 
 bench: $(VENV)/.tools $(NIIVUE)
 	$(BIN)/agg2exp demo
