@@ -46,6 +46,10 @@ app.add_typer(export_app, name="export")
 
 Root = Annotated[Path | None, typer.Option("--data", help="Data root (default: AGG2EXP_DATA or the project's data).")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+Pseudonyms = Annotated[
+    Path | None,
+    typer.Option("--pseudonyms", help="Key file, made if it is not there: cases get names that only it can trace."),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Model = Annotated[str, typer.Option("--model", help="A model of the data root.")]
 Image = Annotated[Path | None, typer.Option("--image", help="A scan (NIfTI) to work on.")]
@@ -295,6 +299,7 @@ def export_saliency(
     out: Annotated[Path, typer.Option("--out", help="Folder for a folder a case.")],
     case: Annotated[list[str] | None, typer.Option("--case", help="Only these cases of the cohort.")] = None,
     targets: Annotated[str, typer.Option(help="all, or organs separated by commas.")] = "all",
+    key: Pseudonyms = None,
     data: Root = None,
 ) -> None:
     """Write a run's maps and predictions as NIfTI on the scans' own grids, for 3D Slicer, ITK-SNAP and others."""
@@ -307,12 +312,12 @@ def export_saliency(
     explained = {path.name for path in (root / "runs" / cohort / run / "cases").glob("[!.]*")}
     cases = [one for one in _chosen_cases(root, cohort, case) if case or one.case_id in explained]
     wanted = () if targets == "all" else tuple(name.strip() for name in targets.split(","))
-    count = 0
+    count, named = 0, _namer(key) or str
 
     def export(one: Case, inner: Report) -> None:
         nonlocal count
         folder = results.case_path(root, cohort, run, one.case_id)
-        count += exporting.export_case(one, folder, out / one.case_id, wanted, inner)
+        count += exporting.export_case(one, folder, out / named(one.case_id), wanted, inner)
 
     with progress("Exporting") as report:
         refused = _each(cases, report, export)
@@ -426,12 +431,13 @@ def export_csv(
     file: Annotated[Path, typer.Argument(help="The file to write.")],
     cohort: Annotated[str, typer.Option("--cohort")],
     run: Annotated[str, typer.Option("--run")] = "published",
+    key: Pseudonyms = None,
     data: Root = None,
 ) -> None:
     """Write a run as the published wide CSV; an imported one comes out bit for bit."""
     from agg2exp_core.store.published_csv import export_csv as write
 
-    write(data_root(data), cohort, run, file)
+    write(data_root(data), cohort, run, file, _namer(key))
     print(f"{cohort}, run {run}, written to {file}")
 
 
@@ -660,6 +666,7 @@ def review_list(data: Root = None) -> None:
 def review_export(
     session: Annotated[str, typer.Argument(help="A review session.")],
     out: Annotated[Path, typer.Option("--out", help="The CSV to write.")],
+    key: Pseudonyms = None,
     data: Root = None,
 ) -> None:
     """Write a review session as a CSV, a row a verdict. The report with pictures is on the Review page."""
@@ -672,7 +679,11 @@ def review_export(
     verdicts = reviews.read_verdicts(root, reviews.read_session(root, session))
     if not out.parent.is_dir():
         raise InputError("--out must lie in a folder that is there", str(out.parent))
-    write_text(out, spreadsheet.to_csv(review_report.verdict_table(verdicts)))
+    table = review_report.verdict_table(verdicts)
+    if (named := _namer(key)) is not None:
+        # The files of verdicts are named by their cases.
+        table = table.assign(case_id=table["case_id"].map(named)).drop(columns=["file", "replaces"])
+    write_text(out, spreadsheet.to_csv(table))
     for line in verdicts.damaged:
         print(f"agg2exp: left out: {line}", file=sys.stderr)
     print(f"{len(verdicts.given)} verdicts of session {session} written")
@@ -789,6 +800,13 @@ def _mask(given: str, alone: bool) -> tuple[str, Path | None]:
         raise InputError(f"mask must be a known one or {kind}", repr(given), ", ".join(MASKS))
     stem = path.resolve().name.removesuffix(".gz").removesuffix(".nii")
     return DRAWN + (re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip(".-")[:20] or "mask"), path.resolve()
+
+
+def _namer(key: Path | None) -> Callable[[str], str] | None:
+    """What cases are called in an export; None: by their own names."""
+    from agg2exp_core.pseudonyms import pseudonyms
+
+    return None if key is None else pseudonyms(key)
 
 
 def _volumes_csv(sizes: dict[str, dict[str, float]]) -> str:

@@ -31,7 +31,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import write_bundle
 
-from agg2exp_core import masked, spreadsheet, volumes
+from agg2exp_core import masked, pseudonyms, spreadsheet, volumes
 from agg2exp_core.jobs import queue
 from agg2exp_core.model.bundle import find_bundle, load_weights
 from agg2exp_core.organs import load_label_set
@@ -228,12 +228,13 @@ def test_what_a_file_says_of_its_patient_goes_nowhere(tmp_path: Path, capfd: pyt
     torch.manual_seed(0)
     write_bundle(root)
     explained = "--model", "tiny", "--cohort", "c", "--method", "gradient"
+    result = "--cohort", "c", "--run", "tiny-gradient"
     for words in (
         ("cohort", "add", scans, "--name", "c"),
         ("cohort", "check", "c"),
         ("explain", *explained),
         ("predict", *explained[:4], "--out", tmp_path / "predicted"),
-        ("export", "saliency", "--cohort", "c", "--run", "tiny-gradient", "--out", tmp_path / "exported"),
+        ("export", "saliency", *result, "--out", tmp_path / "exported"),
     ):
         assert run(*words, "--data", root) == 0
     written = [path for path in tmp_path.rglob("*") if path.is_file() and scans not in path.parents]
@@ -243,3 +244,31 @@ def test_what_a_file_says_of_its_patient_goes_nowhere(tmp_path: Path, capfd: pyt
         content = gzip.decompress(content) if path.suffix == ".gz" else content
         assert SECRET.encode() not in content, path
     assert SECRET not in "".join(capfd.readouterr())
+
+
+def test_exports_name_cases_as_only_the_key_can_tell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, scans, key = tmp_path / "root", tmp_path / "scans", tmp_path / "key"
+    scans.mkdir()
+    for name in ("smith", "jones"):
+        (scans / f"{name}.nii").write_bytes(_whole_scan())
+    torch.manual_seed(0)
+    write_bundle(root)
+    for words in (
+        ("cohort", "add", scans, "--name", "c"),
+        ("explain", "--model", "tiny", "--cohort", "c", "--method", "gradient"),
+    ):
+        assert run(*words, "--data", root) == 0
+    result = "--cohort", "c", "--run", "tiny-gradient", "--pseudonyms", key, "--data", root
+    tables = []
+    for name in ("one.csv", "two.csv"):
+        assert run("export-csv", tmp_path / name, *result) == 0
+        tables.append((tmp_path / name).read_text())
+    assert run("export", "saliency", "--out", tmp_path / "out", *result) == 0
+    names = [line.partition(",")[0] for line in tables[0].splitlines()[1:]]
+    named = pseudonyms.pseudonyms(key)
+    assert tables[0] == tables[1] and names == sorted(map(named, ("smith", "jones")))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert key.stat().st_mode & 0o077 == 0 and pseudonyms.pseudonyms(tmp_path / "other")("smith") not in names
+    key.write_text("short")
+    assert run("export-csv", tmp_path / "three.csv", *result) == 2 and not (tmp_path / "three.csv").exists()
+    assert "64 hexadecimal digits" in capsys.readouterr().err

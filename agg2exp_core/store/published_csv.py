@@ -12,6 +12,7 @@ import io
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -91,10 +92,11 @@ def import_csv(root: Path, file: Path, cohort: str, run: str = "published") -> i
     return len(rows)
 
 
-def export_csv(root: Path, cohort: str, run: str, file: Path) -> None:
+def export_csv(root: Path, cohort: str, run: str, file: Path, named: Callable[[str], str] | None = None) -> None:
     """Write a run as the wide table: φ = abs, empty cells where a target or region is absent.
 
-    Cases in the order of the cohort's list. What no case stores (var and mean, Dice and IoU) has no columns.
+    Cases in the order of the cohort's list; where they are to be `named` otherwise, in the order of these names.
+    What no case stores (var and mean, Dice and IoU) has no columns.
     InputError: unknown cohort or run, no case in it, or a damaged case.
     """
     if not file.parent.is_dir() or file.is_dir():
@@ -111,8 +113,11 @@ def export_csv(root: Path, cohort: str, run: str, file: Path) -> None:
     scores = queries.exported_agreement(con, cohort, run)
     layout = _stored_layout(root / "runs" / cohort / run / "run.json")
     layout = layout or _layout_of(queries.organ_names(con, cohort, run), local, scores)
+    rows = _wide_rows(local, spread, scores)
+    if named is not None:
+        rows = dict(sorted((named(case_id), row) for case_id, row in rows.items()))
     try:
-        write_text(file, _wide_text(layout, _wide_rows(local, spread, scores)))
+        write_text(file, _wide_text(layout, rows))
     except OSError as error:
         raise InputError("the table must be a file that can be written", f"{file}: {error.strerror}") from None
 
