@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import re
+import signal
 import sys
 import time
 import warnings
@@ -23,9 +24,9 @@ import typer
 from rich.console import Console
 
 from agg2exp_core import volumes
-from agg2exp_core.jobs.progress import one_line
+from agg2exp_core.jobs.progress import is_disk_full, one_line
 from agg2exp_core.records import USUAL_SAMPLES, InputError, Method
-from agg2exp_core.settings import checked_id, data_root, is_own_address, list_models
+from agg2exp_core.settings import checked_device, checked_id, data_root, is_own_address, list_models
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -50,7 +51,7 @@ Pseudonyms = Annotated[
     Path | None,
     typer.Option("--pseudonyms", help="Key file, made if it is not there: cases get names that only it can trace."),
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:<number>.")]
 Model = Annotated[str, typer.Option("--model", help="A model of the data root.")]
 Image = Annotated[Path | None, typer.Option("--image", help="A scan (NIfTI) to work on.")]
 Cohort = Annotated[str | None, typer.Option("--cohort", help="A cohort to work on.")]
@@ -76,6 +77,11 @@ def main() -> None:
     except USAGE_ERROR as refused:
         print(f"agg2exp: {' '.join(refused.format_message().split())} (see --help)", file=sys.stderr)
         raise SystemExit(2) from None
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        print(f"agg2exp: {one_line(error)}", file=sys.stderr)
+        raise SystemExit(1) from None
     except (typer.Abort, KeyboardInterrupt):
         raise SystemExit(130) from None
 
@@ -173,6 +179,7 @@ def explain(
         if image is not None:
             volumes.check_header(image)  # before seconds of loading what computes
         from agg2exp_core import pipeline
+        from agg2exp_core.model.predict import pick_device
         from agg2exp_core.store import results
 
         mask, drawn = _mask(mask, image is not None)
@@ -210,13 +217,15 @@ def explain(
         if workers is not None or scheduler is not None:
             _explain_on_cluster((root, plan, cohort, cases), (workers, scheduler, tls), report)
             return
+        if isinstance(report, JobReport):
+            report.job.turn(str(pick_device(device)))
         explaining = pipeline.Explaining(root, plan)
         results.recover(root / "runs" / cohort / explaining.run / "cases")
 
         def work(item: Case, inner: Report) -> None:
             explaining.cohort_case(cohort, item, inner)
             if isinstance(report, JobReport):
-                report.finished(cohort, explaining.run, item.case_id)
+                report.job.finished(cohort, explaining.run, item.case_id)
 
         # Before the report ends: a job with refused cases is none that is done.
         _say_refused(_each(cases, report, work), len(cases))
@@ -242,12 +251,25 @@ def _explain_on_cluster(
                 continue
             runs.add(done.run)
             if isinstance(report, JobReport):
-                report.finished(cohort, done.run, done.case_id)
+                report.job.finished(cohort, done.run, done.case_id)
     if faults:
         _tell(refused)
         raise RuntimeError(_count_of(refused, len(cases)))
     _say_refused(refused, len(cases))
     print(f"{len(cases)} of {cohort} explained as run {', '.join(sorted(runs))}")
+
+
+@app.command()
+def worker(device: Device = "auto", data: Root = None) -> None:
+    """Compute what waits in the queue, on one device, until nothing is left. Run one for each device of a machine.
+
+    The dashboard starts one by itself, for `auto`. Stopped, it leaves what it was at in the queue.
+    """
+    from agg2exp_core.jobs.worker import work
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if not work(data_root(data), checked_device(device)):
+        print(f"agg2exp: the worker of {device} runs already, and takes all that waits for it", file=sys.stderr)
 
 
 @app.command()
@@ -738,12 +760,11 @@ def reporting(root: Path, job: str | None, title: str) -> Iterator[Any]:
 class JobReport:
     """A Reporter that is called as the terminal's bar is."""
 
-    def __init__(self, reporter: Any):
-        self.finished, self.skipped = reporter.finished, reporter.skipped
-        self._reporter = reporter
+    def __init__(self, job: Any):
+        self.job = job
 
     def __call__(self, done: int, total: int, note: str) -> None:
-        self._reporter.progress(done, total, note)
+        self.job.progress(done, total, note)
 
 
 def _each(cases: list[Case], report: Report, work: Callable[[Case, Report], Any]) -> list[str]:
@@ -752,22 +773,27 @@ def _each(cases: list[Case], report: Report, work: Callable[[Case, Report], Any]
     Returns what was refused. RuntimeError, after the last case, if one failed by a fault of ours.
     """
     refused, fault = [], None
+    job = report.job if isinstance(report, JobReport) else None
     for index, case in enumerate(cases):
         steps = 0
 
         def inner(done: int, total: int, note: str, index: int = index, case: Case = case) -> None:
             nonlocal steps
             steps += 1
+            if job and steps == 2:  # one step says that the case was there already
+                job.begins(case.case_id)
             report(index * total + done, len(cases) * total, f"{case.case_id}, {note}")
 
         inner(0, 1, "starting")
         try:
             work(case, inner)
-            if steps == 1 and isinstance(report, JobReport):
-                report.skipped()
+            if job and steps == 1:
+                job.skipped()
         except Exception as error:
-            if len(cases) == 1:
+            if len(cases) == 1 or is_disk_full(error):
                 raise
+            if job:
+                job.refused(case.case_id, one_line(error))
             refused.append(f"{case.case_id}: {one_line(error)}")
             if not isinstance(error, InputError):
                 logging.exception("case %s failed", case.case_id)

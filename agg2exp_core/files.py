@@ -93,6 +93,18 @@ def locked(path: Path, may_try: Callable[[], bool] = lambda: True) -> Iterator[N
         yield
 
 
+def try_lock(path: Path) -> TextIO | None:
+    """The open file, which holds its lock until it and all that inherit it are closed; None if another has the lock."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a")
+    for _ in range(10):
+        if _acquired(file):
+            return file
+        time.sleep(0.02)  # it may be `is_locked` that asks at this moment
+    file.close()
+    return None
+
+
 def _acquired(file: TextIO) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -95,6 +95,7 @@ class Explaining:
         if not missing:
             self._write_run(cohort, identity)  # which may have been lost
             return folder
+        report(0, 1, "reading")
         started = time.monotonic()
         label, drawn = self._checked(case)
         self._write_run(cohort, identity)

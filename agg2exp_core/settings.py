@@ -53,6 +53,13 @@ def list_models(root: Path) -> list[str]:
     return sorted(path.parents[1].name for path in (root / "models").glob("[!.]*/configs/inference.json"))
 
 
+def checked_device(name: str) -> str:
+    """The name itself if it is how a device is called, whether there is one or not, else InputError."""
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", name):
+        raise InputError("device must be one of auto, cpu, cuda, cuda:<number>", repr(name)[:80])
+    return name
+
+
 def checked_id(kind: str, name: str) -> str:
     """The name itself if it may be used as a folder name, else InputError."""
     if not ID.fullmatch(name):

@@ -18,6 +18,7 @@ from agg2exp_core.jobs.queue import JobState, Request
 from agg2exp_core.records import Method, SumTable
 from agg2exp_core.settings import SHIPPED
 from agg2exp_core.store import cohorts, results
+from dashboard.views import compute
 
 RUN = "net-gradient"
 INFO = {"model": "net", "method": "gradient", "parameters": {}, "model_hash": "0", "values": "sums"}
@@ -45,6 +46,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, root: Path, *jobs: JobState) -> AppTe
 
     monkeypatch.setenv("AGG2EXP_DATA", str(root))
     monkeypatch.setattr(queue, "list_jobs", lambda root, limit=100: list(jobs))
+    monkeypatch.setattr(queue, "start_worker", lambda root, device: None)
     app = AppTest.from_function(script, default_timeout=60).run()
     assert not app.exception
     return app
@@ -63,7 +65,7 @@ def test_a_cohort_is_asked_for_without_the_cases_that_have_no_image(monkeypatch,
     next(button for button in app.button if button.label == "Explain 2 scans").click().run()
     (request,) = asked
     assert (request.cohort, request.case_id, request.model) == ("c", "", "net") and request.method.name == "gradient"
-    words = queue.command(root, "j", request)
+    words = queue.asked(request)
     assert "--case" not in words and words[words.index("--cohort") + 1] == "c"
 
 
@@ -86,6 +88,16 @@ def test_jobs_stand_in_their_order_with_what_can_be_done(monkeypatch, root) -> N
     app.button(key="again_j1").click().run()
     app.button(key="stop_j3").click().run()
     assert [request.case_id for request in asked] == ["two", ""] and stopped == ["j3"]
+
+
+def test_of_a_cohort_only_what_failed_is_tried_again(monkeypatch, root) -> None:
+    asked = []
+    monkeypatch.setattr(queue, "submit", lambda root, request: asked.append(request))
+    failed = {f"case_{number}": "a scan must be sound" for number in range(7)}
+    app = drawn(monkeypatch, root, job("j1", "failed", reason="7 of 1200 refused", failed=failed))
+    assert sum("a scan must be sound" in caption.value for caption in app.caption) == compute.SHOWN_FAILED
+    next(button for button in app.button if button.label == "Try these again").click().run()
+    assert [request.only for request in asked] == [tuple(failed)]
 
 
 def test_a_result_opens_on_the_page_of_its_case(monkeypatch, root) -> None:

@@ -10,6 +10,7 @@ from agg2exp_core.model.forward import run
 from agg2exp_core.model.mosaic import mosaics
 from agg2exp_core.model.windows import WindowPlan
 from agg2exp_core.records import InputError
+from agg2exp_core.settings import checked_device
 
 Tick = Callable[[int], None]
 """Told how many more windows are done."""
@@ -94,9 +95,12 @@ def predicted_organs(logits: torch.Tensor) -> torch.Tensor:
 
 
 def pick_device(name: str) -> torch.device:
-    """auto: CUDA where it is there."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise InputError("device must be one of auto, cpu, cuda", repr(name))
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda needs a CUDA device", "none found", "auto, cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    """auto: the first CUDA device where there is one."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if checked_device(name) == "cpu" or (name == "auto" and not count):
+        return torch.device("cpu")
+    number = int(name.partition(":")[2] or 0)
+    if number >= count:
+        known = [f"cuda:{other}" for other in range(count)]
+        raise InputError(f"device {name} needs a CUDA device", f"{count} found", ", ".join(["auto", "cpu", *known]))
+    return torch.device("cuda", number)

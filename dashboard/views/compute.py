@@ -34,6 +34,7 @@ STATUS = {
     "cancelled": ("stopped", "gray"),
 }
 SHOWN_JOBS = 3
+SHOWN_FAILED = 5
 LATELY_SECONDS = 3600.0
 WATCHED = "compute_watched"
 
@@ -120,6 +121,7 @@ def is_running(root: Path) -> bool:
 
 @words.told
 def _jobs(root: Path, labels: LabelSet, here: tuple[str, str] | None) -> None:
+    queue.tend(root)
     known = queue.list_jobs(root)
     unfinished = [job for job in known if not job.finished]
     ended = [job for job in known if job.finished]
@@ -170,25 +172,33 @@ def job_card(
         if not job.finished:
             ahead = f" · {before} before it" if before and job.status == "queued" else ""
             st.progress(min(job.done / job.total, 1.0) if job.total else 0.0, text=_pace(job) + ahead)
-            _stop_button(root, job)
+            with st.container(horizontal=True, gap="small"):
+                _stop_button(root, job)
+                _log(root, job)
         elif job.status == "done" and job.result:
             if st.button("Open", key=f"open_{job.job_id}", icon=":material/visibility:"):
                 opening(job)
         elif job.status == "failed":
             words.refuse(job.reason)
+            for case_id, reason in list(job.failed.items())[:SHOWN_FAILED]:
+                st.caption(f"{words.plain(case_id)}: {words.plain(reason)}")
             with st.container(horizontal=True, gap="small"):
-                _again_button(root, job, "Try again")
-                with st.popover("Log"):
-                    st.code(queue.log(root, job.job_id) or "Nothing was printed.", language=None, wrap_lines=True)
+                _again_button(root, job, "Try these again" if job.failed else "Try again")
+                _log(root, job)
         elif job.status == "cancelled":
             _again_button(root, job, "Go on")
 
 
 def _again_button(root: Path, job: JobState, label: str) -> None:
-    """The same request once more: what it had finished is not computed again."""
+    """The request once more, of its cases that failed if any did; what it had finished is not computed again."""
     if st.button(label, key=f"again_{job.job_id}", icon=":material/replay:"):
-        queue.submit(root, job.request)
+        queue.submit(root, replace(job.request, only=tuple(job.failed) or job.request.only))
         st.rerun(scope="app")
+
+
+def _log(root: Path, job: JobState) -> None:
+    with st.popover("Log"):
+        st.code(queue.log(root, job.job_id) or "Nothing was printed.", language=None, wrap_lines=True)
 
 
 def _stop_button(root: Path, job: JobState) -> None:
@@ -207,7 +217,8 @@ def _headline(labels: LabelSet, job: JobState) -> str:
     word, color = STATUS[job.status]
     how = [methods.method_words(method), *methods.mask_words(method), words.plain(job.request.model)]
     what = ", ".join([organs, *how])
-    subject = job.request.case_id or f"{job.request.cohort}, all scans"
+    scans = f"{len(job.request.only)} scans" if job.request.only else "all scans"
+    subject = job.request.case_id or f"{job.request.cohort}, {scans}"
     return f"**{words.plain(subject)}** :{color}-badge[{word}]  \n{what}"
 
 

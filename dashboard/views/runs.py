@@ -84,6 +84,7 @@ def _wish(root: Path, known: list[str], models: list[str]) -> Wish:
 
 @words.told
 def _jobs(root: Path) -> None:
+    queue.tend(root)
     known = queue.list_jobs(root)
     unfinished = [job for job in reversed(known) if not job.finished]
     watched = st.session_state.get("runs_watched", ())
