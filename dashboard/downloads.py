@@ -54,8 +54,8 @@ def offer(chart: str, name: str, table: Callable[[], pd.DataFrame]) -> None:
 
 
 def file_name(*parts: str) -> str:
-    """Parts joined to a name that every filesystem takes."""
-    words = (re.sub(r"[^A-Za-z0-9_.-]+", "-", part).strip("-") for part in parts)
+    """Parts joined to a name that every filesystem takes; letters of any script are kept."""
+    words = (re.sub(r"[^\w.-]+", "-", part).strip("-") for part in parts)
     return "_".join(word for word in words if word)[:MOST_IN_A_NAME]
 
 
