@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -102,6 +103,15 @@ def test_a_parcel_is_made_once() -> None:
     shelf = Shelf()
     token = shelf.token(parcel)
     assert shelf.collect(token) == shelf.collect(token) == b"x" and made == [1]
+
+
+def test_parcels_of_many_users_at_once_are_all_served() -> None:
+    gate, ids = threading.Event(), [f"{number:064x}" for number in range(addresses.KEPT_PARCELS + 6)]
+    shelf = Shelf()
+    made = [Parcel(name, (1, 1, 1), np.eye(4), (0, 0, 0), lambda: (gate.wait(9) and b"x") or b"") for name in ids]
+    tokens = [shelf.token(parcel) for parcel in made]
+    gate.set()
+    assert [shelf.collect(token) for token in tokens] == [b"x"] * len(ids)
 
 
 # ---- what is sent -----------------------------------------------------------------------------

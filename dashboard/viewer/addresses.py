@@ -50,6 +50,7 @@ class Shelf:
         self._key = secrets.token_bytes(32)
         self._parcels: OrderedDict[str, Parcel] = OrderedDict()
         self._made: OrderedDict[str, bytes] = OrderedDict()
+        self._waiting: set[str] = set()  # ids offered and not made yet
         self._lock = threading.Lock()
         # One at a time: two requests for one volume must not both compress it, and two cores serve no more.
         self._making = threading.Lock()
@@ -61,8 +62,12 @@ class Shelf:
             new = parcel.id not in self._parcels
             self._parcels[parcel.id] = parcel
             self._parcels.move_to_end(parcel.id)
-            while len(self._parcels) > KEPT_PARCELS:
-                self._parcels.popitem(last=False)
+            if new:
+                self._waiting.add(parcel.id)
+            # What waits stays: many users at once must not push each other's volumes off before they are made.
+            ready = [name for name in self._parcels if name not in self._waiting and name != parcel.id]
+            for name in ready[: max(len(self._parcels) - KEPT_PARCELS, 0)]:
+                del self._parcels[name]
         if new:  # ready by the time that the browser has drawn the page around it
             self._ahead.submit(self._content, parcel.id)
         # Ends on whole strides, so that a page drawn again soon has the same addresses and nothing to load.
@@ -84,8 +89,13 @@ class Shelf:
             if content is None:
                 if parcel is None:
                     return None
-                content = parcel.make()
+                try:
+                    content = parcel.make()
+                finally:
+                    with self._lock:
+                        self._waiting.discard(name)
             with self._lock:
+                self._waiting.discard(name)
                 self._made[name] = content
                 while len(self._made) > 1 and sum(map(len, self._made.values())) > KEPT_BYTES:
                     self._made.popitem(last=False)
