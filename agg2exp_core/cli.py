@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from agg2exp_core.analysis.importance import Importance
+    from agg2exp_core.jobs.queue import Request
     from agg2exp_core.masked import Summary
     from agg2exp_core.store.cohorts import Case
 
@@ -179,6 +180,7 @@ def explain(
         if image is not None:
             volumes.check_header(image)  # before seconds of loading what computes
         from agg2exp_core import pipeline
+        from agg2exp_core.jobs.queue import Request
         from agg2exp_core.model.predict import pick_device
         from agg2exp_core.store import results
 
@@ -217,6 +219,7 @@ def explain(
         if workers is not None or scheduler is not None:
             _explain_on_cluster((root, plan, cohort, cases), (workers, scheduler, tls), report)
             return
+        _say_estimate(root, Request(cohort, "", model, plan.method, plan.targets, device, tuple(case or ())))
         if isinstance(report, JobReport):
             report.job.turn(str(pick_device(device)))
         explaining = pipeline.Explaining(root, plan)
@@ -755,6 +758,13 @@ def reporting(root: Path, job: str | None, title: str) -> Iterator[Any]:
 
     with Reporter(root, job) as reporter:
         yield JobReport(reporter)
+
+
+def _say_estimate(root: Path, request: Request) -> None:
+    """What it takes, on standard error. InputError where it cannot fit."""
+    from agg2exp_core.jobs.estimate import estimate
+
+    print(f"agg2exp: {estimate(root, request)}", file=sys.stderr)
 
 
 class JobReport:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import resource
 import shutil
 import time
 from collections.abc import Callable
@@ -121,6 +122,8 @@ class Explaining:
                 if thinned := _thinned(known, explained):
                     identity["thinned"] = thinned
                 identity["device"] = str(self.explainer.device)
+                identity["windows"] = self._count_windows(scan)
+                identity["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
                 identity["seconds"] = round(time.monotonic() - started + float((known or {}).get("seconds", 0)), 1)
         return folder
 
@@ -194,6 +197,9 @@ class Explaining:
         """Targets whose stored map is good to look at, not to sum over."""
         others = set((known or {}).get("viewing", ())) - set(explained.saliency)
         return sorted(others | set(explained.saliency if self.plan.saliency == "view" else ()))
+
+    def _count_windows(self, scan: Scan) -> int:
+        return len(plan_windows(self.explainer.inferer, tuple(scan.voxels.shape[1:]), scan.voxels).slices)
 
     def _write_agreement(self, new: Path, explained: Explanation, labels: np.ndarray | None) -> None:
         if labels is None:

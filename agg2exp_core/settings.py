@@ -31,9 +31,23 @@ def is_own_address(address: str) -> bool:
         return False
 
 
+def memory_bytes() -> int:
+    """What the machine has or, in a container, what it gives to this one."""
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):
+        return whole
+
+
 def max_volume_bytes() -> int:
-    """Largest decompressed volume that is opened, in bytes (AGG2EXP_MAX_GIB, default 8)."""
-    text = os.environ.get("AGG2EXP_MAX_GIB", "8")
+    """Largest decompressed volume that is opened, in bytes (AGG2EXP_MAX_GIB, default 8, or half of what memory holds).
+
+    A scan is held at least twice: as it is stored, and on its model's grid.
+    """
+    text = os.environ.get("AGG2EXP_MAX_GIB")
+    if text is None:
+        return min(8 * 2**30, memory_bytes() // 2)
     try:
         gib = float(text)
     except ValueError:

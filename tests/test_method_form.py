@@ -1,17 +1,12 @@
-"""Methods in words, the form that asks for one, and how long one takes."""
+"""Methods in words, and the form that asks for one."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from agg2exp_core.jobs import queue
-from agg2exp_core.jobs.queue import Request
-from agg2exp_core.precision import Measured, write_measured
+from agg2exp_core.precision import Measured
 from agg2exp_core.records import Method
-from agg2exp_core.store import results
 from dashboard.views import effort, methods
 
 
@@ -125,26 +120,3 @@ def test_precision_is_asked_for_where_it_was_measured() -> None:
     assert good.selectbox(key="compute_precision").options[1] == "Half: 1.6 times as fast, shares within ± 0.11 %"
     good.selectbox(key="compute_precision").select("float32").run()
     assert asked(good).precision == "float32"
-
-
-# ---- time -----------------------------------------------------------------------------------------
-
-
-def test_the_time_is_judged_from_what_the_model_needed_last(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert effort.seconds(tmp_path, "m", Method("gradient"), 1) is None
-    method = Method(samples=2)  # four copies
-    manifest = {"model": "m", "method": "smoothgrad", "parameters": method.parameters(), "seconds": 36.0}
-    place = {"cohort": "c", "run": "r", "case_id": "one"}
-    with results.case_folder(results.case_path(tmp_path, **place), manifest | {"targets": ["aorta", "heart"]}):
-        pass
-    job = queue.JobState("j", Request("c", "one", "m", method), 0.0, "done", result=place)
-    monkeypatch.setattr(queue, "list_jobs", lambda root: [job])
-    each = 36 / (4 * 3)  # a pass forwards and two backwards for each copy
-    assert effort.seconds(tmp_path, "m", method, 17) == pytest.approx(effort.START_SECONDS + each * 4 * 18)
-    assert effort.seconds(tmp_path, "m", Method("gradient"), 1) == pytest.approx(effort.START_SECONDS + each * 2)
-    assert effort.seconds(tmp_path, "another", method, 17) is None
-    single, half = Method(samples=2), Method(samples=2, precision="bfloat16")
-    (tmp_path / "models" / "m").mkdir(parents=True)
-    write_measured(tmp_path, "m", "cpu", Measured(0.001, 2.0))
-    long, short = (effort.seconds(tmp_path, "m", one, 17) - effort.START_SECONDS for one in (single, half))
-    assert long == pytest.approx(2 * short)

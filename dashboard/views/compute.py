@@ -15,7 +15,8 @@ import streamlit as st
 
 from agg2exp_core import volumes
 from agg2exp_core.files import read_json, sync_file, sync_folder
-from agg2exp_core.jobs import queue
+from agg2exp_core.jobs import estimate, queue
+from agg2exp_core.jobs.estimate import duration
 from agg2exp_core.jobs.queue import JobState, Request
 from agg2exp_core.organs import LabelSet
 from agg2exp_core.records import PERTURBING, InputError, Method
@@ -73,7 +74,7 @@ def ask(subject: Subject) -> None:
         st.caption(words.plain(told))
     usual = subject.method or effort.EFFORTS["Quick look"]
     method = methods.ask_method(usual)
-    measured = effort.measured(subject.root, model)
+    measured = estimate.measured(subject.root, model)
     method = replace(
         method,
         mask=methods.ask_mask(usual.mask) if subject.labelled else "prediction",
@@ -81,15 +82,20 @@ def ask(subject: Subject) -> None:
     )
     scope = st.radio("Organs", [title, "All organs"], format_func=words.plain, horizontal=True, key="compute_scope")
     targets = (subject.target,) if scope == title else ()
-    expected = effort.seconds(subject.root, model, method, 1 if targets else len(subject.labels.organs))
-    if expected is not None:
-        most = (
-            "at most " if method.name == "smoothgrad" and method.samples > effort.EFFORTS["Quick look"].samples else ""
-        )
-        st.caption(f"Takes {most}about {duration(expected)}, judged from the last one.")
-    if st.button("Explain", type="primary", icon=":material/bolt:", width="stretch", key="compute_start"):
-        request = Request(subject.cohort, subject.case_id, model, method, targets)
-        queue.submit(subject.root, request)
+    submit_button(subject.root, Request(subject.cohort, subject.case_id, model, method, targets), "Explain")
+
+
+def submit_button(root: Path, request: Request, label: str, disabled: bool = False) -> None:
+    """What the request takes, and the button that starts it unless that cannot fit."""
+    try:
+        st.caption(f"{estimate.estimate(root, request)}.")
+    except InputError as error:
+        words.refuse(error)
+        disabled = True
+    if st.button(
+        label, type="primary", icon=":material/bolt:", width="stretch", key="compute_start", disabled=disabled
+    ):
+        queue.submit(root, request)
         st.rerun()
 
 
@@ -97,13 +103,6 @@ def described(root: Path, model: str) -> str:
     """What the bundle's metadata says the model is, and what it is for."""
     metadata = read_json(root / "models" / model / "configs" / "metadata.json")
     return " ".join(str(metadata[name]) for name in ("description", "intended_use") if metadata.get(name))
-
-
-def count_classes(root: Path, model: str) -> int:
-    """How many classes the bundle's metadata names."""
-    metadata = read_json(root / "models" / model / "configs" / "metadata.json")
-    pred = metadata.get("network_data_format", {}).get("outputs", {}).get("pred", {})
-    return len(pred.get("channel_def", {}))
 
 
 def jobs(root: Path, labels: LabelSet, here: tuple[str, str] | None) -> None:
@@ -227,14 +226,6 @@ def _pace(job: JobState) -> str:
     if job.seconds_left is not None:
         parts.append(f"about {duration(job.seconds_left)} left")
     return " · ".join(parts) or "starting"
-
-
-def duration(seconds: float) -> str:
-    """A time left as people say it: 8 s, 3 min, 2 h 5 min."""
-    if seconds < 90:
-        return f"{max(round(seconds), 1)} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def upload(root: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from agg2exp_core.jobs import queue
+from agg2exp_core.jobs import estimate, queue
 from agg2exp_core.jobs.queue import JobState, Request
 from agg2exp_core.records import PERTURBING, Method
 from agg2exp_core.settings import data_root, list_models
@@ -55,14 +55,9 @@ def _ask(root: Path) -> None:
         st.info(choosing.NO_COHORT if not known else "No model is here yet. `agg2exp model add` takes one in.")
         return
     wish = _wish(root, known, models)
-    each = effort.seconds(root, wish.model, wish.method, compute.count_classes(root, wish.model))
-    if each is not None:
-        st.caption(f"At most about {compute.duration(each * wish.scans)}, judged from the last one.")
     st.caption("Scans that this run has already are not computed again, so a stopped run can simply be started anew.")
     label = f"Explain {wish.scans} scans" if wish.scans != 1 else "Explain 1 scan"
-    if st.button(label, type="primary", icon=":material/bolt:", width="stretch", disabled=not wish.scans):
-        queue.submit(root, Request(wish.cohort, "", wish.model, wish.method))
-        st.rerun()
+    compute.submit_button(root, Request(wish.cohort, "", wish.model, wish.method), label, disabled=not wish.scans)
 
 
 def _wish(root: Path, known: list[str], models: list[str]) -> Wish:
@@ -73,7 +68,7 @@ def _wish(root: Path, known: list[str], models: list[str]) -> Wish:
         else models[0]
     )
     method = methods.ask_method(effort.EFFORTS["Quick look"])
-    measured = effort.measured(root, model)
+    measured = estimate.measured(root, model)
     precision = methods.ask_precision(measured) if method.name not in PERTURBING else "float32"
     scans = int((cohorts.read_cases(root, chosen)["image"] != "").sum())
     return Wish(chosen, scans, model, replace(method, precision=precision))

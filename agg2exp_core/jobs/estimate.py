@@ -1,0 +1,188 @@
+"""What a request takes before it is begun: windows, time, memory and disk, judged from what its model needed last."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agg2exp_core import volumes
+from agg2exp_core.files import read_json
+from agg2exp_core.jobs import queue
+from agg2exp_core.jobs.queue import Request
+from agg2exp_core.precision import Measured, read_measured
+from agg2exp_core.records import PERTURBING, InputError, Method
+from agg2exp_core.store import results
+from agg2exp_core.store.cohorts import Case, find_case, list_cases
+
+ORGANS = 18
+"""About as many as ablation takes away."""
+START_SECONDS = 12.0
+"""For a process to load PyTorch and a network."""
+LOOKED_AT = 50
+"""Scans of a cohort whose headers are read."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """scans: that are not explained yet. copies: passes of each. What is not known, as nothing was measured, is None.
+
+    windows: of one scan, on average. seconds, disk (bytes): of all scans. memory: bytes at the peak.
+    """
+
+    scans: int
+    copies: int
+    organs: int
+    windows: float | None = None
+    seconds: float | None = None
+    memory: int | None = None
+    disk: int | None = None
+
+    def __str__(self) -> str:
+        windows = "" if self.windows is None else f" × {self.windows:.0f} windows"
+        what = f"{counted(self.scans, 'scan')}{windows} × {counted(self.copies, 'pass', 'passes')}"
+        parts = [f"{what} × {counted(self.organs, 'organ')}"]
+        parts += [] if self.seconds is None else [f"at most about {duration(self.seconds)}"]
+        parts += [] if self.memory is None else [f"{size(self.memory)} of memory"]
+        return ", ".join(parts + ([] if self.disk is None else [f"{size(self.disk)} on the disk"]))
+
+
+def estimate(root: Path, request: Request) -> Estimate:
+    """What the request takes, at most: targets may settle before all their passes. InputError where it cannot fit."""
+    cases = [case for case in _cases(root, request) if case.image is not None and case.image.is_file()]
+    there = _explained(root, request)
+    left = [case for case in cases if case.case_id not in there]
+    organs = len(request.targets) or count_classes(root, request.model)
+    extents = _extents(left)
+    plain = Estimate(len(left), passes(request.method), organs)
+    last = _measured(root, request.model)
+    if last is None or not extents:
+        return plain
+    manifest, before = last
+    ratios = np.array(extents) / (_extent(before) or np.mean(extents))
+    faster = known.speedup if (known := measured(root, request.model)) else 1.0
+    done, count = Method.of(manifest["method"], manifest["parameters"]), max(len(manifest["targets"]), 1)
+    share = len(left) * float(ratios.mean())
+    stored = sum(int(file.get("size", 0)) for file in manifest["files"].values()) * organs / count
+    windows, peak = manifest.get("windows"), manifest.get("peak_bytes")
+    needed = Estimate(
+        *(plain.scans, plain.copies, organs),
+        None if windows is None else max(float(windows) * share / len(left), 1.0),
+        START_SECONDS
+        + float(manifest["seconds"]) * share * _work(request.method, organs, faster) / _work(done, count, faster),
+        None if peak is None else round(float(peak) * max(float(ratios.max()), 1.0)),
+        round(stored * share),
+    )
+    _check_disk(root, needed)
+    return needed
+
+
+def count_classes(root: Path, model: str) -> int:
+    """How many classes the bundle's metadata names."""
+    metadata = read_json(root / "models" / model / "configs" / "metadata.json")
+    pred = metadata.get("network_data_format", {}).get("outputs", {}).get("pred", {})
+    return len(pred.get("channel_def", {}))
+
+
+def measured(root: Path, model: str) -> Measured | None:
+    """What half precision does to a model's explanations, on the fastest kind of device that it was tried on."""
+    return read_measured(root, model, "cuda") or read_measured(root, model, "cpu")
+
+
+def passes(method: Method) -> int:
+    """Scans whose gradients a method takes, at most."""
+    if method.name == "ablation":
+        return ORGANS
+    if method.name in ("gradient", "gradient_x_input"):
+        return 1
+    return method.samples * (2 if method.name == "smoothgrad" and method.estimator == "antithetic" else 1)
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: 8 s, 3 min, 2 h 5 min."""
+    if seconds < 90:
+        return f"{max(round(seconds), 1)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def size(count: float) -> str:
+    """Bytes as people say them: 3 MB, 2.1 GB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(round(count / 1e6), 1)} MB"
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """1 scan, 2 scans."""
+    return f"{count} {one if count == 1 else many or f'{one}s'}"
+
+
+def _cases(root: Path, request: Request) -> list[Case]:
+    wanted = (request.case_id,) if request.case_id else request.only
+    return [case for case in list_cases(root, request.cohort) if not wanted or case.case_id in wanted]
+
+
+def _explained(root: Path, request: Request) -> set[str]:
+    """Cases that a run of this very model and method holds; none where only some of the organs are asked for."""
+    same = {"model": request.model, "method": request.method.name, "parameters": request.method.parameters()}
+    for path in (root / "runs" / request.cohort).glob("[!.]*/run.json"):
+        if not request.targets and same.items() <= read_json(path).items():
+            return {manifest.parent.name for manifest in path.parent.glob(f"cases/[!.]*/{results.MANIFEST}")}
+    return set()
+
+
+def _extents(cases: list[Case]) -> list[float]:
+    """mm³ of scans, of some if there are many. InputError if there is none among them that can be opened."""
+    some, refused = cases[:: -(-len(cases) // LOOKED_AT) or 1], None
+    extents = []
+    for case in some:
+        try:
+            extents.append(_extent(case))
+        except InputError as error:
+            refused = error
+    if refused and not extents:
+        raise refused
+    return extents
+
+
+def _extent(case: Case | None) -> float:
+    if case is None or case.image is None or not case.image.is_file():
+        return 0.0
+    header = volumes.check_header(case.image)
+    return float(abs(np.linalg.det(header.affine[:3, :3])) * np.prod(header.shape))
+
+
+def _measured(root: Path, model: str) -> tuple[dict[str, Any], Case | None] | None:
+    """The manifest of what a job computed last by this model on this machine, and its case; None if nothing was."""
+    for manifest, cohort in _manifests(root):
+        if manifest.get("model") == model and manifest.get("seconds"):
+            try:
+                return manifest, find_case(root, cohort, str(manifest["case_id"]))
+            except (InputError, KeyError):
+                return manifest, None
+    return None
+
+
+def _manifests(root: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    for job in queue.list_jobs(root):
+        if job.result and (manifest := results.read_manifest(results.case_path(root, **job.result))):
+            yield manifest, job.result["cohort"]
+
+
+def _work(method: Method, organs: int, faster: float) -> float:
+    """Passes forwards and backwards through the network in single precision; one forward serves all organs.
+
+    faster: how many times as fast half precision is.
+    """
+    if method.name in PERTURBING:
+        return passes(method)
+    return passes(method) * (1 + organs) / (faster if method.precision == "bfloat16" else 1.0)
+
+
+def _check_disk(root: Path, needed: Estimate) -> None:
+    free = shutil.disk_usage(root).free
+    if needed.disk is not None and needed.disk > free:
+        raise InputError("results must fit on the disk", f"about {size(needed.disk)}", f"{size(free)}, which are free")

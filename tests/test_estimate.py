@@ -1,0 +1,114 @@
+"""What a request takes, before it is begun: from what its model needed last, and never more than there is."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from command import run
+from tiny import write_bundle, write_cohort
+
+from agg2exp_core import settings
+from agg2exp_core.jobs import estimate as room
+from agg2exp_core.jobs import queue
+from agg2exp_core.jobs.estimate import START_SECONDS, Estimate, estimate
+from agg2exp_core.jobs.queue import Request
+from agg2exp_core.precision import Measured, write_measured
+from agg2exp_core.records import InputError, Method, Volume
+from agg2exp_core.store import results
+from agg2exp_core.volumes import write_volume
+
+PAIRS = Method(samples=2)  # four copies
+REQUEST = Request("c", "", "tiny", PAIRS)
+PLACE = {"cohort": "c", "run": "r", "case_id": "one"}
+TOLD = {"case_id": "one", "model": "tiny", "method": "smoothgrad", "parameters": PAIRS.parameters(), "seconds": 36.0}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Three scans of noise, the third of them eight times as large, and a model of three classes."""
+    root = tmp_path / "root"
+    write_bundle(root)
+    write_cohort(root, ("one", "two", "zoom"), np.diag([4.0, 4, 4, 1]), (8, 8, 8))
+    write_volume(tmp_path / "scans" / "zoom.nii.gz", Volume(np.zeros((8, 8, 8), np.int16), np.diag([8.0, 8, 8, 1])))
+    return root
+
+
+@pytest.fixture
+def measured(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two organs of `one` were explained by a job."""
+    with results.case_folder(
+        results.case_path(root, **PLACE), TOLD | {"targets": ["aorta", "heart"], "windows": 5, "peak_bytes": 2 * 10**9}
+    ) as new:
+        (new / "importance.csv").write_bytes(bytes(10**6))
+    job = queue.JobState("j", Request("c", "one", "tiny", PAIRS), 0.0, "done", result=PLACE)
+    monkeypatch.setattr(queue, "list_jobs", lambda root: [job])
+    return root
+
+
+def test_nothing_is_known_before_anything_was_measured(root) -> None:
+    assert estimate(root, REQUEST) == Estimate(3, 4, 3)
+    assert str(estimate(root, REQUEST)) == "3 scans × 4 passes × 3 organs"
+
+
+def test_it_is_scans_by_windows_by_passes_by_organs(measured) -> None:
+    each = 36 / (4 * (1 + 2))  # a pass forwards and two backwards for each copy
+    one = estimate(measured, replace(REQUEST, case_id="one"))
+    assert one.seconds == pytest.approx(START_SECONDS + each * 4 * (1 + 3))
+    assert (one.scans, one.windows, one.memory) == (1, 5, 2 * 10**9)
+    manifest = results.case_path(measured, **PLACE) / results.MANIFEST
+    assert one.disk is not None and one.disk == pytest.approx(1.5 * 10**6, rel=0.01) and manifest.exists()
+    all_three = estimate(measured, REQUEST)
+    assert all_three.seconds == pytest.approx(START_SECONDS + (1 + 1 + 8) * each * 4 * (1 + 3))
+    assert all_three.windows == pytest.approx(5 * 10 / 3) and all_three.memory == 16 * 10**9
+    assert all_three.disk == pytest.approx(10 * one.disk, rel=1e-5)
+    few = replace(REQUEST, case_id="one", method=Method("gradient"), targets=("heart",))
+    assert estimate(measured, few).seconds == pytest.approx(START_SECONDS + each * 2)
+    assert estimate(measured, replace(REQUEST, only=("one", "two"))).scans == 2
+
+
+def test_half_precision_takes_its_share_of_the_time(measured) -> None:
+    write_measured(measured, "tiny", "cpu", Measured(0.001, 2.0))
+    single, half = (
+        estimate(measured, replace(REQUEST, method=replace(PAIRS, precision=precision))).seconds
+        for precision in ("float32", "bfloat16")
+    )
+    assert single - START_SECONDS == pytest.approx(2 * (half - START_SECONDS))
+
+
+def test_what_the_run_has_is_not_counted(measured) -> None:
+    info = {"model": "tiny", "method": "smoothgrad", "parameters": PAIRS.parameters(), "model_hash": "0"}
+    results.write_run(measured, "c", "r", info)
+    assert estimate(measured, REQUEST).scans == 2
+    assert estimate(measured, replace(REQUEST, method=replace(PAIRS, seed=1))).scans == 3
+
+
+def test_what_does_not_fit_the_disk_is_refused(measured, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**6))
+    with pytest.raises(
+        InputError, match="results must fit on the disk; got about 15 MB; allowed: 1 MB, which are free"
+    ):
+        estimate(measured, REQUEST)
+    words = ("--model", "tiny", "--cohort", "c", "--samples", 2, "--device", "cpu")
+    assert run("explain", "--data", measured, *words) == 2
+    assert "results must fit on the disk" in capsys.readouterr().err
+    assert [path.name for path in (measured / "runs" / "c").iterdir()] == ["r"]
+
+
+def test_what_does_not_fit_the_memory_is_refused_where_none_fits(root, monkeypatch) -> None:
+    monkeypatch.delenv("AGG2EXP_MAX_GIB", raising=False)
+    monkeypatch.setattr(settings, "memory_bytes", lambda: 3000)
+    with pytest.raises(InputError, match="a scan must fit the memory allowed"):
+        estimate(root, REQUEST)
+    monkeypatch.setattr(settings, "memory_bytes", lambda: 10**9)
+    write_volume(root.parent / "scans" / "zoom.nii.gz", Volume(np.zeros((512, 512, 512), np.uint8), np.eye(4)))
+    assert estimate(root, REQUEST).scans == 3
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(0.2, "1 s"), (42, "42 s"), (200, "3 min"), (7500, "2 h 5 min")])
+def test_times_in_words(seconds: float, words: str) -> None:
+    assert room.duration(seconds) == words
