@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -27,6 +29,14 @@ METHOD = Method(samples=200, estimator="plain")
 RUN = pipeline.run_id("tiny", METHOD)
 WORDS = ("explain", "--model", "tiny", "--cohort", "c", "--samples", 200, "--estimator", "plain")
 NUMBERS = ("importance.csv", "agreement.csv", "prediction.nii.gz", "saliency/heart.nii.gz", "saliency/aorta.nii.gz")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plain_main() -> Iterator[None]:
+    """A process begins with the main module of its parent, which tests of pages leave behind as a script of theirs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "__main__", ModuleType("__main__"))
+        yield
 
 
 @pytest.fixture(scope="module")
