@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import resource
 import shutil
 import time
@@ -24,6 +25,7 @@ from agg2exp_core.aggregation.regions import count_voxels
 from agg2exp_core.attribution.attribute import Completeness, Explainer, Explanation, Subject, attribute, check_method
 from agg2exp_core.attribution.precision import compare_precisions
 from agg2exp_core.model.bundle import Bundle, find_bundle
+from agg2exp_core.model.memory import OffDevice, half_the_windows, is_out_of_memory
 from agg2exp_core.model.predict import pick_device, segment
 from agg2exp_core.model.preprocess import AIR_HU, TISSUE_HU, Scan, load_scan, on_grid_of, on_model_grid, scaled
 from agg2exp_core.model.windows import plan_windows
@@ -77,7 +79,7 @@ class Explaining:
         self.bundle = find_bundle(root, plan.model)
         self.targets = _known_targets(self.bundle, plan.targets)
         self.channels = _channels(root, self.bundle)
-        self.explainer = explainer_of(self.bundle, device)
+        self.device, self.explainer = device, explainer_of(self.bundle, device)
 
     @property
     def run(self) -> str:
@@ -108,8 +110,7 @@ class Explaining:
             None if labels is None else torch.as_tensor(labels),
             None if mask is None else torch.as_tensor(mask > 0),
         )
-        kept = () if self.plan.saliency == "none" else None
-        explained = attribute(self.explainer, subject, missing, self.plan.method, report, kept)
+        explained = self._explained(case, subject, missing, report)
         with nullcontext() if cohort is None else results.publishing(folder):
             # Looked at again: another process may have explained other targets of this case meanwhile.
             known = _finished(folder, identity)
@@ -121,7 +122,7 @@ class Explaining:
                 identity["viewing"] = self._for_viewing(known, explained)
                 if thinned := _thinned(known, explained):
                     identity["thinned"] = thinned
-                identity["device"] = str(self.explainer.device)
+                identity["device"] = str(self.device)
                 identity["windows"] = self._count_windows(scan)
                 identity["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
                 identity["seconds"] = round(time.monotonic() - started + float((known or {}).get("seconds", 0)), 1)
@@ -135,6 +136,34 @@ class Explaining:
         if folder.is_file() or (inside and not sound):
             rule = "--out must be new, empty or hold sound results of this scan, model and method and nothing else"
             raise InputError(rule, folder.name)
+
+    def _explained(self, case: Case, subject: Subject, targets: tuple[str, ...], report: Report) -> Explanation:
+        """With less memory each time that the device's does not suffice. InputError where no less will do."""
+        kept, explainer = () if self.plan.saliency == "none" else None, self.explainer
+        while True:
+            try:
+                return attribute(explainer, subject, targets, self.plan.method, report, kept)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Not while the error is held, which holds what was computed.
+            explainer = self._smaller(explainer, case.case_id, report)
+
+    def _smaller(self, explainer: Explainer, case_id: str, report: Report) -> Explainer:
+        """An explainer that needs less of the device's memory, for all cases where that has nothing to do with one."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if inferer := half_the_windows(explainer.inferer):
+            self.explainer = explainer = replace(explainer, inferer=inferer)
+            how = f"windows {inferer.sw_batch_size} at a time from here on"
+        elif explainer.device.type != "cpu":
+            network = OffDevice(explainer.network, explainer.device)
+            explainer, how = replace(explainer, network=network, device=torch.device("cpu")), "sums that stay off it"
+        else:
+            raise InputError("a case must fit the memory of its device", f"{case_id} on {self.device}", "a larger one")
+        logging.warning("%s: out of memory on %s; again with %s", case_id, self.device, how)
+        report(0, 1, f"out of memory, again with {how}")
+        return explainer
 
     def _checked(self, case: Case) -> tuple[Volume | None, Volume | None]:
         """The case's labels and drawn mask, if any. InputError, before long work, if they or the scan do not serve."""
