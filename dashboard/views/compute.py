@@ -34,6 +34,7 @@ STATUS = {
     "failed": ("failed", "red"),
     "cancelled": ("stopped", "gray"),
 }
+ALL_THERE = "All of it is there already: only what a scan lacks is computed."
 SHOWN_JOBS = 3
 SHOWN_FAILED = 5
 LATELY_SECONDS = 3600.0
@@ -85,15 +86,17 @@ def ask(subject: Subject) -> None:
     submit_button(subject.root, Request(subject.cohort, subject.case_id, model, method, targets), "Explain")
 
 
-def submit_button(root: Path, request: Request, label: str, disabled: bool = False) -> None:
+def submit_button(root: Path, request: Request, label: str) -> None:
     """What the request takes, and the button that starts it unless that cannot fit."""
+    fits = True
     try:
-        st.caption(f"{estimate.estimate(root, request)}.")
+        needed = estimate.estimate(root, request)
+        st.caption(f"{needed}." if needed.scans else ALL_THERE)
     except InputError as error:
         words.refuse(error)
-        disabled = True
+        fits = False
     if st.button(
-        label, type="primary", icon=":material/bolt:", width="stretch", key="compute_start", disabled=disabled
+        label, type="primary", icon=":material/bolt:", width="stretch", key="compute_start", disabled=not fits
     ):
         queue.submit(root, request)
         st.rerun()

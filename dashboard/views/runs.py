@@ -55,9 +55,12 @@ def _ask(root: Path) -> None:
         st.info(choosing.NO_COHORT if not known else "No model is here yet. `agg2exp model add` takes one in.")
         return
     wish = _wish(root, known, models)
+    if not wish.scans:
+        st.info("No scan of this cohort is stored here, only its table, so that there is nothing to compute.")
+        return
     st.caption("Scans that this run has already are not computed again, so a stopped run can simply be started anew.")
     label = f"Explain {wish.scans} scans" if wish.scans != 1 else "Explain 1 scan"
-    compute.submit_button(root, Request(wish.cohort, "", wish.model, wish.method), label, disabled=not wish.scans)
+    compute.submit_button(root, Request(wish.cohort, "", wish.model, wish.method), label)
 
 
 def _wish(root: Path, known: list[str], models: list[str]) -> Wish:
