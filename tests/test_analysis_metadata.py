@@ -63,6 +63,15 @@ def test_a_column_that_one_side_lacks_says_nothing() -> None:
     assert found["n_outliers"].tolist() == [0] * 3 and found[["difference", "p"]].isna().all(axis=None)
 
 
+def test_names_of_scans_and_endless_numbers_are_no_evidence() -> None:
+    outlier = np.arange(200) < 60
+    table = pd.DataFrame({"age": np.arange(200.0), "visit": [f"v{n // 2}" for n in range(200)]})
+    with_an_end = compare_metadata(table.iloc[:-1], outlier[:-1])
+    table.loc[199, "age"] = np.inf
+    found = compare_metadata(table, outlier)
+    assert found["column"].tolist() == ["age"] and found.equals(with_an_end)
+
+
 @pytest.mark.parametrize("outlier", [np.ones(19, bool), np.ones(20, bool), np.zeros(20, bool)])
 def test_sides_that_make_no_sense_are_refused(outlier: np.ndarray) -> None:
     with pytest.raises(InputError):

@@ -12,6 +12,9 @@ from agg2exp_core.records import InputError
 FEWEST = 2
 """Values that a test of numbers needs on each side."""
 
+MOST_VALUES = 50
+"""Of a category; one with more names scans, and its tests would drown those of the others."""
+
 RESULT = ("column", "value", "n_outliers", "n_rest", "outliers", "rest", "difference", "low", "high", "p", "p_t")
 
 
@@ -21,7 +24,8 @@ def compare_metadata(table: pd.DataFrame, outlier: np.ndarray) -> pd.DataFrame:
     table: (cases, columns) of metadata; outlier: (cases,) bool. In the result, `outliers` and `rest` are means of
     numbers (value "") or shares of cases, `difference` theirs with its 95 % interval (Welch's for means, Newcombe's for
     shares). p: Mann and Whitney's U or Fisher's exact test; p_t: Welch's t, of numbers; p_adjusted: Benjamini and
-    Hochberg over all rows. n counts the cases in which the column is filled, and no others count.
+    Hochberg over all rows. n counts the cases in which the column is filled, with a finite number, and no others
+    count. Categories of more than MOST_VALUES have no rows.
     InputError: another number of cases, or nobody on one side.
     """
     if len(outlier) != len(table):
@@ -30,12 +34,16 @@ def compare_metadata(table: pd.DataFrame, outlier: np.ndarray) -> pd.DataFrame:
         raise InputError("outliers and other cases are needed to compare them", f"{np.count_nonzero(outlier)} outliers")
     rows: list[tuple[object, ...]] = []
     for name, column in table.items():
-        known = column.notna().to_numpy()
-        given, odd = column[known], outlier[known]
         if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-            rows.append((name, "", *_numbers(given[odd].to_numpy(float), given[~odd].to_numpy(float))))
-        else:
-            rows += [(name, str(value), *_shares((given == value).to_numpy(), odd)) for value in sorted(given.unique())]
+            numbers = column.to_numpy(float, na_value=np.nan)
+            known = np.isfinite(numbers)
+            rows.append((name, "", *_numbers(numbers[known & outlier], numbers[known & ~outlier])))
+            continue
+        known = column.notna().to_numpy()
+        given, odd = column[known].astype(str), outlier[known]
+        values = sorted(given.unique())
+        if len(values) <= MOST_VALUES:
+            rows += [(name, value, *_shares((given == value).to_numpy(), odd)) for value in values]
     found = pd.DataFrame(rows, columns=list(RESULT))
     found["p_adjusted"] = benjamini_hochberg(found["p"].to_numpy(float))
     return found.sort_values("p", kind="stable", ignore_index=True)
