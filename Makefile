@@ -8,12 +8,13 @@ PYTEST := $(BIN)/python -m pytest -v
 NIIVUE := dashboard/viewer/web/vendor/.fetched
 
 .DEFAULT_GOAL := help
-.PHONY: help dashboard test oracle lint audit bench precompute pictures clean
+.PHONY: help dashboard test oracle soak lint audit bench precompute pictures clean
 
 help:
 	@echo "make dashboard   install, make the demo ready, open the dashboard at http://127.0.0.1:$(PORT)"
 	@echo "make test        install the tools too and run every test"
 	@echo "make oracle      compare nnU-Net models with nnU-Net itself, which this installs beside the rest"
+	@echo "make soak        kills, races, full disks, flipped bits and restarts: ten times as many as make test"
 	@echo "make lint        style, types, the import contracts and what bandit finds"
 	@echo "make audit       known holes in what is installed, where the list of them can be reached"
 	@echo "make bench       speed and memory, measured here and now"
@@ -29,6 +30,9 @@ dashboard: $(VENV)/.package $(NIIVUE)
 test: $(VENV)/.tools $(NIIVUE)
 	$(PYTEST) -n 2 --dist loadfile -m "not browser and not oracle"
 	$(PYTEST) -m browser
+
+soak: $(VENV)/.tools
+	AGG2EXP_SOAK=1 $(PYTEST) tests/test_soak.py
 
 # Beside the environment, not in it: nnU-Net would ask for another torch.
 oracle: $(VENV)/.tools
