@@ -221,7 +221,8 @@ def explain(
             return
         _say_estimate(root, Request(cohort, "", model, plan.method, plan.targets, device, tuple(case or ())))
         if isinstance(report, JobReport):
-            report.job.turn(str(pick_device(device)))
+            # Workers that are to share the CPU take no turns on it.
+            report.job.turn(device if device.startswith("cpu:") else str(pick_device(device)))
         explaining = pipeline.Explaining(root, plan)
         results.recover(root / "runs" / cohort / explaining.run / "cases")
 

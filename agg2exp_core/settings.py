@@ -68,9 +68,12 @@ def list_models(root: Path) -> list[str]:
 
 
 def checked_device(name: str) -> str:
-    """The name itself if it is how a device is called, whether there is one or not, else InputError."""
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", name):
-        raise InputError("device must be one of auto, cpu, cuda, cuda:<number>", repr(name)[:80])
+    """The name itself if it is how a device is called, whether there is one or not, else InputError.
+
+    cpu:<number> is the CPU too, to several workers that are to share it.
+    """
+    if not re.fullmatch(r"auto|(cpu|cuda)(:[0-9]{1,3})?", name):
+        raise InputError("device must be one of auto, cpu, cpu:<number>, cuda, cuda:<number>", repr(name)[:80])
     return name
 
 

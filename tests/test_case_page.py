@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -21,7 +22,7 @@ from playwright.sync_api import Browser, Page
 from scipy.stats import spearmanr
 from streamlit.testing.v1 import AppTest
 
-from agg2exp_core.jobs import queue
+from agg2exp_core.jobs import queue, worker
 from agg2exp_core.jobs.queue import Request
 from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import InputError, Method, SumTable, Volume
@@ -519,10 +520,12 @@ def test_a_job_is_found_again_after_a_reload_and_stopped(
     script = (
         "import sys, time, pathlib\nfrom agg2exp_core.jobs.progress import Reporter\n"
         "with Reporter(pathlib.Path(sys.argv[1]), sys.argv[2]) as report:\n"
+        "    report.turn('cpu')\n"
         "    for n in range(1, 600):\n        report.progress(n, 600, 'window')\n        time.sleep(0.1)\n"
     )
-    monkeypatch.setattr(queue, "command", lambda root, job, request: [sys.executable, "-c", script, str(root), job])
+    _computes_by(monkeypatch, script)
     job = queue.submit(root, Request("tiny", "one", "thorax17_swinunetr", Method("gradient"), ("heart",)))
+    Thread(target=worker.work, args=(root, "cpu"), daemon=True).start()
     try:
         for _ in range(2):
             _open(page)
@@ -534,11 +537,19 @@ def test_a_job_is_found_again_after_a_reload_and_stopped(
         queue.cancel(root, job)
 
 
+def _computes_by(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """A worker of this process, not one of its own, lets jobs be computed by a script."""
+    monkeypatch.setattr(queue, "start_worker", lambda *_: None)
+    words = [sys.executable, "-c", script]
+    monkeypatch.setattr(queue, "command", lambda root, job, request, device: [*words, str(root), job])
+
+
 @pytest.mark.browser
 def test_a_failed_job_gives_its_reason(page: Page, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reason = "model must exist; got nothing"
     script = f"import sys; sys.exit({reason!r})"
-    monkeypatch.setattr(queue, "command", lambda root, job, request: [sys.executable, "-c", script])
+    _computes_by(monkeypatch, script)
     queue.submit(root, Request("tiny", "two", "gone", Method("gradient")))
+    worker.work(root, "cpu")
     _open(page)
     page.get_by_text(reason).wait_for()

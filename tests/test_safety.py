@@ -1,6 +1,6 @@
 """What comes from outside and means harm, or is merely broken: by the thousand, and a tenth of that in every run.
 
-AGG2EXP_SOAK=10 makes the counts whole.
+`make soak` makes the counts whole.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from agg2exp_core.records import InputError
 from agg2exp_core.settings import ID
 from agg2exp_core.store import cohorts, lists, region_sets, results, reviews
 
-SOAK = int(os.environ.get("AGG2EXP_SOAK", "1"))
+SOAK = 10 if os.environ.get("AGG2EXP_SOAK") else 1
 
 # ---- scans -----------------------------------------------------------------------------------------
 

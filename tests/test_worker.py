@@ -124,7 +124,7 @@ def test_two_names_of_one_device_take_turns(tmp_path, job, monkeypatch) -> None:
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:-1", "../cuda", "cuda:0\n", ""])
 def test_what_is_no_device_is_refused(device: str, tmp_path, capsys) -> None:
     assert run("worker", "--data", tmp_path, "--device", device) == 2
-    assert "device must be one of auto, cpu, cuda, cuda:<number>" in capsys.readouterr().err
+    assert "device must be one of auto, cpu, cpu:<number>, cuda, cuda:<number>" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -97,7 +97,7 @@ def predicted_organs(logits: torch.Tensor) -> torch.Tensor:
 def pick_device(name: str) -> torch.device:
     """auto: the first CUDA device where there is one."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if checked_device(name) == "cpu" or (name == "auto" and not count):
+    if checked_device(name).startswith("cpu") or (name == "auto" and not count):
         return torch.device("cpu")
     number = int(name.partition(":")[2] or 0)
     if number >= count:
