@@ -63,12 +63,13 @@ precompute: $(VENV)/.package
 	for model in $(MODELS); do \
 		run=$$model-smoothgrad-pairs-4 && \
 		$(EXPLAIN) --model $$model --cohort reference --case ref-01 --targets $(TOUR) && \
-		$(EXPLAIN) --model $$model --cohort clinic --case cli-02 --case cli-04 --case cli-07 --case cli-12 \
-			--targets $(TOUR) --saliency-dtype float16 && \
+		{ [ -d data/runs/clinic/$$run/regions/pathology ] || $(EXPLAIN) --model $$model --cohort clinic \
+			--case cli-02 --case cli-04 --case cli-07 --case cli-12 --targets $(TOUR) --saliency-dtype float16; } && \
 		$(EXPLAIN) --model $$model --cohort clinic --targets $(TOUR) && \
 		$(EXPLAIN) --model $$model --cohort reference --saliency-dtype none && \
 		$(EXPLAIN) --model $$model --cohort clinic --saliency-dtype none && \
-		$(BIN)/agg2exp aggregate --cohort clinic --run $$run --masks data/cohorts/clinic/pathology --name pathology && \
+		{ [ -d data/runs/clinic/$$run/regions/pathology ] || $(BIN)/agg2exp aggregate --cohort clinic --run $$run \
+			--masks data/cohorts/clinic/pathology --name pathology; } && \
 		$(BIN)/agg2exp thin --cohort clinic --run $$run && \
 		$(BIN)/agg2exp outliers --fit reference:$$run --score clinic:$$run || exit 1; \
 	done

@@ -15,7 +15,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from agg2exp_core.analysis.importance import Importance
+    from agg2exp_core.cluster import Work
     from agg2exp_core.jobs.queue import Request
     from agg2exp_core.masked import Summary
     from agg2exp_core.store.cohorts import Case
@@ -179,10 +180,8 @@ def explain(
     with reporting(root, job, "Explaining") as report:
         if image is not None:
             volumes.check_header(image)  # before seconds of loading what computes
-        from agg2exp_core import pipeline
+        from agg2exp_core import cluster, pipeline
         from agg2exp_core.jobs.queue import Request
-        from agg2exp_core.model.predict import pick_device
-        from agg2exp_core.store import results
 
         mask, drawn = _mask(mask, image is not None)
         plan = pipeline.Plan(
@@ -214,53 +213,69 @@ def explain(
             explaining.case(one, folder, report)
             print(f"{one.case_id} explained in {folder}")
             return
-        cases = _chosen_cases(root, cohort, case)
         assert cohort is not None
+        work, cases = cluster.Work(root, plan, cohort), _chosen_cases(root, cohort, case)
         if workers is not None or scheduler is not None:
-            _explain_on_cluster((root, plan, cohort, cases), (workers, scheduler, tls), report)
-            return
-        _say_estimate(root, Request(cohort, "", model, plan.method, plan.targets, device, tuple(case or ())))
+            run = _explain_on(_cluster(workers, scheduler, tls), work, cases, report)
+        else:
+            _say_estimate(root, Request(cohort, "", model, plan.method, plan.targets, device, tuple(case or ())))
+            run = _explain_here(work, cases, report)
+    print(f"{len(cases)} of {cohort} explained as run {run}")
+
+
+def _explain_here(work: Work, cases: list[Case], report: Report) -> str:
+    """Case by case, in this process; the run that they are part of."""
+    from agg2exp_core import pipeline
+    from agg2exp_core.model.predict import pick_device
+    from agg2exp_core.store import results
+
+    device = work.plan.device
+    if isinstance(report, JobReport):
+        # Workers that are to share the CPU take no turns on it.
+        report.job.turn(device if device.startswith("cpu:") else str(pick_device(device)))
+    explaining = pipeline.Explaining(work.root, work.plan)
+    results.recover(work.root / "runs" / work.cohort / explaining.run / "cases")
+
+    def explain(case: Case, inner: Report) -> None:
+        explaining.cohort_case(work.cohort, case, inner)
         if isinstance(report, JobReport):
-            # Workers that are to share the CPU take no turns on it.
-            report.job.turn(device if device.startswith("cpu:") else str(pick_device(device)))
-        explaining = pipeline.Explaining(root, plan)
-        results.recover(root / "runs" / cohort / explaining.run / "cases")
+            report.job.finished(work.cohort, explaining.run, case.case_id)
 
-        def work(item: Case, inner: Report) -> None:
-            explaining.cohort_case(cohort, item, inner)
-            if isinstance(report, JobReport):
-                report.job.finished(cohort, explaining.run, item.case_id)
-
-        # Before the report ends: a job with refused cases is none that is done.
-        _say_refused(_each(cases, report, work), len(cases))
-    print(f"{len(cases)} of {cohort} explained as run {explaining.run}")
+    # Before the report ends: a job with refused cases is none that is done.
+    _say_refused(_each(cases, report, explain), len(cases))
+    return explaining.run
 
 
-def _explain_on_cluster(
-    work: tuple[Path, Any, str, list[Case]], where: tuple[int | None, str | None, Path | None], report: Report
-) -> None:
-    """What `explain` does of a cohort, case by case on the workers of a cluster."""
+def _cluster(workers: int | None, scheduler: str | None, tls: Path | None) -> AbstractContextManager[Any]:
+    """A client of the cluster that was asked for, once it is entered."""
+    from agg2exp_core import cluster
+
+    if workers is None:
+        assert scheduler is not None
+        return cluster.existing(scheduler, tls)
+    if scheduler is not None:
+        raise InputError("cases go to --workers of this machine or to a --scheduler", "both")
+    return cluster.local(workers)
+
+
+def _explain_on(connected: AbstractContextManager[Any], work: Work, cases: list[Case], report: Report) -> str:
+    """Case by case, on the workers of a cluster; the run that they are part of, or several."""
     from agg2exp_core import cluster, pipeline
 
-    (root, plan, cohort, cases), (workers, scheduler, tls) = work, where
-    if workers is not None and scheduler is not None:
-        raise InputError("cases go to --workers of this machine or to a --scheduler", "both")
-    pipeline.Explaining(root, replace(plan, device="cpu"))  # what cannot be explained is refused once, and here
+    pipeline.Explaining(work.root, replace(work.plan, device="cpu"))  # what cannot be explained is refused once, here
     refused, faults, runs = [], 0, set()
-    with cluster.existing(scheduler, tls) if scheduler else cluster.local(workers or 0) as client:
-        for done in cluster.explain_cases(client, root, plan, cohort, cases, report):
+    with connected as client:
+        for done in cluster.explain_cases(client, work, cases, report):
             if done.refused:
                 refused.append(f"{done.case_id}: {done.refused}")
                 faults += done.fault
-                continue
-            runs.add(done.run)
-            if isinstance(report, JobReport):
-                report.job.finished(cohort, done.run, done.case_id)
+            else:
+                runs.add(done.run)
     if faults:
         _tell(refused)
         raise RuntimeError(_count_of(refused, len(cases)))
     _say_refused(refused, len(cases))
-    print(f"{len(cases)} of {cohort} explained as run {', '.join(sorted(runs))}")
+    return ", ".join(sorted(runs))
 
 
 @app.command()
@@ -306,7 +321,8 @@ def thin(
     from agg2exp_core import thinning
     from agg2exp_core.masked import find_run
 
-    folders, count, refused = sorted((find_run(data_root(data), cohort, run) / "cases").glob("[!.]*/")), 0, []
+    folders = sorted((find_run(data_root(data), cohort, run) / "cases").glob("[!.]*/"))
+    count, refused = 0, []
     with progress("Thinning") as report:
         for index, folder in enumerate(folders):
             report(index, len(folders), folder.name)

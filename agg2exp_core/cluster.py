@@ -33,6 +33,15 @@ GPU = "GPU"
 
 
 @dataclass(frozen=True)
+class Work:
+    """What is done with cases. root: as the workers see it too."""
+
+    root: Path
+    plan: Plan
+    cohort: str
+
+
+@dataclass(frozen=True)
 class Done:
     """What became of a case: the run that it is part of, or why it was refused or failed. fault: of ours."""
 
@@ -97,12 +106,12 @@ def _security(address: str, certificates: Path | None) -> Any:
 
 
 def explain_cases(
-    client: Any, root: Path, plan: Plan, cohort: str, cases: Sequence[Case], report: Callable[[int, int, str], None]
+    client: Any, work: Work, cases: Sequence[Case], report: Callable[[int, int, str], None]
 ) -> Iterator[Done]:
     """Each case as it is done, in any order; `report(done, total, note)` counts in thousandths of cases.
 
-    root: as the workers see it too. A worker that is lost loses its case to another; of a case that keeps killing
-    its workers Dask says so. Closing the generator stops what runs within a window.
+    A worker that is lost loses its case to another; of a case that keeps killing its workers Dask says so. Closing
+    the generator stops what runs within a window.
     """
     from distributed import Event, as_completed
 
@@ -116,8 +125,8 @@ def explain_cases(
 
     client.subscribe_topic(topic, lambda event: told(*event[1]))
     stop = Event(topic, client)
-    work = [(str(root), plan, cohort, case, topic) for case in cases]
-    futures = client.map(_explain, work, pure=False, resources=_resources(client))
+    tasks = [(work, case, topic) for case in cases]
+    futures = client.map(_explain, tasks, pure=False, resources=_resources(client))
     cases_of = {future.key: case for future, case in zip(futures, cases, strict=True)}
     try:
         for future in as_completed(futures):
@@ -157,18 +166,19 @@ _one = threading.Lock()
 
 
 @lru_cache(maxsize=1)
-def _explaining(root: Path, plan: Plan, cohort: str) -> Explaining:
-    explaining = Explaining(root, plan)
-    results.recover(root / "runs" / cohort / explaining.run / "cases")
+def _explaining(work: Work, topic: str) -> Explaining:
+    """For all cases of one asking, known by its topic: at the next, the model of that name may be another."""
+    explaining = Explaining(work.root, work.plan)
+    results.recover(work.root / "runs" / work.cohort / explaining.run / "cases")
     return explaining
 
 
-def _explain(work: tuple[str, Plan, str, Case, str]) -> Done:
-    root, plan, cohort, case, topic = work
+def _explain(task: tuple[Work, Case, str]) -> Done:
+    work, case, topic = task
     with _one:
         try:
-            explaining = _explaining(Path(root), plan, cohort)
-            explaining.cohort_case(cohort, case, _Told(topic, case.case_id))
+            explaining = _explaining(work, topic)
+            explaining.cohort_case(work.cohort, case, _Told(topic, case.case_id))
         except InputError as error:  # which would not travel
             return Done(case.case_id, refused=str(error))
     return Done(case.case_id, explaining.run)

@@ -7,6 +7,7 @@ import json
 import logging
 import resource
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -124,7 +125,7 @@ class Explaining:
                     identity["thinned"] = thinned
                 identity["device"] = str(self.device)
                 identity["windows"] = self._count_windows(scan)
-                identity["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+                identity["peak_bytes"] = _peak_bytes()
                 identity["seconds"] = round(time.monotonic() - started + float((known or {}).get("seconds", 0)), 1)
         return folder
 
@@ -378,6 +379,11 @@ class Segmenting:
         millilitres = voxels * abs(np.linalg.det(labels.affine[:3, :3])) / 1000
         sizes = zip(self.bundle.classes, millilitres.tolist(), strict=True)
         return {name: size for name, size in sizes if name != BACKGROUND}
+
+
+def _peak_bytes() -> int:
+    """Most memory that this process has held so far; Linux counts it in KiB, macOS in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _image_of(case: Case) -> Path:

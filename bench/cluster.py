@@ -43,7 +43,7 @@ def _clustered(cases: list[Case], workers: int) -> None:
         for part in ("models", "label_sets", "cohorts"):
             (root / part).symlink_to(SHIPPED / part)
         with cluster.local(workers) as client:
-            done = list(cluster.explain_cases(client, root, PLAN, COHORT, cases, _silent))
+            done = list(cluster.explain_cases(client, cluster.Work(root, PLAN, COHORT), cases, _silent))
     if refused := [one.refused for one in done if one.refused]:
         raise RuntimeError(refused[0])
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from command import run
-from distributed import Event, LocalCluster, Security
+from distributed import Event, KilledWorker, LocalCluster, Security
 from tiny import write_bundle, write_cohort
 
 from agg2exp_core import cluster, pipeline
@@ -113,7 +113,7 @@ def test_a_worker_killed_in_mid_case_loses_nothing(
                 os.kill(next(iter(pids.values())), signal.SIGKILL)
 
         cases = [cohorts.find_case(root, "c", case) for case in CASES]
-        found = list(cluster.explain_cases(client, root, plan, "c", cases, report))
+        found = list(cluster.explain_cases(client, cluster.Work(root, plan, "c"), cases, report))
         assert killed and pids != client.run(os.getpid)
     assert {done.case_id: (done.run, done.refused) for done in found} == dict.fromkeys(CASES, (RUN, ""))
     assert same_files(alone, root)
@@ -142,12 +142,29 @@ def test_a_case_that_is_no_longer_wanted_stops_within_a_window(
     plan, case = pipeline.Plan("tiny", replace(METHOD, samples=10_000)), cohorts.find_case(root, "c", "a")
     with cluster.existing(running.scheduler_address, certificates) as client:
         client.subscribe_topic("stop-it", lambda event: begun.set())
-        future = client.submit(cluster._explain, (str(root), plan, "c", case, "stop-it"), pure=False)
+        future = client.submit(cluster._explain, (cluster.Work(root, plan, "c"), case, "stop-it"), pure=False)
         assert begun.wait(60)
         Event("stop-it", client).set()
         done = future.result(timeout=60)
     assert "its cohort was stopped" in done.refused and not done.fault
     assert not list(root.rglob("manifest.json"))
+
+
+def test_a_case_that_kills_its_workers_is_refused_and_a_fault_of_ours_is_told_as_one() -> None:
+    """Dask gives such a case up, after as many deaths as it is set to; here the future that it would answer with."""
+
+    class Failed:
+        def __init__(self, error: Exception):
+            self.error = error
+
+        def result(self) -> None:
+            raise self.error
+
+    case = cohorts.Case("a", None, None, {})
+    killed = cluster._done(case, Failed(KilledWorker("task", None, 2)))
+    assert killed.refused == "its worker died each of the 3 times it was tried" and not killed.fault
+    broken = cluster._done(case, Failed(ZeroDivisionError("division by zero")))
+    assert broken.refused == "ZeroDivisionError: division by zero" and broken.fault
 
 
 @pytest.mark.parametrize(

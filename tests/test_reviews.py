@@ -8,8 +8,11 @@ from datetime import datetime
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from command import run
 
+from agg2exp_core import pseudonyms
 from agg2exp_core.files import write_new
 from agg2exp_core.records import InputError
 from agg2exp_core.store import reviews
@@ -286,3 +289,17 @@ def test_a_damaged_draft_is_a_beginning_and_makes_nobody_independent_again(root:
     for text in ("{", '{"at": 3}', '{"drafts": [1]}'):
         path.write_text(text)
         assert reviews.read_place(root, "round-1", "Ada") == Place(saw_others=True)
+
+
+# ---- exported --------------------------------------------------------------------------------------
+
+
+def test_a_session_is_exported_with_its_cases_or_with_pseudonyms_of_them(root: Path, tmp_path: Path) -> None:
+    given = reviews.give(root, verdict_of(note="lower edge", case="c2"))
+    named, hidden, key = tmp_path / "named.csv", tmp_path / "hidden.csv", tmp_path / "key"
+    assert run("review", "export", "round-1", "--out", named, "--data", root) == 0
+    assert run("review", "export", "round-1", "--out", hidden, "--pseudonyms", key, "--data", root) == 0
+    assert pd.read_csv(named)[["case_id", "file", "note"]].iloc[0].to_list() == ["c2", given.file, "lower edge"]
+    (row,) = pd.read_csv(hidden).to_dict("records")
+    assert row["case_id"] == pseudonyms.pseudonyms(key)("c2") and row["note"] == "lower edge"
+    assert not any("c2" in str(value) for value in row.values())

@@ -52,24 +52,14 @@ def cells(importance: Importance, median: np.ndarray, mean: np.ndarray, present:
 
 def _box(values: np.ndarray) -> tuple[object, ...]:
     """BOX from n on."""
-    return _sorted_box(np.sort(values[np.isfinite(values)]))
-
-
-def _sorted_box(values: np.ndarray) -> tuple[object, ...]:
+    values = np.sort(values[np.isfinite(values)])
     if not len(values):
         return 0, np.nan, np.nan, np.nan, np.nan, np.nan, []
     q1, median, q3 = np.quantile(values, [0.25, 0.5, 0.75])
     reach = WHISKER * (q3 - q1)
     first, end = values.searchsorted(q1 - reach), values.searchsorted(q3 + reach, side="right")
-    return (
-        len(values),
-        values[first],
-        q1,
-        median,
-        q3,
-        values[end - 1],
-        [*values[:first].tolist(), *values[end:].tolist()],
-    )
+    beyond = [*values[:first].tolist(), *values[end:].tolist()]
+    return len(values), values[first], q1, median, q3, values[end - 1], beyond
 
 
 def histograms(cells: Mapping[tuple[str, str], np.ndarray], bins: int = 24) -> pd.DataFrame:

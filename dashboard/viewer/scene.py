@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,13 +34,15 @@ class Sources:
 def load_scene(sources: Sources, labels: LabelSet) -> Scene:
     """Read what there is. InputError if the scan cannot be read, or results are damaged."""
     image, prediction, attribution = stamps(sources)
-    drawn = _attribution(*attribution) if attribution else None  # read meanwhile
+    with ThreadPoolExecutor(1) as meanwhile:
+        drawn = meanwhile.submit(_attribution, *attribution) if attribution else None
+        scan, organs = _scan(*image), _labels(*prediction) if prediction else None
     return Scene(
         str([image, prediction, attribution]),
-        _scan(*image),
+        scan,
         labels,
         organ_of(labels, sources.target).id,
-        _labels(*prediction) if prediction else None,
+        organs,
         drawn.result() if drawn else None,
         hashlib.sha256(str(image).encode()).hexdigest()[:16],
     )
@@ -78,17 +80,8 @@ def _labels(path: str, changed: int, size: int) -> Volume:
     return volumes.read_labels(Path(path))
 
 
-@st.cache_resource
-def _readers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, "attribution")
-
-
 @st.cache_resource(max_entries=12, show_spinner=False)
-def _attribution(path: str, changed: int, size: int) -> Future[Attribution]:
-    return _readers().submit(_read_attribution, Path(path))
-
-
-def _read_attribution(path: Path) -> Attribution:
-    volume = volumes.read_volume(path)
+def _attribution(path: str, changed: int, size: int) -> Attribution:
+    volume = volumes.read_volume(Path(path))
     end, sparse = maps.scale_end(volume.array)
     return Attribution(volume, end, slices.peak(volume), sparse)

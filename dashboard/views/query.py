@@ -13,7 +13,7 @@ from agg2exp_core import spreadsheet
 from agg2exp_core.organs import LabelSet, load_label_set
 from agg2exp_core.records import InputError
 from agg2exp_core.settings import data_root
-from dashboard import data, filters, sql_guide, words
+from dashboard import data, filters, sql_guide, tables, words
 from dashboard.address import Address, Link
 from dashboard.charts import common
 from dashboard.charts.answer import (
@@ -40,8 +40,6 @@ MOST_LINKED = 2_000
 NONE = "–"
 EDITOR_HEIGHT = 176
 TABLE_HEIGHT = 460
-ROW = 35
-"""Height in px of a row of the table."""
 
 SQL_HELP = (
     "One SELECT, or WITH … SELECT, in DuckDB’s SQL. It reads the views described here and changes nothing. "
@@ -200,8 +198,8 @@ def _answer(answer: data.Answer, about: About, sql: str) -> Link:
         return {}
     left, right = st.columns([2, 3], gap="medium")
     with left:
-        height = min(TABLE_HEIGHT, ROW * (len(table) + 1) + 3)
         shown = titled(table.head(MOST_SHOWN), about.labels)
+        height = tables.height(shown, TABLE_HEIGHT)
         st.dataframe(shown, hide_index=True, height=height, placeholder="–", key="query_table")
         if len(table) > MOST_SHOWN:
             st.caption(f"The first {MOST_SHOWN:,} rows. The CSV has {len(table):,}.")
