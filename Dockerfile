@@ -26,5 +26,6 @@ EXPOSE 8501
 HEALTHCHECK --interval=30s --timeout=5s --start-period=180s --retries=3 \
     CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8501/_stcore/health', timeout=4)"]
 
-# Inside the container every address is right: what is published, and to whom, `docker run -p` says.
-CMD ["sh", "-c", "agg2exp demo && exec agg2exp dashboard --address 0.0.0.0 --insecure"]
+# Inside the container every address is right: what is published, and to whom, `docker run -p` says. Where
+# AGG2EXP_SIGN_IN names a file, people sign in.
+CMD ["sh", "-c", "[ -n \"$AGG2EXP_SIGN_IN\" ] || set -- --insecure; agg2exp demo && exec agg2exp dashboard --address 0.0.0.0 \"$@\"", "sh"]

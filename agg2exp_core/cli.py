@@ -24,6 +24,7 @@ import typer
 from rich.console import Console
 
 from agg2exp_core import volumes
+from agg2exp_core.access import VARIABLE, read_sign_in
 from agg2exp_core.jobs.progress import is_disk_full, one_line
 from agg2exp_core.records import USUAL_SAMPLES, InputError, Method
 from agg2exp_core.settings import checked_device, checked_id, data_root, is_own_address, list_models
@@ -103,6 +104,9 @@ def dashboard(
     data: Root = None,
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8501,
     address: Annotated[str, typer.Option(help="127.0.0.1 keeps it on this machine.")] = "127.0.0.1",
+    sign_in: Annotated[
+        Path | None, typer.Option("--sign-in", envvar=VARIABLE, help="File of the provider and of who may do what.")
+    ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Let other machines in: whoever reaches it sees and changes all.")
     ] = False,
@@ -111,16 +115,23 @@ def dashboard(
     ] = None,
 ) -> None:
     """Open the dashboard in the browser."""
-    if not is_own_address(address) and not insecure:
+    if sign_in is not None and insecure:
+        raise InputError("--sign-in and --insecure exclude each other", "both")
+    if not is_own_address(address) and not insecure and sign_in is None:
         allowed = "127.0.0.1, or --insecure where whoever reaches it may see and change all"
-        raise InputError("an address that other machines reach needs --insecure: there is no sign-in", address, allowed)
+        raise InputError("an address that other machines reach needs --sign-in FILE", address, allowed)
+    hosts = ["127.0.0.1", "localhost", address, *(host or ())]
     script = Path(__file__).resolve().parents[1] / "dashboard" / "server.py"
     os.environ["AGG2EXP_DATA"] = str(data_root(data))
     os.chdir(script.parents[1])  # where Streamlit looks for .streamlit/config.toml
     command = [sys.executable, "-m", "streamlit", "run", str(script)]
     command += [f"--server.port={port}", f"--server.address={address}"]
+    if sign_in is not None:
+        hosts.append(read_sign_in(sign_in).host)
+        os.environ[VARIABLE] = str(sign_in.resolve())
+        command.append(f"--secrets.files={sign_in.resolve()}")
     # Of pages elsewhere that rebind their name to this machine, none is among these.
-    command += [f"--server.allowedHosts={name}" for name in ("127.0.0.1", "localhost", address, *(host or ()))]
+    command += [f"--server.allowedHosts={name}" for name in hosts]
     os.execv(sys.executable, command)
 
 

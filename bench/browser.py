@@ -26,6 +26,7 @@ NO_WEBGL = ["--disable-3d-apis"]
 
 HOW_TO_GET_ONE = "no Chromium found: install one (Debian: apt-get install chromium) or name it in AGG2EXP_CHROMIUM"
 START_SECONDS = 60.0
+SERVE = [sys.executable, "-m", "agg2exp_core", "dashboard", "--data"]
 
 
 def find_chromium() -> str | None:
@@ -72,16 +73,14 @@ def served(root: Path) -> Iterator[str]:
 @contextmanager
 def server(root: Path) -> Iterator[Server]:
     """As `served`, with the process too."""
-    with started([sys.executable, "-m", "agg2exp_core", "dashboard", "--data", str(root), "--port"]) as running:
+    with started([*SERVE, str(root), "--port"]) as running:
         yield running
 
 
 @contextmanager
-def started(command: list[str]) -> Iterator[Server]:
-    """A server of Streamlit's by its command, whose last word, a free port, is added here."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+def started(command: list[str], port: int | None = None) -> Iterator[Server]:
+    """A server of Streamlit's by its command, whose last word, a port, is added here: a free one unless it is given."""
+    port = port or free_port()
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen([*command, str(port)], stdout=log, stderr=subprocess.STDOUT)
         try:
@@ -92,6 +91,12 @@ def started(command: list[str]) -> Iterator[Server]:
         finally:
             process.terminate()
             process.wait(timeout=30)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def _answers(url: str, process: subprocess.Popen[bytes]) -> bool:

@@ -6,6 +6,7 @@ from importlib import metadata
 
 import streamlit as st
 
+from agg2exp_core.access import sign_in_file
 from agg2exp_core.settings import is_own_address
 
 DEFINITIONS = """
@@ -48,8 +49,8 @@ def button() -> None:
 
 
 def warn_if_insecure() -> None:
-    """Say that other machines may reach this dashboard, where they do."""
-    if not is_own_address(st.get_option("server.address") or ""):
+    """Say that other machines may reach this dashboard without sign-in, where they do."""
+    if sign_in_file() is None and not is_own_address(st.get_option("server.address") or ""):
         st.sidebar.caption(
             ":orange-badge[:material/lock_open: Without sign-in]",
             help="Other machines may reach this dashboard: whoever does sees and changes everything in it.",

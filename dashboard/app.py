@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import streamlit as st
 
-from dashboard import about, address, style
+from dashboard import about, access, address, style
 from dashboard.views import case, cohort, compare, outliers, query, review, runs
 
 st.set_page_config(page_title="Agg²Exp Explorer", page_icon=style.ICON, layout="wide", initial_sidebar_state=350)
 style.apply()
+access.gate()
 address.count_steps()
 about.button()
+access.who()
 about.warn_if_insecure()
 pages = [
     st.Page(cohort.page, title="Cohort", icon=":material/groups:", default=True),

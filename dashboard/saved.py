@@ -9,7 +9,7 @@ import streamlit as st
 
 from agg2exp_core.records import InputError
 from agg2exp_core.store.lists import CaseList, remove_list, save_list
-from dashboard import data, filters, words
+from dashboard import access, data, filters, words
 from dashboard.address import Address, Link
 
 MOST_NOTE = 2000
@@ -30,6 +30,8 @@ def keep(root: Path, shown: CaseList, key: str) -> None:
 
     shown: cohort, cases and, where a link opens the view again, the link. key: of the page.
     """
+    if not access.may("reviewer"):
+        return
     count = len(shown.cases)
     names = {part: f"keep_{key}_{part}" for part in ("open", "name", "note", "replacing", "told")}
     with st.container(key=f"keep_{key}", width="content"):
@@ -51,6 +53,7 @@ def _keep(root: Path, shown: CaseList, names: dict[str, str]) -> None:
     """Save what the form says; once that is done, its fields are emptied and it closes."""
     name, note = words.as_name(st.session_state[names["name"]]), st.session_state[names["note"]].strip()
     try:
+        access.require("reviewer")
         save_list(root, replace(shown, name=name, note=note), st.session_state[names["replacing"]])
     except InputError as error:
         st.session_state[names["told"]] = error
@@ -90,6 +93,8 @@ def _actions(address: Address, root: Path, chosen: CaseList) -> None:
             "CSV", text, f"{chosen.name}.csv", "text/csv", icon=":material/download:", on_click="ignore",
             key=address.key("shelf_csv"),
         )  # fmt: skip
+        if not access.may("operator"):
+            return
         with st.popover("", icon=":material/delete:", help="Remove this list", key=address.key("shelf_remove")):
             st.markdown(f"Remove **{words.plain(chosen.name)}**? Its scans and results stay.")
             st.button("Remove", key=address.key("shelf_removed"), on_click=_remove, args=(root, chosen.name))
@@ -103,6 +108,7 @@ def _open(address: Address, link: Link) -> None:
 
 def _remove(root: Path, name: str) -> None:
     try:
+        access.require("operator")
         remove_list(root, name)
     except InputError as error:  # another session was first
         st.toast(words.plain(error))

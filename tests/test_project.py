@@ -103,7 +103,7 @@ def test_other_machines_are_let_in_only_on_request(
     monkeypatch.setattr("os.chdir", lambda _: None)
     monkeypatch.setenv("AGG2EXP_DATA", str(tmp_path))
     assert run("dashboard", "--address", address) == 2 and not started
-    assert "needs --insecure" in capsys.readouterr().err
+    assert "needs --sign-in FILE" in capsys.readouterr().err
     assert run("dashboard", "--address", address, "--insecure", "--host", "reading-room") == 0
     assert {f"--server.address={address}", "--server.allowedHosts=reading-room"} <= set(started)
 

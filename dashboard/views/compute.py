@@ -22,7 +22,7 @@ from agg2exp_core.organs import LabelSet
 from agg2exp_core.records import PERTURBING, InputError, Method
 from agg2exp_core.settings import list_models
 from agg2exp_core.store import cohorts
-from dashboard import data, words
+from dashboard import access, data, words
 from dashboard.charts import common
 from dashboard.views import effort, methods
 
@@ -60,6 +60,8 @@ class Subject:
 
 def ask(subject: Subject) -> None:
     """The form: method, samples, explained voxels, one organ or all of them, and the button that starts it."""
+    if access.keeps_from("To explain a scan", "operator"):
+        return
     models = list_models(subject.root)
     if not models:
         st.info("No model is here yet, so nothing can be computed. `agg2exp demo` brings one.")
@@ -98,6 +100,7 @@ def submit_button(root: Path, request: Request, label: str) -> None:
     if st.button(
         label, type="primary", icon=":material/bolt:", width="stretch", key="compute_start", disabled=not fits
     ):
+        access.require("operator")
         queue.submit(root, request)
         st.rerun()
 
@@ -175,7 +178,8 @@ def job_card(
             ahead = f" · {before} before it" if before and job.status == "queued" else ""
             st.progress(min(job.done / job.total, 1.0) if job.total else 0.0, text=_pace(job) + ahead)
             with st.container(horizontal=True, gap="small"):
-                _stop_button(root, job)
+                if access.may("operator"):
+                    _stop_button(root, job)
                 _log(root, job)
         elif job.status == "done" and job.result:
             if st.button("Open", key=f"open_{job.job_id}", icon=":material/visibility:"):
@@ -185,15 +189,17 @@ def job_card(
             for case_id, reason in list(job.failed.items())[:SHOWN_FAILED]:
                 st.caption(f"{words.plain(case_id)}: {words.plain(reason)}")
             with st.container(horizontal=True, gap="small"):
-                _again_button(root, job, "Try these again" if job.failed else "Try again")
+                if access.may("operator"):
+                    _again_button(root, job, "Try these again" if job.failed else "Try again")
                 _log(root, job)
-        elif job.status == "cancelled":
+        elif job.status == "cancelled" and access.may("operator"):
             _again_button(root, job, "Go on")
 
 
 def _again_button(root: Path, job: JobState, label: str) -> None:
     """The request once more, of its cases that failed if any did; what it had finished is not computed again."""
     if st.button(label, key=f"again_{job.job_id}", icon=":material/replay:"):
+        access.require("operator")
         queue.submit(root, replace(job.request, only=tuple(job.failed) or job.request.only))
         st.rerun(scope="app")
 
@@ -208,6 +214,7 @@ def _stop_button(root: Path, job: JobState) -> None:
     stopping = st.session_state.get(asked, False)
     label = "Stopping …" if stopping else "Stop"
     if st.button(label, key=f"stop_{job.job_id}", disabled=stopping, icon=":material/stop_circle:"):
+        access.require("operator")
         st.session_state[asked] = True
         queue.cancel(root, job.job_id)
         st.rerun(scope="fragment")
@@ -233,6 +240,8 @@ def _pace(job: JobState) -> str:
 
 def upload(root: Path) -> None:
     """Take a NIfTI scan into the cohort `uploads` and show it."""
+    if access.keeps_from("To bring a scan", "operator"):
+        return
     file = st.file_uploader("NIfTI scan (.nii, .nii.gz), HU", type=["nii", "gz"], key="upload_file")
     if file is None or st.session_state.get("upload_seen") == file.file_id:
         return

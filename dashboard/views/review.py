@@ -11,7 +11,7 @@ from agg2exp_core.records import InputError
 from agg2exp_core.settings import data_root
 from agg2exp_core.store import reviews
 from agg2exp_core.store.reviews import Session
-from dashboard import data, filters, words
+from dashboard import access, data, filters, words
 from dashboard.address import Address, Link
 from dashboard.filters import Choice
 from dashboard.views import review_item, review_new, review_results
@@ -28,11 +28,13 @@ def page() -> None:
     """Draw the page."""
     ADDRESS.follow()
     root = data_root()
-    if review_new.take_link(ADDRESS.asked("case"), ADDRESS.asked("cohort")):
+    if review_new.take_link(ADDRESS.asked("case"), ADDRESS.asked("cohort")) and access.may("reviewer"):
         st.session_state[NEW] = True
     known = reviews.list_sessions(root)
     with st.sidebar:
         name = _choose(known)
+    if name is None and access.keeps_from("No review session is here yet. To begin one", "reviewer"):
+        return
     if name is None or st.session_state.get(NEW):
         made = review_new.draw(root, name)
         if made:
@@ -63,7 +65,7 @@ def _choose(known: list[str]) -> str | None:
     if made := st.session_state.pop(MADE, None):
         st.session_state[ADDRESS.key("session")] = made
     name = filters.pick_one(ADDRESS, Choice("Session", "session"), known) if known else None
-    if name is not None:
+    if name is not None and access.may("reviewer"):
         new = bool(st.session_state.get(NEW))
         label, icon = ("Back to the session", "undo") if new else ("New session", "add")
         st.button(
@@ -73,13 +75,16 @@ def _choose(known: list[str]) -> str | None:
 
 
 def _link(desk: Desk, section: str) -> Link:
-    """The parameters that open this view again, after a reload with one key: the name must be confirmed."""
-    return {"session": [desk.session.name], "view": [section], "reviewer": [desk.reviewer]}
+    """The parameters that open this view again, after a reload with one key: a name on trust must be confirmed."""
+    link = {"session": [desk.session.name], "view": [section]}
+    return link if access.person() else link | {"reviewer": [desk.reviewer]}
 
 
 def _who(session: Session) -> str | None:
     """The reviewer's name, asked once; None until it is given."""
     asked = ADDRESS.asked("reviewer")
+    if person := access.person():
+        return reviews.as_listed(session, reviews.checked_reviewer(person))
     if reviewer := st.session_state.get(REVIEWER):
         return str(reviewer)
     _about(session)
@@ -121,7 +126,11 @@ def _section(reviewer: str) -> str:
     wish = ADDRESS.asked("view")
     if wish and wish[0] in SECTIONS:
         st.session_state[SECTION] = wish[0]
+    if not access.may("reviewer"):
+        return "results"
     section = filters.segments("Part", SECTION, SECTIONS, "judge")
+    if access.person():
+        return section
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.markdown(f"Reviewing as **{words.plain(reviewer)}**", width="content", help=ON_TRUST)
         leave = "Another name, or the next reviewer. What you gave is stored."

@@ -14,7 +14,7 @@ from agg2exp_core.organs import LabelSet
 from agg2exp_core.records import InputError
 from agg2exp_core.store import cohorts, results, reviews
 from agg2exp_core.store.reviews import Draft, Item, Place, Seen, Session, Verdict, Verdicts
-from dashboard import filters, words
+from dashboard import access, filters, words
 from dashboard.charts.common import organ_of
 from dashboard.note import note
 from dashboard.viewer import layers, slices, still
@@ -244,6 +244,7 @@ def _change(desk: Desk, question: Question, change: Callable[[Draft], Draft]) ->
 def move(desk: Desk, change: Callable[[Place], Place]) -> None:
     """A button's answer: change the reviewer's place, or say at the next drawing why that cannot be stored."""
     try:
+        access.require("reviewer")
         reviews.change_place(desk.root, desk.session.name, desk.reviewer, change)
     except InputError as error:
         st.session_state[REFUSED] = str(error)
@@ -285,6 +286,7 @@ def say(desk: Desk, question: Question, verdict: str) -> None:
     seconds = round(time.monotonic() - since[1], 1)
     session = desk.session
     try:
+        access.require("reviewer")
         hashes = seen(desk, question)
         hashes = replace(hashes, settings=_settings(hashes))
         given = Verdict(

@@ -12,7 +12,7 @@ from agg2exp_core.organs import BACKGROUND
 from agg2exp_core.records import InputError
 from agg2exp_core.store import cohorts, lists, results, reviews
 from agg2exp_core.store.reviews import Session
-from dashboard import data, filters, words
+from dashboard import access, data, filters, words
 from dashboard.address import Address
 from dashboard.charts import common
 from dashboard.filters import Choice
@@ -31,6 +31,7 @@ NO_SCAN = (
     "alone can be read on the other pages."
 )
 SEED = 1
+NAMED, ON_TRUST = "Their e-mail addresses, as they sign in.", "Names are taken on trust; there is no login."
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def _terms(root: Path, cohort: str, run: str, source: Source, cases: tuple[str, 
                          help="Cases are shuffled, so that tiring does not always meet the same ones.")  # fmt: skip
     expected = st.text_input(
         "Reviewers, separated by commas", key="review_new_reviewers", placeholder="anyone",
-        help="Optional: only these may give verdicts then. Names are taken on trust; there is no login.",
+        help=f"Optional: only these may give verdicts then. {NAMED if access.person() else ON_TRUST}",
     )  # fmt: skip
     name = st.text_input(
         "Name of the session", value=_free_name(root, source.list_name or cohort),
@@ -154,6 +155,7 @@ def _terms(root: Path, cohort: str, run: str, source: Source, cases: tuple[str, 
     )
     if pressed:
         try:
+            access.require("reviewer")
             return reviews.create_session(root, session).name
         except InputError as error:
             words.refuse(error)

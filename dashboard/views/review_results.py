@@ -15,7 +15,7 @@ from agg2exp_core.analysis.raters import Outcome
 from agg2exp_core.records import InputError
 from agg2exp_core.store import reviews
 from agg2exp_core.store.reviews import Item, Place
-from dashboard import words
+from dashboard import access, words
 from dashboard.charts.confusion import confusion
 from dashboard.views import review_desk as desks
 from dashboard.views.review_desk import Desk, Question
@@ -30,6 +30,8 @@ KAPPA_HELP = (
 
 def _opened(desk: Desk) -> bool:
     """Whether the verdicts of others may be shown; whoever sees them is noted as independent no more."""
+    if not access.may("reviewer"):
+        return True
     session, verdicts, me = desk.session, desk.verdicts, desk.reviewer
     others = [name for name in verdicts.reviewers if reviews.reviewer_id(name) != reviews.reviewer_id(me)]
     if not others:

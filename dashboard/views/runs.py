@@ -14,11 +14,11 @@ from agg2exp_core.jobs.queue import JobState, Request
 from agg2exp_core.records import PERTURBING, Method
 from agg2exp_core.settings import data_root, list_models
 from agg2exp_core.store import cohorts
-from dashboard import data, words
+from dashboard import access, data, words
 from dashboard.views import case, choosing, cohort, compute, effort, methods
 
 SHOWN_JOBS = 20
-NOTHING = "Nothing is being computed. Explain a cohort at the left, or one scan on the Case page."
+NOTHING, HOW = "Nothing is being computed.", "Explain a cohort at the left, or one scan on the Case page."
 
 
 @words.told
@@ -49,6 +49,8 @@ class Wish:
 def _ask(root: Path) -> None:
     """The form: which scans, which model, which method; and how long it will take."""
     st.markdown("##### Explain a cohort")
+    if access.keeps_from("To explain a cohort", "operator"):
+        return
     known = list(data.cohorts(root)["cohort"])
     models = list_models(root)
     if not known or not models:
@@ -91,7 +93,7 @@ def _jobs(root: Path) -> None:
         data.forget()
         st.rerun(scope="app")
     if not unfinished:
-        st.caption(NOTHING)
+        st.caption(f"{NOTHING} {HOW}" if access.may("operator") else NOTHING)
     for place, job in enumerate(unfinished):
         compute.job_card(root, data.labels(root, job.request.cohort, {}), job, before=place)
     ended = [job for job in known if job.finished][: max(SHOWN_JOBS - len(unfinished), 1)]
