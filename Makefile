@@ -32,7 +32,7 @@ test: $(VENV)/.tools $(NIIVUE)
 	$(PYTEST) -m browser
 
 soak: $(VENV)/.tools
-	AGG2EXP_SOAK=1 $(PYTEST) tests/test_soak.py tests/test_safety.py
+	AGG2EXP_SOAK=1 $(PYTEST) tests/test_soak.py tests/test_safety.py tests/test_queries.py
 
 # Beside the environment, not in it: nnU-Net would ask for another torch.
 oracle: $(VENV)/.tools

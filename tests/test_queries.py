@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import math
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import Condition, InputError, Selection, SumTable
 from agg2exp_core.store import catalog, cohorts, lists, parquet_cache, queries, results
 
+SOAK = 10 if os.environ.get("AGG2EXP_SOAK") else 1
 ORGANS = load_label_set("thorax17").names
 REGIONS = ("background", "aorta", "heart", "ribs")
 TARGETS = ("aorta", "heart", "ribs")
@@ -464,7 +467,8 @@ def test_numbers_can_be_chosen_by_value(con: duckdb.DuckDBPyConnection) -> None:
         Selection("clinic", "r", dice=("liver", 0, 1)), Selection("clinic", "r", where=(Condition("gone", ("1",)),)),
         Selection("clinic", "r", where=(Condition('sex" OR true --', ("1",)),)),
         Selection("clinic", "r", where=(Condition("sex", low=1.0),)), Selection("clinic", "r", within=("gone",)),
-        Selection("clinic", "r", without=("elsewhere",)),
+        Selection("clinic", "r", without=("elsewhere",)), Selection("clinic", "r", dice=("", 0, math.nan)),
+        Selection("clinic", "r", where=(Condition("age", low=30, high=math.nan),)),
     ],
     ids=str,
 )  # fmt: skip
@@ -920,6 +924,108 @@ def test_all_that_only_reads_is_answered(con: duckdb.DuckDBPyConnection, sql: st
 def test_the_connection_itself_is_locked(con: duckdb.DuckDBPyConnection, setting: str) -> None:
     with pytest.raises(duckdb.Error):
         con.execute(f"SET {setting}")
+
+
+# ---- what filters and queries reach ------------------------------------------------------------------
+
+HOSTILE = (
+    "' OR 1=1 --", "'; DROP TABLE store.cases; --", '" OR ""="', "note 1' UNION SELECT 1 --", "note 1", "note 13", "%",
+    "note_1", "note 1\0", "\ud800", "NULL", "nan", "$case", "?", "{0}", "'||(FROM read_text('{secret}'))||'",
+)  # fmt: skip
+texts = st.one_of(st.sampled_from(HOSTILE), st.text(max_size=12))
+columns = st.one_of(st.sampled_from(["note", "sex", "code", "age"]), texts)
+numbers = st.one_of(st.none(), st.floats(), st.integers(-(10**30), 10**30).map(float))
+hostile = st.builds(
+    Selection, st.just("clinic"), st.just("r"),
+    where=st.lists(
+        st.one_of(
+            st.builds(Condition, columns, st.lists(texts, max_size=3).map(tuple)),
+            st.builds(Condition, columns, st.none(), numbers, numbers),
+        ), max_size=2,
+    ).map(tuple),
+    dice=st.one_of(st.none(), st.tuples(st.sampled_from(["", "heart", HOSTILE[0]]), st.floats(), st.floats())),
+    present=st.lists(st.one_of(st.sampled_from(REGIONS), texts), max_size=1).map(tuple),
+    within=st.lists(st.one_of(st.sampled_from(list(LISTS)), texts), max_size=1).map(tuple),
+)  # fmt: skip
+
+
+@given(hostile)
+@settings(max_examples=200 * SOAK, deadline=None)
+def test_a_filter_gives_the_rows_it_says_or_is_refused(con: duckdb.DuckDBPyConnection, selection: Selection) -> None:
+    try:
+        found = queries.passing(con, selection)
+    except InputError as refused:
+        assert "\n" not in str(refused)
+        return
+    assert found == list(_passes(selection).pipe(lambda keep: keep.index[keep]))
+
+
+CALLS = ("read_text", "read_blob", "read_csv", "read_csv_auto", "parquet_scan", "read_json", "read_ndjson", "sniff_csv",
+         "glob", "parquet_metadata", "read_parquet", "query", "lower", "getenv", "pragma_table_info")  # fmt: skip
+words = st.one_of(
+    st.sampled_from(
+        ["SELECT", "FROM", "WHERE", "WITH x AS", "UNION ALL", "ORDER BY", "LIMIT", "GROUP BY ALL", "AS x", "x"]
+    ),
+    st.sampled_from(
+        ["cases", "runs", "importance", "agreement", "lists", "outliers", "store.cases", "duckdb_secrets()"]
+    ),
+    st.sampled_from(
+        ["*", "case_id", "mass", "count(*)", "1", "'a'", ",", "(", ")", "=", ";", "--", "/*", "*/", "$1", "''"]
+    ),
+    st.sampled_from(
+        ["COPY", "TO", "ATTACH", "INSTALL", "LOAD", "SET", "PRAGMA", "EXPORT DATABASE", "CREATE TABLE t AS"]
+    ),
+    st.sampled_from(CALLS).map(lambda name: f"{name}('{{secret}}')"),
+    st.sampled_from(["'{secret}'", '"{secret}"', "'{folder}/*'", "'{folder}/new'"]),
+    texts,
+)
+asked = st.one_of(
+    st.lists(words, max_size=14).map(" ".join),
+    st.tuples(st.sampled_from(["SELECT {0}", "SELECT * FROM {0}", "SELECT (FROM {0})", "WITH x AS ({0}) FROM x",
+                               "SELECT * FROM cases WHERE case_id IN (FROM {0})", "COPY (SELECT 1) TO {0}"]),
+              words).map(lambda parts: parts[0].replace("{0}", parts[1])),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Callable[[], list[str]]]]:
+    """A file that no query may open, and what was done in its folder since it was last asked (Linux: inotify)."""
+    path = tmp_path_factory.mktemp("outside") / "secret.csv"
+    path.write_text("told\nnot for you\n")
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor = libc.inotify_init1(os.O_NONBLOCK)
+    assert libc.inotify_add_watch(descriptor, bytes(path.parent), 0xFFF) >= 0  # of every kind
+
+    def seen() -> list[str]:
+        try:
+            return [path.name] * (len(os.read(descriptor, 1 << 16)) > 0)
+        except BlockingIOError:
+            return []
+
+    yield path, seen
+    os.close(descriptor)
+
+
+@given(asked)
+@settings(max_examples=300 * SOAK, deadline=None)
+def test_a_query_is_answered_from_the_views_or_refused(
+    con: duckdb.DuckDBPyConnection, outside: tuple[Path, Callable[[], list[str]]], sql: str
+) -> None:
+    path, seen = outside
+    text = sql.replace("{secret}", str(path)).replace("{folder}", str(path.parent))
+    try:
+        answer = queries.run_user_query(con, text, rows=20, seconds=5)
+    except InputError as refused:
+        assert "\n" not in str(refused) and "not for you" not in str(refused)
+    else:
+        assert "not for you" not in answer.to_csv()
+    assert seen() == []
+
+
+def test_what_watches_the_file_sees_it_opened(outside: tuple[Path, Callable[[], list[str]]]) -> None:
+    path, seen = outside
+    assert duckdb.connect().execute(f"FROM read_csv('{path}')").fetchall() == [("not for you",)]
+    assert seen() != []
 
 
 # ---- names ------------------------------------------------------------------------------------------

@@ -569,7 +569,7 @@ def _passing(con: Connection, selection: Selection) -> tuple[str, dict[str, Any]
         if organ:
             _check("organ", organ, _scored(con, *place))
         of = "SELECT case_id, dice FROM {agreement} WHERE target = $dice_of" if organ else MEAN_DICE
-        bound |= {"dice_low": low, "dice_high": high} | ({"dice_of": organ} if organ else {})
+        bound |= {"dice_low": _end(low), "dice_high": _end(high)} | ({"dice_of": organ} if organ else {})
         scores = of.format(agreement=agreement_view(*place))
         inside = "isfinite(dice) AND dice BETWEEN $dice_low AND $dice_high"
         wheres.append(f"case_id IN (SELECT case_id FROM ({scores}) WHERE {inside})")
@@ -614,9 +614,16 @@ def _where(condition: Condition, kinds: dict[str, str], bound: dict[str, Any]) -
     parts = [f"isfinite({column})"]
     for name, sign, end in (("low", ">=", condition.low), ("high", "<=", condition.high)):
         if end is not None:
-            bound[f"{key}_{name}"] = end
+            bound[f"{key}_{name}"] = _end(end)
             parts.append(f"{column} {sign} ${key}_{name}")
     return f"coalesce({' AND '.join(parts)}, false)"
+
+
+def _end(value: float) -> float:
+    """An end of a range, which may be infinite. InputError: NaN, than which DuckDB takes every number to be less."""
+    if math.isnan(value):
+        raise InputError("a range must end at a number", value)
+    return value
 
 
 def _text(value: Any) -> str:
