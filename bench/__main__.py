@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from bench import aggregation, attribution, cluster, dashboard, engine, jobs, store, viewer
+from bench import aggregation, attribution, cluster, crowd, dashboard, engine, jobs, store, viewer
 
 
 def main() -> None:
-    for part in (aggregation, attribution, engine, jobs, cluster, store, dashboard, viewer):
+    for part in (aggregation, attribution, engine, jobs, cluster, store, dashboard, crowd, viewer):
         for name, value in part.main():
             print(f"{name:<75} {value}", flush=True)
 

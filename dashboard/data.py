@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import duckdb
 import numpy as np
@@ -24,17 +24,22 @@ from agg2exp_core.records import InputError, Selection
 from agg2exp_core.store import catalog, queries
 from agg2exp_core.store.lists import CaseList, list_lists
 
+Made = TypeVar("Made")
+
 DEFAULT_LABELS = "thorax17"
 MOST_CELLS = 12_000_000
 """Numbers of one array, 100 MB; larger runs are summarised in SQL, where nothing is kept."""
 
-KEPT_ARRAYS = 6
+KEPT_ARRAYS, KEPT_PARTS = 6, 100
 
 MOST_ROWS = 500_000
 """Rows of a user's query that are read, and that its CSV holds."""
 
 MOST_SECONDS = 20.0
 """Time after which a user's query ends without an answer."""
+
+KEYED: dict[Any, Callable[[Any], Any]] = {Selection: repr, LabelSet: repr}
+"""What a cache knows these by: Streamlit would take them apart field by field, some 40 times a page."""
 
 
 @st.cache_data(ttl=2, show_spinner="Reading the results …")
@@ -53,7 +58,7 @@ def _connection(root: str, fingerprint: str) -> duckdb.DuckDBPyConnection:
     return catalog.connect(Path(root))
 
 
-@st.cache_resource(max_entries=200, show_spinner=False)
+@st.cache_resource(max_entries=200, show_spinner=False, hash_funcs=KEYED)
 def _answer(root: str, fingerprint: str, query: str, *arguments: object) -> Any:
     # A cursor of its own: sessions run in threads, and a connection serves one at a time.
     return getattr(queries, query)(_connection(root, fingerprint).cursor(), *arguments)
@@ -71,8 +76,13 @@ def cohorts(root: Path) -> pd.DataFrame:
 
 def run_records(root: Path, cohort: str) -> dict[str, dict[str, Any]]:
     """Run → its record, see `queries.runs`; `parameters` as a dict."""
+    return {run: dict(record) for run, record in _run_records(str(root), _fingerprint(str(root)), cohort).items()}
+
+
+@st.cache_resource(max_entries=50, show_spinner=False)
+def _run_records(root: str, fingerprint: str, cohort: str) -> dict[str, dict[str, Any]]:
     records = {}
-    for row in _ask(root, "runs", cohort).to_dict("records"):
+    for row in _answer(root, fingerprint, "runs", cohort).to_dict("records"):
         record = {str(name): value for name, value in row.items()}
         parameters = record["parameters"]
         record["parameters"] = json.loads(parameters) if isinstance(parameters, str) else parameters
@@ -123,7 +133,7 @@ def cases(root: Path, selection: Selection) -> pd.DataFrame:
     return table[_among(names, passing(root, selection))].reset_index(drop=True)
 
 
-@st.cache_resource(max_entries=20, show_spinner=False)
+@st.cache_resource(max_entries=20, show_spinner=False, hash_funcs=KEYED)
 def _names(root: str, fingerprint: str, everything: Selection) -> tuple[str, ...]:
     # Text of Arrow becomes Python's word by word: once is enough.
     return tuple(_answer(root, fingerprint, "cases", everything)["case_id"])
@@ -139,7 +149,7 @@ def _among(names: Iterable[str], chosen: Iterable[str]) -> np.ndarray:
     return np.fromiter((name in known for name in names), bool)
 
 
-@st.cache_data(max_entries=200, show_spinner=False)
+@st.cache_data(max_entries=200, show_spinner=False, hash_funcs=KEYED)
 def _box_stats(root: str, fingerprint: str, selection: Selection, target: str) -> pd.DataFrame:
     return summary.box_stats(importance(Path(root), selection, [target]), target)
 
@@ -150,7 +160,7 @@ def box_stats(root: Path, selection: Selection, target: str) -> pd.DataFrame:
     return _ask(root, "box_stats", selection, target)
 
 
-@st.cache_data(max_entries=200, show_spinner=False)
+@st.cache_data(max_entries=200, show_spinner=False, hash_funcs=KEYED)
 def _matrix(root: str, fingerprint: str, selection: Selection) -> pd.DataFrame:
     everything = selection.unfiltered()
     known = _everything(root, fingerprint, everything)
@@ -229,6 +239,23 @@ def lists(root: Path, cohort: str) -> list[CaseList]:
     return _lists(str(root), _fingerprint(str(root)), cohort)
 
 
+# ---- what is drawn -------------------------------------------------------------------------------
+
+
+def once(root: Path, about: tuple[object, ...], make: Callable[[], Made]) -> Made:
+    """A figure, or another part of a page, that `make` makes of all that `about` names and of the files.
+
+    Making takes longer than sending: many people look at the same, and one who chooses another organ at the same
+    matrix. Nobody may change it.
+    """
+    return cast("Made", _once(str(root), _fingerprint(str(root)), about, make))
+
+
+@st.cache_resource(max_entries=KEPT_PARTS, show_spinner=False, hash_funcs=KEYED)
+def _once(root: str, fingerprint: str, about: tuple[object, ...], _make: Callable[[], object]) -> object:
+    return _make()
+
+
 # ---- arrays --------------------------------------------------------------------------------------
 
 
@@ -241,14 +268,14 @@ def _fits(root: Path, selection: Selection) -> bool:
     return records[selection.run]["cases"] * len(targets(*place)) * len(organ_names(*place)) <= MOST_CELLS
 
 
-@st.cache_resource(max_entries=KEPT_ARRAYS, show_spinner="Reading the explanations …")
+@st.cache_resource(max_entries=KEPT_ARRAYS, show_spinner="Reading the explanations …", hash_funcs=KEYED)
 def _everything(root: str, fingerprint: str, selection: Selection) -> Importance:
     """All cases of a measure; a resource, as it is large and nobody changes it."""
     con = _connection(root, fingerprint).cursor()
     return to_array(queries.local_explanations(con, selection))
 
 
-@st.cache_resource(max_entries=KEPT_ARRAYS, show_spinner=False)
+@st.cache_resource(max_entries=KEPT_ARRAYS, show_spinner=False, hash_funcs=KEYED)
 def _ordered(root: str, fingerprint: str, selection: Selection) -> Ordered:
     return Ordered(_everything(root, fingerprint, selection))
 

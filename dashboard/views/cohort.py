@@ -230,6 +230,14 @@ def _column_config(chosen: Chosen, selection: Selection, picked: Pick | None) ->
         name = f"{'Share' if share else 'Mean'} on {chosen.title(picked[1])}"
         config["value"] = number(name, format="%.2f %%" if share else "%.3g", width=9 * len(name))
         config["target_dice"] = number(f"Dice of {chosen.title(picked[0])}", format="%.3f")
-    # Of all scans, so that a filter leaves the columns as they are.
+    return config | data.once(
+        chosen.root,
+        ("columns", chosen.cohort, chosen.run, *config),
+        lambda: _metadata_config(chosen, selection, config),
+    )
+
+
+def _metadata_config(chosen: Chosen, selection: Selection, config: dict[str, Any]) -> dict[str, Any]:
+    """Of the columns that `config` does not name. Of all scans, so that a filter leaves the columns as they are."""
     everything = table_of(data.cases(chosen.root, selection.unfiltered()))
-    return config | tables.metadata(everything, [str(name) for name in everything if name not in config])
+    return tables.metadata(everything, [str(name) for name in everything if name not in config])

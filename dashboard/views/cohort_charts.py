@@ -180,19 +180,28 @@ def _overview(shown: Shown) -> Link:
     region = shown.picked[1] if shown.picked and shown.picked[0] == shown.target else None
     with left:
         heading = f"{shown.title(shown.target)}: attribution by region"
-        figure = region_boxes(stats, shown.labels, shown.measure, region)
+        figure = data.once(
+            shown.root, ("boxes", shown.selection, shown.target, region, shown.labels),
+            lambda: region_boxes(stats, shown.labels, shown.measure, region),
+        )  # fmt: skip
         _chart(shown, Chart("cohort_boxes", heading, BOX_HELP, figure, lambda: _boxed(shown, stats)))
     with right:
         key, wish = ADDRESS.key("clustered"), ADDRESS.asked("order")
         if wish:
             st.session_state[key] = wish == ["clustered"]
         clustered = bool(st.session_state.get(key))
-        matrix = shown.matrix()
-        order = _order(shown) if clustered else []
-        figure = organ_matrix(matrix, shown.labels, shown.measure, shown.picked, order)
-        chart = Chart("cohort_matrix", "All targets × regions", MATRIX_HELP, figure, lambda: matrix)
+        figure = data.once(
+            shown.root, ("matrix", shown.selection, shown.picked, clustered, shown.labels),
+            lambda: _matrix(shown, clustered),
+        )  # fmt: skip
+        chart = Chart("cohort_matrix", "All targets × regions", MATRIX_HELP, figure, shown.matrix)
         _chart(shown, chart, lambda: st.toggle("Clustered", key=key, help=ORDER_HELP, persist_state="session"))
     return {"order": ["clustered" if clustered else "groups"]}
+
+
+def _matrix(shown: Shown, clustered: bool) -> go.Figure:
+    order = _order(shown) if clustered else []
+    return organ_matrix(shown.matrix(), shown.labels, shown.measure, shown.picked, order)
 
 
 def _order(shown: Shown) -> list[str]:
