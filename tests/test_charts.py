@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 
 from agg2exp_core.analysis import clustering, graph, summary
@@ -80,6 +81,13 @@ def test_boxes_keep_order_and_quartiles() -> None:
     assert names == ["Heart", "Ribs", "Aorta"]  # a region that no scan has gets no box
     top, bottom = figure.layout.yaxis.range[1], figure.layout.yaxis.range[0]
     assert top < 0 < bottom  # the largest median on top
+
+
+@pytest.mark.parametrize("picked", [None, "aorta"])
+def test_plotly_agrees_with_the_charts_that_it_is_not_asked_to_check(picked: str | None) -> None:
+    cell = None if picked is None else ("ribs", picked)
+    for figure in (region_boxes(_stats(), LABELS, "mass", picked), organ_matrix(_matrix(), LABELS, "mean", cell)):
+        assert len(go.Figure(figure.to_dict()).data) == len(figure.data) > 1
 
 
 def test_boxes_take_their_groups_colour() -> None:

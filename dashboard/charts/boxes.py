@@ -22,6 +22,7 @@ from dashboard.charts.common import (
     number,
     organ_of,
     room,
+    unchecked,
 )  # fmt: skip
 
 MOST_OUTLIERS = 40
@@ -55,7 +56,7 @@ def region_boxes(stats: pd.DataFrame, labels: LabelSet, measure: str, picked: st
         "showlegend": False, "shapes": shapes,
         "margin": {"l": room(rows["title"]), "r": 8, "t": 8, "b": 40},
     }  # fmt: skip
-    return go.Figure(traces, PLAIN | layout | {"height": chart_height(len(rows))})
+    return unchecked(traces, PLAIN | layout | {"height": chart_height(len(rows))})
 
 
 def _box_rows(stats: pd.DataFrame, labels: LabelSet, measure: str) -> pd.DataFrame:

@@ -22,6 +22,7 @@ from dashboard.charts.common import (
     organ_axes,
     organ_of,
     rounded,
+    unchecked,
 )  # fmt: skip
 
 SCALE = "Viridis"
@@ -37,7 +38,7 @@ def organ_matrix(
     order: names from first to last; what it lacks follows.
     """
     targets, regions = (_ordered(matrix[axis], labels, order) for axis in ("target", "region"))
-    values = matrix.pivot_table(index="target", columns="region", values="value", dropna=False)
+    values = matrix.pivot(index="target", columns="region", values="value")
     values = values.reindex(index=targets, columns=regions).astype(float)
     top = float(np.nanmax(values.to_numpy(), initial=1e-12))
     cells = {
@@ -48,7 +49,7 @@ def organ_matrix(
     if picked and picked[0] in targets and picked[1] in regions:
         x, y = regions.index(picked[1]), targets.index(picked[0])
         layout["shapes"] = [frame((x - 0.5, x + 0.5), (y - 0.5, y + 0.5))]
-    return go.Figure([cells, _cells_to_click(matrix, (targets, regions), labels, measure)], layout)
+    return unchecked([cells, _cells_to_click(matrix, (targets, regions), labels, measure)], layout)
 
 
 def _ordered(names: pd.Series, labels: LabelSet, order: Sequence[str]) -> list[str]:

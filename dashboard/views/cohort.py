@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
@@ -105,7 +106,7 @@ def _explore(chosen: Chosen) -> None:
     link = filters.link_of(selection, chosen.target, picked) | {"view": [view]} | extra
     with heading, st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         _heading(chosen, selection, len(cases), total)
-        saved.keep(chosen.root, CaseList("", chosen.cohort, tuple(cases["case_id"]), link=link), "cohort")
+        saved.keep(chosen.root, CaseList("", chosen.cohort, tuple(cases["case_id"].tolist()), link=link), "cohort")
     ADDRESS.write(link)
 
 
@@ -165,7 +166,7 @@ def _table(chosen: Chosen, selection: Selection, cases: pd.DataFrame, picked: Pi
     narrowed = " and ".join(filters.describe(selection, chosen.labels))
     title = narrowed or "all scans"
     title += f", by {_amount(selection)} on {chosen.title(picked[1])}" if picked else ""
-    order = case.CaseOrder(chosen.cohort, tuple(shown["case_id"]), title)
+    order = case.CaseOrder(chosen.cohort, tuple(shown["case_id"].tolist()), title)
     _hand_on(order if narrowed or picked else None)
     if event["selection"]["cells"]:
         st.session_state[case.ORDER] = order
@@ -204,9 +205,9 @@ def table_of(cases: pd.DataFrame) -> pd.DataFrame:
     shown = cases[["case_id"]].copy()
     has_image = cases["image"].fillna("").astype(bool)
     if not has_image.all():
-        shown["image"] = ["stored" if there else "no image stored" for there in has_image]
+        shown["image"] = np.where(has_image, "stored", "no image stored")
     if not cases["explained"].all():
-        shown["explained"] = ["yes" if there else "not yet" for there in cases["explained"]]
+        shown["explained"] = np.where(cases["explained"], "yes", "not yet")
     shown[metadata] = cases[metadata]
     if cases["dice"].notna().any():
         shown["dice"] = cases["dice"]
