@@ -18,7 +18,16 @@ from agg2exp_core.records import InputError
 from agg2exp_core.settings import SHIPPED
 from agg2exp_core.store import catalog, queries
 from dashboard import data, sql_guide
-from dashboard.charts.answer import MOST_NAMES, MOST_POINTS, Drawing, answer_chart, columns_of, suggested, titled
+from dashboard.charts.answer import (
+    MOST_NAMES,
+    MOST_POINTS,
+    Drawing,
+    answer_chart,
+    columns_of,
+    drawable,
+    suggested,
+    titled,
+)
 from dashboard.sql_guide import EXAMPLES, Example
 from dashboard.views import query
 
@@ -115,6 +124,17 @@ def test_a_chart_is_guessed_from_the_columns(table: dict, drawing: Drawing | Non
     assert suggested(frame) == drawing
     if drawing:
         answer_chart(frame, drawing, LABELS).to_json()
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["uuid()", "INTERVAL 3 DAY", "'1010'::BIT", "'a'::BLOB", "CASE WHEN range > 150 THEN [range] END"],
+)
+def test_every_type_of_duckdb_can_stand_beside_a_number(con: duckdb.DuckDBPyConnection, value: str) -> None:
+    table = drawable(queries.run_user_query(con, f"SELECT {value} AS odd, range AS n FROM range(300)"))
+    drawing = suggested(table)
+    assert drawing is not None
+    answer_chart(table, drawing, LABELS).to_json()
 
 
 def test_organs_have_their_titles_and_colours() -> None:

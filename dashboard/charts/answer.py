@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pandas as pd
@@ -29,6 +31,9 @@ FEW_SIDE_BY_SIDE = 4
 ROW = 19
 """Height in px of a lying bar or box."""
 
+ODD = (bytes, bytearray, timedelta, UUID)
+"""Of DuckDB's values, those that neither Plotly's JSON nor, some of them, a set takes."""
+
 FEW = 8
 """Bars that still stand upright; more lie, so that their names can be read."""
 
@@ -46,8 +51,13 @@ class Drawing:
 def columns_of(table: pd.DataFrame) -> tuple[list[str], list[str]]:
     """Columns of categories and those of numbers, as far as a chart can show them: lists and structs it cannot."""
     numbers = [name for name in table if _is_number(table[name])]
-    names = [name for name in table if name not in numbers and all(map(_is_single, table[name].head(100)))]
+    names = [name for name in table if name not in numbers and all(map(_is_single, table[name].dropna().head(100)))]
     return [str(name) for name in names], [str(name) for name in numbers]
+
+
+def drawable(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with what a figure cannot hold as text: UUIDs, intervals, bits and bytes."""
+    return table.assign(**{str(name): table[name].map(_text) for name in table if _is_odd(table[name])})
 
 
 def suggested(table: pd.DataFrame) -> Drawing | None:
@@ -110,6 +120,16 @@ def points_left_out(table: pd.DataFrame) -> int:
 
 def _is_single(value: Any) -> bool:
     return not isinstance(value, (list, dict, np.ndarray))
+
+
+def _is_odd(column: pd.Series) -> bool:
+    return pd.api.types.is_timedelta64_dtype(column) or isinstance(next(iter(column.dropna()), None), ODD)
+
+
+def _text(value: Any) -> str | None:
+    if pd.isna(value):
+        return None
+    return bytes(value).decode(errors="backslashreplace") if isinstance(value, bytes | bytearray) else str(value)
 
 
 def _is_number(column: pd.Series) -> bool:

@@ -22,6 +22,7 @@ from dashboard.charts.answer import (
     Drawing,
     answer_chart,
     columns_of,
+    drawable,
     points_left_out,
     suggested,
     titled,
@@ -214,7 +215,8 @@ def _count(answer: data.Answer) -> str:
     return f"{count:,} row{'' if count == 1 else 's'}"
 
 
-def _chart(table: pd.DataFrame, labels: LabelSet, sql: str) -> Link:
+def _chart(answer: pd.DataFrame, labels: LabelSet, sql: str) -> Link:
+    table = drawable(answer)
     guess = suggested(table)
     if guess is None:
         st.info("A chart needs a column of numbers.", icon=":material/bar_chart_off:")
