@@ -8,6 +8,7 @@ from __future__ import annotations
 import colorsys
 import csv
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,6 +19,7 @@ from agg2exp_core.records import InputError
 from agg2exp_core.settings import SHIPPED, checked_id
 
 BACKGROUND = "background"
+COLOR = re.compile("#[0-9A-Fa-f]{6}")
 
 
 @dataclass(frozen=True)
@@ -157,8 +159,11 @@ def _organ(row: dict[str, str], path: Path) -> Organ:
         title = row.get("title") or plain_name(row["name"])
         joined = row.get("joined") or "", row.get("joined_title") or ""
         organ = Organ(int(row["id"]), row["name"], row["group"], row["color"], title, *joined)
-    except (KeyError, TypeError, ValueError):
+        colored = COLOR.fullmatch(organ.color)  # charts take it apart, and a report's HTML holds it
+    except (AttributeError, KeyError, TypeError, ValueError):  # None where a row is short
         raise InputError("label set needs columns id,name,group,color", f"{path.name}: {row}") from None
+    if not colored:
+        raise InputError("an organ's color must be hexadecimal", f"{path.name}: {organ.color[:40]!r}", "#rrggbb")
     if organ.joined and BACKGROUND in (organ.name, organ.joined):
         raise InputError("background is joined with no organ", f"{path.name}: {row}")
     return organ

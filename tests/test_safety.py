@@ -133,6 +133,14 @@ def _contents(folder: Path) -> dict[Path, bytes | None]:
     return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
+@pytest.mark.parametrize("row", ["1,heart,organs,red'><script>alert(1)</script>", "1,heart,organs,red", "1,heart", "1"])
+def test_a_label_set_brings_colours_and_nothing_else(tmp_path: Path, row: str) -> None:
+    (tmp_path / "label_sets").mkdir()
+    (tmp_path / "label_sets" / "own.csv").write_text(f"id,name,group,color\n{row}\n")
+    with pytest.raises(InputError, match="color"):
+        load_label_set("own", tmp_path)
+
+
 # ---- weights ---------------------------------------------------------------------------------------
 
 

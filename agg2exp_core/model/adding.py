@@ -27,7 +27,7 @@ from agg2exp_core.model.config import MOST_VALUES, plain_text
 from agg2exp_core.model.networks import network_def, without_prefixes
 from agg2exp_core.model.nnunet_folder import copy_trained, is_trained_folder
 from agg2exp_core.model.preprocess import load_scan
-from agg2exp_core.organs import BACKGROUND, LabelSet, known_label_sets, made_label_set, write_label_set
+from agg2exp_core.organs import BACKGROUND, COLOR, LabelSet, known_label_sets, made_label_set, write_label_set
 from agg2exp_core.records import InputError, Volume, reason
 from agg2exp_core.settings import checked_id
 from agg2exp_core.tables import read_table
@@ -37,7 +37,6 @@ CONFIGS = ("inference.json", "inference.yaml", "inference.yml")
 LOOKS = ("group", "color", "title")
 """What labels may tell of a class beside its name; they then make a label set of the model's own."""
 
-COLOR = re.compile("#[0-9A-Fa-f]{6}")
 TRIED = 64
 """Edge in voxels, at most, of the window that a new network is tried on first."""
 
