@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -42,15 +44,43 @@ KEYED: dict[Any, Callable[[Any], Any]] = {Selection: repr, LabelSet: repr}
 """What a cache knows these by: Streamlit would take them apart field by field, some 40 times a page."""
 
 
-@st.cache_data(ttl=2, show_spinner="Reading the results …")
+_steady: ContextVar[dict[str, str] | None] = ContextVar("steady", default=None)
+"""Root → the fingerprint that holds inside `steady`."""
+
+
+@contextmanager
+def steady() -> Iterator[None]:
+    """Answer all that is asked inside from one state of the files.
+
+    What goes together by its place, as cases and their scores do, must not meet what a run has finished meanwhile.
+    """
+    token = _steady.set({}) if _steady.get() is None else None
+    try:
+        yield
+    finally:
+        if token is not None:
+            _steady.reset(token)
+
+
 def _fingerprint(root: str) -> str:
-    """Changes when files change. Looked at no more often than every two seconds."""
+    """Changes when files change."""
+    held = _steady.get()
+    if held is None:
+        return _looked_at(root)
+    if root not in held:
+        held[root] = _looked_at(root)
+    return held[root]
+
+
+@st.cache_data(ttl=2, show_spinner="Reading the results …")
+def _looked_at(root: str) -> str:
+    """No more often than every two seconds."""
     return catalog.refresh(Path(root))
 
 
 def forget() -> None:
     """Look at the files anew at the next question: something was just written."""
-    _fingerprint.clear()
+    _looked_at.clear()
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
@@ -123,6 +153,7 @@ def metadata_columns(root: Path, cohort: str) -> pd.DataFrame:
     return _ask(root, "metadata_columns", cohort)
 
 
+@steady()
 def cases(root: Path, selection: Selection) -> pd.DataFrame:
     """See `queries.cases`. Of all cases, once asked for, a filter takes those that pass."""
     everything = selection.unfiltered()
@@ -351,6 +382,7 @@ def _scored_folds(root: str, fingerprint: str, judges: Judges) -> dict[int, np.n
     return {}
 
 
+@steady()
 def held_out_scores(root: Path, judges: Judges, report: Callable[[int, int], None]) -> np.ndarray:
     """(cases, targets) of the usual cases, each scored by a detector that has not seen it; told how far it is."""
     values = importance(root, judges.usual).values

@@ -14,12 +14,14 @@ from pages import opened, texts
 from playwright.sync_api import Browser, Page
 from streamlit.testing.v1 import AppTest
 
+from agg2exp_core.analysis import outliers
 from agg2exp_core.analysis.outliers import overall
 from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import Selection, Volume
 from agg2exp_core.settings import SHIPPED
 from agg2exp_core.store import published_csv
 from agg2exp_core.store.lists import list_lists
+from dashboard import data
 from dashboard.charts.scatter import (
     CORNER,
     NOTHING,
@@ -210,6 +212,27 @@ def test_scans_left_out_are_learned_from_no_more(monkeypatch: pytest.MonkeyPatch
     assert "of 16 scans" in texts(app)  # it is judged still
     app.button(key="outliers_leave_out_here").click().run()
     assert "of 16 scans" not in texts(app) and _linked(app, "not_list") == ["left-out-clinic"]
+
+
+def test_a_case_finished_while_others_are_scored_comes_with_the_next_drawing(
+    monkeypatch: pytest.MonkeyPatch, root: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(root, tmp_path / "own")
+    cases = tmp_path / "own" / "runs" / "clinic" / RUN / "cases"
+    (cases / "cli-08").rename(cases / ".cli-08")
+    score_fold = outliers.score_fold
+
+    def finish(name: str, values: np.ndarray, number: int, folds: int) -> np.ndarray:
+        if (cases / ".cli-08").exists():
+            (cases / ".cli-08").rename(cases / "cli-08")
+            data.forget()
+        return score_fold(name, values, number, folds)
+
+    monkeypatch.setattr(outliers, "score_fold", finish)
+    app = _open(monkeypatch, tmp_path / "own", cohort="clinic", run=RUN, usual=f"clinic:{RUN}")
+    assert (cases / "cli-08").exists() and "of 15 scans" in texts(app)
+    app.run()
+    assert not app.exception and "of 16 scans" in texts(app)
 
 
 def test_too_few_to_learn_from_is_told(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:

@@ -205,6 +205,7 @@ def _new_subject(own: str) -> None:
 
 
 @words.told
+@data.steady()
 def _explore(chosen: Chosen) -> None:
     heading = st.container(horizontal=True, vertical_alignment="bottom", gap="small")
     detector = filters.asked_segments(ADDRESS, "Detector", "detector", TITLES, DETECTOR_HELP)
@@ -219,6 +220,8 @@ def _explore(chosen: Chosen) -> None:
     chosen = replace(chosen, usual=usual)
     learned = {name: values for name, values in filters.scans_link(usual).items() if name not in ("cohort", "run")}
     link = filters.scans_link(selection) | USUAL.own(learned)
+    # Before the scores, which take long: another session may have pushed out by then what these are read from.
+    cases = _explained(chosen, selection)
     waiting = st.empty()
     try:
         with st.spinner(f"{TITLES[detector]}: learning what is usual …"):
@@ -229,7 +232,6 @@ def _explore(chosen: Chosen) -> None:
         st.info(ELSEWHERE, icon=":material/school:")
         raise
     waiting.empty()
-    cases = _explained(chosen, selection)
     if cases.empty:
         st.info("No explained scan passes these filters. Widen one of them.", icon=":material/filter_alt_off:")
         _write(chosen, detector, link)
