@@ -235,6 +235,23 @@ def test_a_case_finished_while_others_are_scored_comes_with_the_next_drawing(
     assert not app.exception and "of 16 scans" in texts(app)
 
 
+def test_metadata_of_the_lists_own_names_stands_beside_them(
+    monkeypatch: pytest.MonkeyPatch, root: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(root, tmp_path / "own")
+    path = tmp_path / "own" / "cohorts" / "clinic" / "cases.csv"
+    cases = pd.read_csv(path, dtype=str)
+    cases.assign(score="7", target="left", unusual=cases["sex"]).to_csv(path, index=False)
+    app = _open(monkeypatch, tmp_path / "own", cohort="clinic", run=RUN)
+    listed = _table(app, "corner")
+    assert (
+        listed["score"].is_monotonic_decreasing
+        and set(listed["score_2"]) == {7}
+        and set(listed["target_2"]) == {"left"}
+    )
+    assert {"score", "target", "unusual_2"} <= set(listed) and not {"score_x", "score_y"} & set(listed)
+
+
 def test_too_few_to_learn_from_is_told(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     app = _open(
         monkeypatch, root, **{"cohort": "clinic", "run": RUN, "usual": f"clinic:{RUN}", "usual.is.scanner": "Scanner B"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ from dashboard.views.scoring import ADDRESS, ALL, SELECTED, USUAL
 WHICH = "outliers_which"
 TOLD = "outliers_told"
 HEIGHT = 318
+OWN = ("cohort", "score", "flagged", "dice", "corner", "target", "unusual", "reading")
+"""Columns of the list, and of its CSV, beside case_id."""
+
 LIST_HELP = "Click a scan to open it where its evidence is strongest."
 COMPARE_HELP = (
     "The listed scans against the others shown. Numbers: means, tested by ranks (Mann–Whitney) and, in brackets, by "
@@ -105,9 +109,10 @@ def _table(listed: Listed, rows: pd.DataFrame) -> None:
         del config["corner"], config["dice"]
     if listed.organ != ALL:
         del config["target"]
+    metadata = _metadata(listed)
     shown = _with_metadata(listed, rows[list(config)])
     event = st.dataframe(
-        shown, hide_index=True, column_config=config | tables.metadata(listed.cases, _metadata(listed)),
+        shown, hide_index=True, column_config=config | tables.metadata(metadata, metadata.columns.drop("case_id")),
         key="outliers_table", on_select="rerun", selection_mode="single-cell", placeholder="–",
         height=tables.height(shown, HEIGHT),
     )  # fmt: skip
@@ -119,15 +124,21 @@ def _table(listed: Listed, rows: pd.DataFrame) -> None:
         case.go_to(listed.place, str(row["case_id"]), str(row["target"]))
 
 
-def _metadata(listed: Listed) -> list[str]:
-    return list(data.metadata_columns(listed.root, listed.place.cohort)["column"])
+def _metadata(listed: Listed) -> pd.DataFrame:
+    """case_id and the metadata; what is called as a column of the list is gets a number behind it."""
+    known = list(data.metadata_columns(listed.root, listed.place.cohort)["column"])
+    taken, names = {*OWN, *known}, {}
+    for name in known:
+        if name in OWN:
+            names[name] = next(other for number in count(2) if (other := f"{name}_{number}") not in taken)
+    return listed.cases[["case_id", *known]].rename(columns=names)
 
 
 def _with_metadata(listed: Listed, rows: pd.DataFrame) -> pd.DataFrame:
     titled = rows
     if "target" in rows:
         titled = rows.assign(target=[organ_of(listed.labels, name).title for name in rows["target"]])
-    return titled.merge(listed.cases[["case_id", *_metadata(listed)]], on="case_id", how="left")
+    return titled.merge(_metadata(listed), on="case_id", how="left")
 
 
 # ---- actions -----------------------------------------------------------------------------------------
@@ -190,7 +201,7 @@ def csv(listed: Listed, rows: pd.DataFrame) -> str:
     """The list with everything that is known of its scans."""
     table = rows.rename(columns={"flagged": "unusual", "corner": "reading"})
     table.insert(0, "cohort", listed.place.cohort)
-    whole = table.merge(listed.cases[["case_id", *_metadata(listed)]], on="case_id", how="left")
+    whole = table.merge(_metadata(listed), on="case_id", how="left")
     return spreadsheet.to_csv(whole)
 
 
