@@ -393,6 +393,15 @@ def test_voxels_to_explain_are_asked_for_where_there_is_a_label(
     assert [request.method.mask for request in submitted] == ["fn"] and not app.exception
 
 
+def test_metadata_of_the_pages_own_names_stands_beside_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    root = _built(tmp_path, "thorax17")
+    listed = cohorts.read_cases(root, "tiny").assign(cohort="elsewhere", age="")
+    (root / "cohorts" / "tiny" / "cases.csv").unlink()
+    cohorts.write_cases(root, "tiny", listed)
+    app = _drawn(monkeypatch, root)
+    assert "cohort **tiny**  ·  cohort\\_2 **elsewhere**" in [element.value for element in app.markdown]
+
+
 PICTURE = "![x](https://example.org/p.png)"
 
 

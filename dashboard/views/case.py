@@ -32,6 +32,9 @@ ADDRESS = Address("case")
 MAPS = {"signed": "Signed", "absolute": "Absolute", "off": "Hidden"}
 STAGE, VIEWER = "case_stage", "case_viewer"
 _BESIDE, _AMONG, _AS = "beside", "among", "as"
+FACTS = ("cohort", "run", "dice")
+"""What the page and its report tell of a case, beside its metadata."""
+
 LINKED, ORDER, MEASURED = "case_linked_voxel", "case_order", "case_measured"
 
 
@@ -254,11 +257,17 @@ def _targets(root: Path, cohort: str, run: str | None, labels: LabelSet) -> tupl
 def _heading(chosen: Chosen) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         st.markdown(f"### {words.plain(chosen.case.case_id)}", width="content")
-        told = {name: value for name, value in chosen.case.metadata.items() if value and name not in NO_METADATA}
-        pairs = [(words.plain(name), words.plain(value)) for name, value in {"cohort": chosen.cohort, **told}.items()]
+        told = {"cohort": chosen.cohort, **_metadata(chosen)}
+        pairs = [(words.plain(name), words.plain(value)) for name, value in told.items()]
         st.markdown("  ·  ".join(f"{name} **{value}**" for name, value in pairs), width="stretch")
         if chosen.folder is not None:
             _downloads(chosen)
+
+
+def _metadata(chosen: Chosen) -> dict[str, str]:
+    """What is known of the scan; a name that the page itself uses gets a number behind it, as in SQL."""
+    told = {name: value for name, value in chosen.case.metadata.items() if value and name not in NO_METADATA}
+    return {f"{name}_2" if name.casefold() in FACTS else name: value for name, value in told.items()}
 
 
 def _downloads(chosen: Chosen) -> None:
@@ -297,9 +306,8 @@ def _report(chosen: Chosen, measured: dict[str, Selection]) -> bytes:
     if chosen.case.image is not None:
         scene = load_scene(Sources(chosen.case.image, chosen.folder, chosen.target), chosen.labels)
     at = None if scene is None else st.session_state.get(_place(chosen)) or scene.peak or scene.middle
-    told = {name: value for name, value in chosen.case.metadata.items() if value and name not in NO_METADATA}
     dice = _scores(chosen).set_index("target")["dice"].get(chosen.target)
-    facts = {"cohort": chosen.cohort, "run": choosing.run_title(chosen.record), **told}
+    facts = {"cohort": chosen.cohort, "run": choosing.run_title(chosen.record), **_metadata(chosen)}
     if pd.notna(dice):
         facts["Dice"] = f"{dice:.3f}"
     place = Selection(chosen.cohort, str(chosen.run))
