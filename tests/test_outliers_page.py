@@ -88,6 +88,13 @@ def test_corners_by_hand() -> None:
     assert lines.quadrant(np.nan, 0.9) == lines.quadrant(5, np.nan) == Lines(3, None).quadrant(5, 0.9) == ""
 
 
+def test_without_a_limit_no_scan_is_said_to_be_usual() -> None:
+    """As of an organ that just enough usual scans have to learn from, and too few to score these themselves."""
+    lines = Lines(np.nan, 0.9)
+    assert lines.quadrant(5, 0.95) == ""
+    assert not evidence_scatter(_points(), lines, Words("x", "y")).layout.annotations
+
+
 def test_dice_is_stretched_towards_one() -> None:
     np.testing.assert_allclose(stretched(np.array([0, 0.9, 0.99, 0.999, 1])), [0, 1, 2, 3, 3])
 

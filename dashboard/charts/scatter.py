@@ -39,8 +39,8 @@ class Lines:
     good: float | None
 
     def quadrant(self, score: float, dice: float) -> str:
-        """The words of the corner that a scan lies in; "" without a score or Dice."""
-        if self.good is None or not (math.isfinite(score) and math.isfinite(dice)):
+        """The words of the corner that a scan lies in; "" without a score, Dice or a limit for the score."""
+        if self.good is None or not all(map(math.isfinite, (self.limit, score, dice))):
             return ""
         if score > self.limit:
             return RIGHT_UNUSUAL if dice >= self.good else WRONG_UNUSUAL
@@ -187,12 +187,13 @@ def _divide(figure: go.Figure, points: pd.DataFrame, lines: Lines, ends: tuple[A
         return
     good = _place(lines.good)
     figure.add_shape(type="line", x0=good, x1=good, y0=low, y1=high, line=line, layer="below")
-    if known:
-        # The corner that no other measure shows.
-        figure.add_shape(
-            type="rect", x0=good, x1=right, y0=lines.limit, y1=high, line={"width": 0},
-            fillcolor="rgba(224, 17, 95, 0.07)", layer="below",
-        )  # fmt: skip
+    if not known:
+        return
+    # The corner that no other measure shows.
+    figure.add_shape(
+        type="rect", x0=good, x1=right, y0=lines.limit, y1=high, line={"width": 0},
+        fillcolor="rgba(224, 17, 95, 0.07)", layer="below",
+    )  # fmt: skip
     corners = [lines.quadrant(score, dice) for score, dice in zip(points["score"], points["x"], strict=True)]
     places = {RIGHT_UNUSUAL: (1, 1), WRONG_UNUSUAL: (0, 1), WRONG_USUAL: (0, 0), RIGHT_USUAL: (1, 0)}
     for words, place in places.items():
