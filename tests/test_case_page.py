@@ -168,6 +168,8 @@ def test_run_titles_name_the_method() -> None:
     assert choosing.run_title(record) == "m, SmoothGrad × 4"
     parameters = Method(samples=4, seed=7, mask="fp", estimator="plain").parameters()
     assert choosing.run_title(record | {"parameters": parameters}) == "m, SmoothGrad × 4, false positives, seed 7"
+    drawn = record | {"parameters": parameters | {"mask": "file-cyst_1"}}
+    assert "in mask cyst_1" in choosing.run_title(drawn)  # select boxes, tables and reports show no Markdown
     assert choosing.run_title({"run": "published", "method": None, "parameters": None}) == "published"
     quick = record | {"parameters": effort.EFFORTS["Quick look"].parameters()}
     assert choosing.run_title(quick) == "m, SmoothGrad, quick look"

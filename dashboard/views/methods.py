@@ -9,7 +9,6 @@ import streamlit as st
 
 from agg2exp_core.precision import Measured
 from agg2exp_core.records import USUAL_SAMPLES, Method
-from dashboard import words
 from dashboard.views import effort
 
 METHODS = {
@@ -130,8 +129,11 @@ def ask_precision(measured: Measured | None) -> str:
 
 
 def method_words(method: Method) -> str:
-    """A method with how much of it there is: `SmoothGrad, settled`, `SmoothGrad × 4`, `Integrated gradients × 24`."""
-    name = METHODS.get(method.name) or words.plain(method.name)
+    """A method with how much of it there is: `SmoothGrad, settled`, `SmoothGrad × 4`, `Integrated gradients × 24`.
+
+    As plain text, like all words here: most of them stand in select boxes, tables and reports.
+    """
+    name = METHODS.get(method.name) or method.name
     if method.name == "smoothgrad" and (word := effort.effort_of(method)):
         return f"{name}, {word.lower()}"
     if method.name == "smoothgrad" and method.estimator != "plain":
@@ -151,7 +153,7 @@ def mask_words(method: Method) -> list[str]:
     if method.mask == "prediction":
         return []
     drawn = f"in mask {method.mask.removeprefix('file-')}"
-    return [MASKS[method.mask].lower() if method.mask in MASKS else words.plain(drawn)]
+    return [MASKS[method.mask].lower() if method.mask in MASKS else drawn]
 
 
 def parameter_words(method: Method) -> list[str]:
@@ -164,13 +166,13 @@ def parameter_words(method: Method) -> list[str]:
 
 def _parameter(key: str, value: object) -> str:
     if key in CHOICES:
-        shown = CHOICES[key].get(str(value), words.plain(value))
+        shown = CHOICES[key].get(str(value), str(value))
         return f"{LABELS[key].lower()} {shown[0].lower()}{shown[1:]}"
     if key == "precision":
         return "half precision"
     if key == "skip":
         return f"without windows under {100 * float(str(value)):.3g} %"
-    return f"{key} {words.plain(value)}"
+    return f"{key} {value}"
 
 
 def _choose(name: str, parameter: str, usual: str) -> str:
