@@ -16,12 +16,15 @@ import pytest
 
 from agg2exp_core.analysis import clustering, graph, summary
 from agg2exp_core.analysis.importance import Importance
+from agg2exp_core.analysis.raters import agreement
 from agg2exp_core.organs import BACKGROUND, load_label_set, made_label_set, numbered
+from agg2exp_core.store.reviews import Item
 from dashboard.charts import common
 from dashboard.charts.boxes import MOST_OUTLIERS, region_boxes, thinned
 from dashboard.charts.change import signed
 from dashboard.charts.common import CHART_HEIGHT
 from dashboard.charts.composition import OWN, composition_bars, parts_of
+from dashboard.charts.confusion import confusion
 from dashboard.charts.dendrogram import dendrogram
 from dashboard.charts.dice_changes import dice_changes
 from dashboard.charts.differences import Look, difference_matrix
@@ -408,3 +411,13 @@ def test_a_model_that_numbers_organs_its_own_way_keeps_their_names_and_colours()
         (0, "background"), (1, "aorta"), (2, "heart"), (3, "spleen"),
     ]  # fmt: skip
     assert own["heart"] == replace(LABELS["heart"], id=2) and own["spleen"].title == "Spleen"
+
+
+# ---- reviewers -------------------------------------------------------------------------------------
+
+
+def test_reviewers_names_are_no_tags() -> None:
+    said = {Item("a", "heart"): "accept"}
+    figure = confusion(agreement(said, said, ("Ada <ada@example.org>", "Bob")))
+    assert figure.layout.yaxis.title.text == "Ada &lt;ada@example.org&gt;"
+    assert figure.data[0].hovertemplate.startswith("Ada &lt;ada@example.org&gt;: ")
