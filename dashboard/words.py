@@ -16,7 +16,7 @@ Arguments = ParamSpec("Arguments")
 def plain(text: object) -> str:
     r"""A text as Markdown that shows just it, in one line: metadata, names and links bring no pictures or headings."""
     line = " ".join(str(text).split())
-    return "".join(f"\\{sign}" if sign in r"\`*_{}[]()#+!|~<>:$" else sign for sign in line)
+    return "".join(f"\\{sign}" if sign in r"\`*_{}[]()#+!|~<>:$&" else sign for sign in line)
 
 
 def column_title(name: object) -> str:

@@ -12,7 +12,7 @@ from streamlit.testing.v1 import AppTest
 from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import Condition, Selection
 from agg2exp_core.store.lists import CaseList
-from dashboard import data, filters
+from dashboard import data, filters, words
 from dashboard.address import Link
 
 LABELS = load_label_set("thorax17")
@@ -147,6 +147,11 @@ def test_nonsense_in_a_link_filters_nothing_and_is_told(link: Link) -> None:
 
 def test_a_column_of_another_name_is_told_by_its_name() -> None:
     assert "Column of the link is not here: 'gone'" in _opened({"is.gone": ["1"]}).warning[0].value
+
+
+def test_an_ampersand_stays_one() -> None:
+    """Markdown, which would make a sign of `&copy;`, takes an escaped one as it is."""
+    assert words.plain("R&D, &copy; *x*") == r"R\&D, \&copy; \*x\*"
 
 
 def test_active_filters_in_words() -> None:
