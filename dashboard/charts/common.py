@@ -170,8 +170,8 @@ def click_rows(end: float, picks: list[Any], told: list[str]) -> dict[str, Any]:
     return {
         "type": "bar", "base": (steps.ravel() * end / CLICK_COLUMNS).tolist(),
         "x": np.full(rows.size, end / CLICK_COLUMNS), "y": rows.ravel(), "width": 1, "orientation": "h",
-        "customdata": picks * CLICK_COLUMNS, "text": told * CLICK_COLUMNS, "textposition": "none", "hovertemplate": "%{text}<extra></extra>",
-        "showlegend": False, "selected": clear, "unselected": clear, **clear,
+        "customdata": picks * CLICK_COLUMNS, "text": told * CLICK_COLUMNS, "textposition": "none",
+        "hovertemplate": "%{text}<extra></extra>", "showlegend": False, "selected": clear, "unselected": clear, **clear,
     }  # fmt: skip
 
 
