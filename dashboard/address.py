@@ -78,6 +78,10 @@ class Address:
         """What the link asks for under this name, once."""
         return st.session_state.get(self._asked, {}).pop(self._named(name), None)
 
+    def waiting(self, name: str) -> list[str] | None:
+        """What the link asks for under this name, as long as nothing has answered it."""
+        return st.session_state.get(self._asked, {}).get(self._named(name))
+
     def unanswered(self, beginnings: tuple[str, ...]) -> list[str]:
         """Rests of the names that a link from outside asks for, begin so and answer to nothing here; told once."""
         asked = st.session_state.get(self._asked, {})

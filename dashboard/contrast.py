@@ -71,6 +71,20 @@ def usual_pair(known: dict[str, Records], cohort: str | None = None) -> tuple[tu
     return (one, first_run), (other, first_run if first_run in known[other] else next(iter(known[other])))
 
 
+def by_one_run(known: dict[str, Records], wished: Sequence[str]) -> tuple[tuple[str, str], tuple[str, str]] | None:
+    """(cohort, run) of two cohorts by the first run that both have; None for one cohort, or where they share none."""
+    one, other = wished
+    shared = [run for run in known.get(one, {}) if run in known.get(other, {})]
+    return ((one, shared[0]), (other, shared[0])) if shared and one != other else None
+
+
+def both_differ(first: Side, second: Side) -> str:
+    """A warning where two things changed at once, else nothing."""
+    if first.selection.cohort == second.selection.cohort or first.model == second.model:
+        return ""
+    return ":material/warning: The sets differ in cohort **and** in model: a difference may come from either."
+
+
 def _cases(records: Records) -> int:
     return max(int(record["cases"]) for record in records.values())
 

@@ -173,6 +173,8 @@ def asked_segments(address: Address, label: str, name: str, titles: dict[str, st
     key, wish = address.key(name), address.asked(name)
     if wish and wish[0] in titles:
         st.session_state[key] = wish[0]
+    elif wish and address.from_outside:
+        words.not_here(label, wish[0])
     return segments(label, key, titles, next(iter(titles)), text)
 
 

@@ -165,6 +165,16 @@ def test_what_it_opens_with() -> None:
     assert contrast.usual_pair({"x": two, "clinic": two}, "clinic")[0] == ("clinic", "a")
 
 
+def test_two_cohorts_open_in_one_run_and_two_changes_at_once_are_told() -> None:
+    both = {"a": _record("a", "m", 9), "c": _record("c", "other", 9)}
+    known = {"clinic": both, "reference": dict(reversed(both.items())), "lone": {"x": _record("x", "m", 3)}}
+    assert contrast.by_one_run(known, ["reference", "clinic"]) == (("reference", "c"), ("clinic", "c"))
+    assert contrast.by_one_run(known, ["clinic", "clinic"]) is contrast.by_one_run(known, ["clinic", "lone"]) is None
+    assert contrast.by_one_run(known, ["gone", "clinic"]) is None
+    assert "cohort **and** in model" in contrast.both_differ(_side(), _side("reference", model="new"))
+    assert contrast.both_differ(_side(), _side("reference")) == contrast.both_differ(_side(), _side(model="new")) == ""
+
+
 def test_sets_are_named_by_what_tells_them_apart() -> None:
     women = _side(where=(Condition("sex", values=("F",)),))
     assert contrast.names(_side(), _side(model="new")) == ("old", "new")

@@ -6,6 +6,7 @@ import base64
 import io
 import itertools
 import zlib
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from agg2exp_core import maps
-from agg2exp_core.organs import load_label_set
+from agg2exp_core.organs import load_label_set, made_label_set
 from agg2exp_core.records import Volume
 from agg2exp_core.volumes import to_ras
 from dashboard.viewer import layers, slices, stage
@@ -128,6 +129,18 @@ def test_peak_is_the_strongest_of_either_sign() -> None:
     assert np.allclose(slices.peak(saliency), slices.world(saliency.affine, (4, 4, 4)))
 
 
+def test_the_peak_on_an_organ_is_found_on_labels_finer_than_the_map() -> None:
+    coarse, fine = np.diag([4.0, 4, 4, 1]), np.diag([2.0, 2, 2, 1])
+    saliency, labels = (Volume(np.zeros((size,) * 3, np.float32), affine) for size, affine in ((5, coarse), (10, fine)))
+    labels.array[2:5, 2:5, 2:5], labels.array[6:8, 6:8, 6:8] = 1, 2
+    saliency.array[1, 1, 1], saliency.array[3, 3, 3], saliency.array[4, 4, 4] = 2, -3, 9
+    assert np.allclose(slices.peak_on(saliency, labels, [1]), 4) and np.allclose(
+        slices.peak_on(saliency, labels, [2]), 12
+    )
+    assert np.allclose(slices.peak_on(saliency, labels, [1, 2]), 12) and np.allclose(slices.peak(saliency), 16)
+    assert slices.peak_on(saliency, labels, [3]) is None
+
+
 def test_tilt_is_the_angle_to_the_patient_axes() -> None:
     angle = np.deg2rad(10)
     affine = np.eye(4)
@@ -168,13 +181,23 @@ def test_scale_end_of_a_sparse_map_is_its_peak() -> None:
     assert maps.scale_end(np.ones(5000)) == (1, False)
 
 
-@pytest.mark.parametrize(("hu", "window"), [(-850, "lung"), (50, "soft"), (700, "bone")])
-def test_an_organ_opens_in_the_window_that_shows_it(hu: int, window: str) -> None:
-    affine, labels = np.eye(4), np.zeros((9, 9, 9), np.uint8)
-    labels[2:7, 2:7, 2:7] = 8
+@pytest.mark.parametrize(
+    ("organ", "hu", "window"),
+    [
+        ("trachea", -850, "lung"), ("heart", 50, "soft"), ("heart", 420, "soft"), ("ribs", 700, "bone"),
+        ("ribs", 180, "bone"),
+    ],
+)  # fmt: skip
+def test_an_organ_opens_in_the_window_that_shows_it(organ: str, hu: int, window: str) -> None:
+    """Blood with contrast is as dense as bone, and is no bone; a label set without groups has only density to go by."""
+    known = load_label_set("thorax17")
+    target, affine, labels = known.by_name[organ].id, np.eye(4), np.zeros((9, 9, 9), np.uint8)
+    labels[2:7, 2:7, 2:7] = target
     scan = Volume(np.where(labels, hu, -1000).astype(np.int16), affine)
-    scene = stage.Scene("test", scan, load_label_set("thorax17"), 8, Volume(labels, affine))
+    scene = stage.Scene("test", scan, known, target, Volume(labels, affine))
     assert scene.window == window
+    plain = replace(scene, labels=made_label_set("plain", known.names))
+    assert plain.window == ("lung" if hu < -280 else "bone" if hu > 260 else "soft")
     assert stage.Scene("test", scan, load_label_set("thorax17"), 8).window == "soft"  # nothing is segmented
 
 

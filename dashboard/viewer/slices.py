@@ -8,6 +8,7 @@ vertical axis runs with it upwards (anterior or superior lies at the top).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,6 +93,22 @@ def peak(saliency: Volume) -> np.ndarray:
     strength = np.abs(saliency.array).T  # as it lies in memory: files run along the first axis
     index = np.unravel_index(strength.argmax(), strength.shape)[::-1]
     return world(saliency.affine, np.array(index))
+
+
+def peak_on(saliency: Volume, labels: Volume, among: Collection[int]) -> np.ndarray | None:
+    """The same of the voxels whose nearest label is one of these; None where there is none, or nothing on them.
+
+    The map may be coarser than the labels.
+    """
+    to_label = np.linalg.solve(labels.affine, saliency.affine)
+    voxels = np.argwhere(saliency.array)
+    places = np.rint(voxels @ to_label[:3, :3].T + to_label[:3, 3]).astype(int)
+    i, j, k = np.clip(places, 0, np.array(labels.array.shape) - 1).T
+    voxels = voxels[np.isin(labels.array[i, j, k], list(among))]
+    if not len(voxels):
+        return None
+    strength = np.abs(saliency.array[tuple(voxels.T)])
+    return world(saliency.affine, voxels[strength.argmax()])
 
 
 def centre(labels: Volume, label: int) -> np.ndarray | None:

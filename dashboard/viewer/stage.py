@@ -17,6 +17,8 @@ from dashboard.viewer import layers, slices
 from dashboard.viewer.slices import Plane, Voxel
 
 _HERE = Path(__file__).parent
+SKELETAL = ("skeleton", "skeletal system", "bones")
+"""How label sets call the group of bones."""
 
 
 KEYS = "Click or drag to move the other slices; scroll, or ↑ and ↓, steps through one."
@@ -69,12 +71,19 @@ class Scene:
 
     @cached_property
     def window(self) -> str:
-        """The HU window in which the explained organ is seen: that whose level its middle is nearest to."""
+        """The HU window in which the explained organ is seen: that whose level its middle is nearest to.
+
+        Where the label set tells bones apart, they alone have theirs: with contrast, blood is as dense.
+        """
         place = self.centre
         if place is None:
             return "soft"
+        bones = {organ.id for organ in self.labels.organs if organ.group in SKELETAL}
+        if self.target in bones:
+            return "bone"
+        names = [name for name in layers.WINDOWS if name != "bone" or not bones]
         around = self.scan.array[tuple(slice(max(at - 2, 0), at + 3) for at in place)]
-        return min(layers.WINDOWS, key=lambda name: abs(layers.WINDOWS[name].level - float(np.median(around))))
+        return min(names, key=lambda name: abs(layers.WINDOWS[name].level - float(np.median(around))))
 
     @property
     def peak(self) -> Voxel | None:
@@ -82,6 +91,14 @@ class Scene:
         if self.attribution is None or self.attribution.end == 0:
             return None
         return slices.nearest_voxel(self.scan.affine, self.attribution.peak, self.shape)
+
+    def peak_on(self, region: str) -> Voxel | None:
+        """The scan's voxel nearest to the strongest attribution on one region, joined ones too."""
+        if self.attribution is None or self.prediction is None:
+            return None
+        parts = [organ.id for organ in self.labels.organs if region in (organ.name, organ.joined)]
+        place = slices.peak_on(self.attribution.volume, self.prediction, parts)
+        return None if place is None else slices.nearest_voxel(self.scan.affine, place, self.shape)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ def _where(scene: Scene) -> tuple[Voxel, str]:
     if scene.peak is not None:
         return scene.peak, "where its attribution is strongest"
     centre = scene.centre
-    return (scene.middle, "middle of the scan") if centre is None else (centre, "middle of the organ")
+    at, place = (scene.middle, "middle of the scan") if centre is None else (centre, "middle of the organ")
+    return at, place if scene.attribution else f"{place}: no map of this organ is stored"
 
 
 @st.cache_data(max_entries=200, show_spinner=False)

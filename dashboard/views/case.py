@@ -84,12 +84,15 @@ class Chosen:
         return common.organ_of(self.labels, organ).title
 
 
-def go_to(place: Selection, case_id: str, target: str, at: Sequence[int] = ()) -> None:
-    """Leave the page for this one: a case of the selection's cohort in its run, counted alike, at a voxel if given."""
+def go_to(place: Selection, case_id: str, target: str, at: Sequence[int] | str = ()) -> None:
+    """Leave the page for this one: a case of the selection's cohort in its run, counted alike.
+
+    at: a voxel, or the region on whose strongest voxel the scan is opened.
+    """
     link: Link = {"cohort": [place.cohort], "run": [place.run], "case": [case_id], "target": [target]}
     link |= filters.measure_link(place) | _list_link(place.cohort, case_id)
     if at:
-        link["at"] = [".".join(str(index) for index in at)]
+        link["at"] = [at if isinstance(at, str) else ".".join(str(index) for index in at)]
     st.switch_page(st.Page(page, url_path="case"), query_params=link)
 
 
@@ -372,7 +375,7 @@ def _absent(chosen: Chosen) -> str | None:
 def _viewer(chosen: Chosen, scene: Scene) -> None:
     """A fragment: what the pictures send draws this again and nothing else."""
     place = _place(chosen)
-    linked = _linked_voxel(chosen, scene.shape)
+    linked = _linked_voxel(chosen, scene)
     if linked is not None:  # else the browser keeps where it was when this scan was seen last
         niivue.point_at(VIEWER, slices.world(scene.scan.affine, linked))
     cursor = linked or st.session_state.get(place) or scene.peak or scene.middle
@@ -449,10 +452,15 @@ def _slices(chosen: Chosen, scene: Scene, place: str) -> None:
     stage(stage_data(scene, look, st.session_state[place], told), STAGE, moved)
 
 
-def _linked_voxel(chosen: Chosen, shape: Voxel) -> Voxel | None:
-    """The position that the link names, if it lies in this scan. It counts once: for the case linked to."""
+def _linked_voxel(chosen: Chosen, scene: Scene) -> Voxel | None:
+    """The position that the link names, or the strongest on the region that it names, if it lies in this scan.
+
+    It counts once: for the case linked to.
+    """
     *place, at = st.session_state.pop(LINKED, ("", "", ""))
-    return voxel_inside(at.split("."), shape) if place == [chosen.cohort, chosen.case.case_id] else None
+    if place != [chosen.cohort, chosen.case.case_id]:
+        return None
+    return scene.peak_on(at) if at in chosen.labels.by_name else voxel_inside(at.split("."), scene.shape)
 
 
 def _legends(chosen: Chosen, scene: Scene) -> dict[str, Legend]:
@@ -532,7 +540,7 @@ def _key_figures(chosen: Chosen, background: bool) -> None:
     whole = "of the whole scan" if background else "on all organs, without background"
     figures = {
         "Dice": ("no label" if dice is None or pd.isna(dice) else f"{dice:.3f}", "Overlap of prediction and label."),
-        "On the organ": (
+        "On the organ" if background else "On it, of organs": (
             common.number(own, "mass"),
             f"Share on the target’s own voxels, of the absolute attribution {whole}.",
         ),

@@ -171,7 +171,8 @@ def _table(chosen: Chosen, selection: Selection, cases: pd.DataFrame, picked: Pi
     if event["selection"]["cells"]:
         st.session_state[case.ORDER] = order
         case_id = str(shown["case_id"].iloc[event["selection"]["cells"][0][0]])
-        case.go_to(selection, case_id, picked[0] if picked else chosen.target)
+        target, region = picked or (chosen.target, "")
+        case.go_to(selection, case_id, target, region)
 
 
 def _hand_on(order: case.CaseOrder | None) -> None:

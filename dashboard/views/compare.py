@@ -127,7 +127,9 @@ def _choose(root: Path) -> tuple[Side, Side] | str:
     if not known:
         return f"Nothing is explained yet, so there is nothing to compare. {choosing.EXPLAIN}"
     shown = ADDRESS.asked("cohort")
-    for address, usual in zip(SETS, contrast.usual_pair(known, shown[0] if shown else None), strict=True):
+    usual_pair = contrast.usual_pair(known, shown[0] if shown else None)
+    wished = [(address.waiting("cohort") or [usual[0]])[0] for address, usual in zip(SETS, usual_pair, strict=True)]
+    for address, usual in zip(SETS, contrast.by_one_run(known, wished) or usual_pair, strict=True):
         for name, value in zip(("cohort", "run"), usual, strict=True):
             st.session_state.setdefault(address.key(name), value)
     first = _choose_side(root, SETS[0], 0, known)
@@ -277,9 +279,9 @@ def _heading(view: View) -> None:
     st.markdown(f":material/fact_check: **As right?** {_dice_words(view)}.  \n"
                 f":material/psychology: **For the same reason?** {contrast.verdict(view.comparison)}. "
                 f"{_pairing_words(view)}")  # fmt: skip
-    told = contrast.left_out(view.comparison, view.sides[0].labels)
-    if told:
-        st.caption(told)
+    for told in (contrast.both_differ(*view.sides), contrast.left_out(view.comparison, view.sides[0].labels)):
+        if told:
+            st.caption(told)
 
 
 def _side_words(view: View, place: int) -> str:
@@ -482,10 +484,10 @@ def _column_config(view: View) -> dict[str, Any]:
         "change": number("Change", format="%+.2f" if share else "%+.3g", width=72, help="Second minus first."),
         "value": number("Share" if share else "Mean", format=amount),
         "dice_first": number("Dice, first", format="%.3f", width=84),
-        "dice_second": number("Dice, second", format="%.3f", width=100),
+        "dice_second": number("Dice, second", format="%.3f", width=116),
         "dice": number("Dice", format="%.3f"),
     }
 
 
 def _open(view: View, case_id: str, side: str) -> None:
-    case.go_to(view.sides[side == "second"].selection, case_id, view.picked[0])
+    case.go_to(view.sides[side == "second"].selection, case_id, *view.picked)
