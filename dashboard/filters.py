@@ -145,18 +145,18 @@ def joining(address: Address, labels: LabelSet) -> bool:
         for whole in wholes
     )
     # What was chosen stays, even while another page is shown.
-    return st.toggle(_join_words(labels), key=key, help=JOINED_HELP.format(parts), persist_state="session")
+    title = f"Join {words.plain(parts_words(labels))}"
+    return st.toggle(title, key=key, help=JOINED_HELP.format(parts), persist_state="session")
 
 
-def _join_words(labels: LabelSet) -> str:
-    """In the words of the parts: `Join lobes and muscles`, as far as their titles end alike."""
+def parts_words(labels: LabelSet) -> str:
+    """What is joined: `lobes and muscles`, as far as the titles of the parts end alike."""
     ends: dict[str, set[str]] = {}
     for organ in labels.organs:
         if organ.joined:
             ends.setdefault(organ.joined, set()).add(organ.title.split()[-1].lower())
     kinds = [found.pop() + "s" for found in ends.values() if len(found) == 1]
-    told = words.plain(" and ".join(dict.fromkeys(kinds)))
-    return f"Join {told}" if len(kinds) == len(ends) else "Join parts of one organ"
+    return " and ".join(dict.fromkeys(kinds)) if len(kinds) == len(ends) else "parts of one organ"
 
 
 def segments(label: str, key: str, titles: dict[str, str], usual: str, text: str | None = None) -> str:

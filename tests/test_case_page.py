@@ -25,7 +25,7 @@ from streamlit.testing.v1 import AppTest
 from agg2exp_core.jobs import queue, worker
 from agg2exp_core.jobs.queue import Request
 from agg2exp_core.organs import load_label_set
-from agg2exp_core.records import InputError, Method, SumTable, Volume
+from agg2exp_core.records import InputError, Method, Selection, SumTable, Volume
 from agg2exp_core.store import cohorts, published_csv, results
 from agg2exp_core.volumes import read_volume, write_volume
 from dashboard import data
@@ -173,6 +173,12 @@ def test_run_titles_name_the_method() -> None:
     assert choosing.run_title({"run": "published", "method": None, "parameters": None}) == "published"
     quick = record | {"parameters": effort.EFFORTS["Quick look"].parameters()}
     assert choosing.run_title(quick) == "m, SmoothGrad, quick look"
+
+
+def test_a_report_says_what_was_joined() -> None:
+    joined = Selection("tiny", RUN, joined=True)
+    assert case.counted(joined, LABELS) == "Share of the absolute attribution; lobes and muscles joined."
+    assert "; parts of one organ joined." in case.counted(joined, load_label_set("totalsegmentator"))
 
 
 # ---- a data root ------------------------------------------------------------------------------

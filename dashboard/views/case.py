@@ -316,17 +316,18 @@ def _report(chosen: Chosen, measured: dict[str, Selection]) -> bytes:
     place = Selection(chosen.cohort, str(chosen.run))
     selection = replace(measured.get("as", place), cohort=place.cohort, run=place.run)
     report = CaseReport(
-        chosen.case.case_id, chosen.target, chosen.labels, facts, _table(chosen, selection), _counted(selection),
-        selection.value, _masked(chosen, selection), scene, at, Look(scene.window if scene else "soft"), _notes(chosen),
+        chosen.case.case_id, chosen.target, chosen.labels, facts, _table(chosen, selection),
+        counted(selection, chosen.labels), selection.value, _masked(chosen, selection), scene, at,
+        Look(scene.window if scene else "soft"), _notes(chosen),
     )  # fmt: skip
     return case_report(report).encode()
 
 
-def _counted(selection: Selection) -> str:
+def counted(selection: Selection, labels: LabelSet) -> str:
     """What the numbers of a table are."""
     told = f"{filters.VALUES[selection.value]} of the {filters.SIGNS[selection.sign].lower()} attribution"
     left_out = "" if selection.background or selection.value == "mean" else "; background left out, organs to 100 %"
-    return f"{told}{left_out}{'; lobes and muscles joined' if selection.joined else ''}."
+    return f"{told}{left_out}{f'; {filters.parts_words(labels)} joined' if selection.joined else ''}."
 
 
 def _notes(chosen: Chosen) -> list[str]:
