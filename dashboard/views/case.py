@@ -91,8 +91,11 @@ def go_to(place: Selection, case_id: str, target: str, at: Sequence[int] | str =
     """
     link: Link = {"cohort": [place.cohort], "run": [place.run], "case": [case_id], "target": [target]}
     link |= filters.measure_link(place) | _list_link(place.cohort, case_id)
-    if at:
-        link["at"] = [at if isinstance(at, str) else ".".join(str(index) for index in at)]
+    if isinstance(at, str):
+        # Not in the address, which the page would then write anew: a press of Back meanwhile would lose its way.
+        st.session_state[LINKED] = (place.cohort, case_id, at)
+    elif at:
+        link["at"] = [".".join(str(index) for index in at)]
     st.switch_page(st.Page(page, url_path="case"), query_params=link)
 
 
