@@ -7,7 +7,7 @@ import streamlit as st
 from dashboard import about, access, address, style
 from dashboard.views import case, cohort, compare, outliers, query, review, runs
 
-st.set_page_config(page_title="Agg²Exp Explorer", page_icon=style.ICON, layout="wide", initial_sidebar_state=350)
+st.set_page_config(page_title="Agg²Exp Explorer", page_icon=style.ICON, layout="wide", initial_sidebar_state=374)
 style.apply()
 access.gate()
 address.count_steps()

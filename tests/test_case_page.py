@@ -175,6 +175,13 @@ def test_run_titles_name_the_method() -> None:
     assert choosing.run_title(quick) == "m, SmoothGrad, quick look"
 
 
+def test_runs_side_by_side_are_named_by_what_tells_them_apart() -> None:
+    old, new, seeded = "m old, SmoothGrad, quick look", "m new, SmoothGrad, quick look", "m old, SmoothGrad, seed 7"
+    assert choosing.told_apart([old, new]) == ["m old", "m new"]
+    assert choosing.told_apart([old, new, seeded]) == ["m old, quick look", "m new, quick look", "m old, seed 7"]
+    assert choosing.told_apart([old]) == [old] and choosing.told_apart([old, old]) == [old, old]
+
+
 def test_a_report_says_what_was_joined() -> None:
     joined = Selection("tiny", RUN, joined=True)
     assert case.counted(joined, LABELS) == "Share of the absolute attribution; lobes and muscles joined."

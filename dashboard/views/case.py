@@ -411,13 +411,13 @@ def _maps(chosen: Chosen, scene: Scene) -> list[niivue.Shown]:
     place = chosen.root, chosen.cohort
     alike = {run: other for run, other in others.items() if data.labels(*place, other.record) == chosen.labels}
     options = {run: other for run, other in alike.items() if other.map_file} if chosen.map_file else {}
-    beside = _beside(options)
-    shown = [niivue.Shown(scene, _legends(chosen, scene), choosing.run_title(chosen.record) if beside else "")]
-    for run in beside:
-        other = options[run]
+    beside = [options[run] for run in _beside(options)]
+    own, *titles = choosing.told_apart([choosing.run_title(one.record) for one in (chosen, *beside)])
+    shown = [niivue.Shown(scene, _legends(chosen, scene), own if beside else "")]
+    for other, title in zip(beside, titles, strict=True):
         assert other.case.image is not None
         theirs = load_scene(Sources(other.case.image, other.folder, other.target), other.labels)
-        shown.append(niivue.Shown(theirs, _legends(other, theirs), choosing.run_title(other.record)))
+        shown.append(niivue.Shown(theirs, _legends(other, theirs), title))
     return shown
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,13 @@ def run_title(record: dict[str, Any]) -> str:
             *methods.parameter_words(method),
         ]
     )
+
+
+def told_apart(titles: Sequence[str]) -> list[str]:
+    """Titles of runs without what all of them say, where little room is; whole where nothing would be left."""
+    parts = [title.split(", ") for title in titles]
+    shared = set(parts[0]).intersection(*parts[1:])
+    return [", ".join(part for part in some if part not in shared) or ", ".join(some) for some in parts]
 
 
 def method_of(record: dict[str, Any]) -> Method | None:
