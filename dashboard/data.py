@@ -186,7 +186,8 @@ def _box_stats(root: str, fingerprint: str, selection: Selection, target: str) -
 
 
 def box_stats(root: Path, selection: Selection, target: str) -> pd.DataFrame:
-    if _fits(root, selection) and target in targets(root, selection.cohort, selection.run):
+    # What only cases have that left the cohort's list is in no array.
+    if _fits(root, selection) and target in importance(root, selection.unfiltered()).targets:
         return _box_stats(str(root), _fingerprint(str(root)), selection, target)
     return _ask(root, "box_stats", selection, target)
 
@@ -323,9 +324,9 @@ def importance(root: Path, selection: Selection, only: Sequence[str] = ()) -> Im
 
 def values(root: Path, selection: Selection, target: str, region: str) -> np.ndarray:
     """(cases,): one target on one region, of the cases that pass and have a value."""
-    if not _fits(root, selection):
+    found = importance(root, selection, [target]) if _fits(root, selection) else None
+    if found is None or target not in found.targets or region not in found.regions:
         return ranked(root, selection, target, region)["value"].to_numpy(float)
-    found = importance(root, selection, [target])
     own = found.values[:, 0, found.regions.index(region)]
     return own[np.isfinite(own)]
 

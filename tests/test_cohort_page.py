@@ -56,13 +56,14 @@ def root(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Path:
     return root
 
 
-def _explain(root: Path, case_id: str, share: float) -> None:
+def _explain(root: Path, case_id: str, share: float, targets: tuple[str, ...] = ("aorta", "heart")) -> None:
     """Of the heart's attribution, `share` lies on the aorta and the rest on the heart; all of it is positive."""
     sums = np.zeros((2, 17))
     sums[0, 1] = 1
     sums[1, [1, 8]] = share, 1 - share
-    table = SumTable(("aorta", "heart"), LABELS.names, sums, np.zeros((2, 17)), np.full(17, 50, np.int64))
-    manifest = {"case_id": case_id, "targets": ["aorta", "heart"], "label_set": "thorax17"}
+    sums = sums[-len(targets) :]
+    table = SumTable(targets, LABELS.names, sums, np.zeros_like(sums), np.full(17, 50, np.int64))
+    manifest = {"case_id": case_id, "targets": list(targets), "label_set": "thorax17"}
     with results.case_folder(root / "runs" / "clinic" / RUN / "cases" / case_id, manifest) as folder:
         results.write_importance(folder, table)
         results.write_agreement(folder, LABELS.names, np.full(17, 0.5 + share), np.full(17, 0.5))
@@ -200,6 +201,20 @@ def test_a_run_whose_label_set_is_not_here_opens_all_the_same(
     record.write_text(record.read_text().replace("thorax17", "a_bundle"))
     app = _open(monkeypatch, tmp_path, cohort="clinic", target="heart")
     assert not app.error and "Heart: what the model looks at" in texts(app)
+
+
+@pytest.mark.parametrize("view", ["overview", "histograms"])
+def test_a_target_that_only_cases_off_the_list_have_is_drawn_empty(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, view: str
+) -> None:
+    (tmp_path / "cohorts" / "clinic").mkdir(parents=True)
+    CASES.to_csv(tmp_path / "cohorts" / "clinic" / "cases.csv", index=False)
+    results.write_run(tmp_path, "clinic", RUN, INFO)
+    _explain(tmp_path, "c1", 0.3, ("heart",))
+    _explain(tmp_path, "left", 0.3)
+    app = _open(monkeypatch, tmp_path, cohort="clinic", target="aorta", view=view)
+    assert "Aorta: what the model looks at" in texts(app)
+    assert data.values(tmp_path, Selection("clinic", RUN), "aorta", "heart").size == 0
 
 
 def test_a_run_without_a_finished_case_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from streamlit.testing.v1 import AppTest
 from agg2exp_core.analysis import outliers
 from agg2exp_core.analysis.outliers import overall
 from agg2exp_core.organs import load_label_set
-from agg2exp_core.records import Selection, Volume
+from agg2exp_core.records import Selection, SumTable, Volume
 from agg2exp_core.settings import SHIPPED
-from agg2exp_core.store import published_csv
+from agg2exp_core.store import published_csv, results
 from agg2exp_core.store.lists import list_lists
 from dashboard import data
 from dashboard.charts.scatter import (
@@ -269,6 +269,20 @@ def test_too_few_to_learn_from_is_told(monkeypatch: pytest.MonkeyPatch, root: Pa
 
 def test_a_link_to_an_unknown_organ_is_told(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     app = _open(monkeypatch, root, cohort="clinic", run=RUN, organ="spleen")
+    assert "of the link is not here" in app.warning[0].value and app.dataframe
+
+
+def test_only_organs_that_listed_scans_have_are_offered(
+    monkeypatch: pytest.MonkeyPatch, root: Path, tmp_path: Path
+) -> None:
+    """A run may hold targets of cases that have left the cohort's list."""
+    shutil.copytree(root, tmp_path / "own")
+    run = tmp_path / "own" / "runs" / "clinic" / RUN
+    table = SumTable(("spleen",), LABELS.names, *np.ones((2, 1, 17)), np.full(17, 50, np.int64))
+    with results.case_folder(run / "cases" / "left", {"case_id": "left", "targets": ["spleen"]}) as folder:
+        results.write_importance(folder, table)
+    app = _open(monkeypatch, tmp_path / "own", cohort="clinic", run=RUN, usual=f"clinic:{RUN}", organ="spleen")
+    assert "spleen" in data.targets(tmp_path / "own", "clinic", RUN)
     assert "of the link is not here" in app.warning[0].value and app.dataframe
 
 

@@ -162,9 +162,10 @@ def _choose(root: Path) -> Chosen | str:
         if isinstance(place, str):
             return place
         usual = _choose_usual(root, place.cohort, place.run)
-        stored = pd.Series(data.targets(root, place.cohort, place.run), dtype=object)
-        learned = data.targets(root, usual.cohort, usual.run)
-        organs = [organ for organ in common.in_group_order(stored, place.labels) if organ in learned]
+        # Of the arrays: a run may also hold targets that only cases have which left the cohort's list.
+        stored, learned = (data.importance(root, one).targets for one in (Selection(place.cohort, place.run), usual))
+        shared = pd.Series([organ for organ in stored if organ in learned], dtype=object)
+        organs = common.in_group_order(shared, place.labels)
         titles = {ALL: ALL_TITLE} | {organ: place.title(organ) for organ in organs}
         choice = Choice("Target organ", "organ", titles, "Whose explanations are judged: one target’s or all of them.")
         organ = filters.pick_one(ADDRESS, choice, [ALL, *organs]) or ALL
