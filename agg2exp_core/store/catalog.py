@@ -284,7 +284,7 @@ def _add_runs(con: duckdb.DuckDBPyConnection, root: Path, listed: dict[str, set[
     """The views of all runs. Returns the files that they read."""
     rows, organs, places, masked, infos, files = [], [], [], [], [], []
     for folder in _run_folders(root):
-        place, info, cache = (folder.parent.name, folder.name), read_json(folder / "run.json"), None
+        place, info = (folder.parent.name, folder.name), read_json(folder / "run.json")
         cache = parquet_cache.current(folder)
         _add_run(con, place, cache, info.get("values") == "shares")
         files += [part for part in (cache.importance, cache.agreement) if isinstance(part, Path)] if cache else []
