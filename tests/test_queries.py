@@ -578,11 +578,14 @@ def test_an_empty_root_has_all_views(tmp_path: Path) -> None:
     assert queries.cohorts(con).empty
 
 
-def test_a_damaged_cohort_or_run_does_not_hide_the_others(small: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("record", ["{", '{"parameters": [4]}', '{"parameters": "four"}'])
+def test_a_damaged_cohort_or_run_does_not_hide_the_others(
+    small: Path, caplog: pytest.LogCaptureFixture, record: str
+) -> None:
     (small / "cohorts" / "bad").mkdir()
     (small / "cohorts" / "bad" / "cases.csv").write_text("case_id,image,label\na,b\n")
     (small / "runs" / "clinic" / "cut").mkdir()
-    (small / "runs" / "clinic" / "cut" / "run.json").write_text("{")
+    (small / "runs" / "clinic" / "cut" / "run.json").write_text(record)
     con = catalog.connect(small)
     assert list(queries.cohorts(con)["cohort"]) == ["clinic"] and list(queries.runs(con, "clinic")["run"]) == ["r"]
     assert "cohort bad left out" in caplog.text and "run cut of cohort clinic left out" in caplog.text

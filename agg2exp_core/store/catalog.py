@@ -274,7 +274,9 @@ def _run_folders(root: Path) -> Iterator[Path]:
         folder = path.parent
         if any(not ID.fullmatch(name) or name.startswith(".") for name in folder.parts[-2:]):
             continue
-        if read_json(path):
+        info = read_json(path)
+        # One run must not cost the others their views.
+        if info and isinstance(info.get("parameters") or {}, dict):
             yield folder
         else:
             logging.warning("run %s of cohort %s left out: its run.json is damaged", folder.name, folder.parent.name)
