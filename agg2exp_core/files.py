@@ -56,6 +56,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def state(path: Path) -> tuple[int, ...]:
+    """What changes with the file: one that was replaced is another one, however fast that was. Empty for none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
 def _write_through(path: Path, text: str) -> None:
     """A new file that is on the disk when this returns."""
     with path.open("x", encoding="utf-8", newline="") as file:

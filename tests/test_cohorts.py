@@ -48,6 +48,17 @@ def test_values_are_text_as_written(tmp_path):
     assert cohorts.find_case(root, "c", "2020-01-02").image is None
 
 
+def test_a_case_is_found_without_reading_a_long_list_again_until_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cohorts.write_cases(tmp_path, "c", pd.DataFrame({"case_id": ["a"], "image": "", "label": "", "age": "63"}))
+    read, times = cohorts.read_cases, []
+    monkeypatch.setattr(cohorts, "read_cases", lambda *place: times.append(place) or read(*place))
+    assert [cohorts.find_case(tmp_path, "c", "a").metadata["age"] for _ in range(3)] == ["63"] * 3 and len(times) == 1
+    cohorts.append_case(tmp_path, "c", {"case_id": "b", "image": "", "label": "", "age": "64"})
+    assert cohorts.find_case(tmp_path, "c", "b").metadata["age"] == "64"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

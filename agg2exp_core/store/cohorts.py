@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from agg2exp_core import volumes
-from agg2exp_core.files import locked, write_text
+from agg2exp_core.files import locked, state, write_text
 from agg2exp_core.organs import load_label_set, part_ids
 from agg2exp_core.records import InputError, Volume
 from agg2exp_core.settings import SHIPPED, checked_id
@@ -69,11 +70,17 @@ def list_cases(root: Path, cohort: str) -> list[Case]:
 def find_case(root: Path, cohort: str, case_id: str) -> Case:
     """One case of a cohort. InputError if it is not in its list."""
     checked_id("case", case_id)
-    known = {case.case_id: case for case in list_cases(root, cohort)}
+    known = _by_id(root, cohort, state(_cases_csv(root, cohort)))
     if case_id not in known:
         some = ", ".join(list(known)[:5]) + (", …" if len(known) > 5 else "")
         raise InputError(f"case must be one of cohort {cohort}", repr(case_id), some)
     return known[case_id]
+
+
+@lru_cache(maxsize=8)
+def _by_id(root: Path, cohort: str, of: tuple[int, ...]) -> dict[str, Case]:
+    """Kept while the list stays: a page asks for a dozen cases at every drawing, and a list may have thousands."""
+    return {case.case_id: case for case in list_cases(root, cohort)}
 
 
 def _case(base: Path, row: dict[str, str]) -> Case:

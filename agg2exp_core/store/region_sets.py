@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from agg2exp_core.files import write_text
+from agg2exp_core.files import state, write_text
 from agg2exp_core.records import InputError
 from agg2exp_core.settings import ID, checked_id
 from agg2exp_core.store import results
@@ -108,20 +108,11 @@ def _cases(run: Path) -> Iterator[tuple[pa.Table | None, str]]:
 
 def _case(path: Path, case: Path) -> tuple[pa.Table | None, str]:
     """One case's rows that still hold, and what is wrong with the others. case: the folder of its results."""
-    stamp = (*_state(path), *_state(case / "manifest.json"))
+    stamp = (*state(path), *state(case / "manifest.json"))
     known = _known.get(path)
     if known is None or known[0] != stamp:
         known = _known[path] = (stamp, _read_case(path, case))
     return known[1]
-
-
-def _state(path: Path) -> tuple[int, ...]:
-    """A file that was replaced is another one, however fast that was."""
-    try:
-        status = path.stat()
-    except OSError:
-        return ()
-    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _read_case(path: Path, case: Path) -> tuple[pa.Table | None, str]:
