@@ -147,6 +147,12 @@ def test_organs_have_their_titles_and_colours() -> None:
     assert heatmap.z[0][1] == 2 and heatmap.z[1][0] == 1
 
 
+def test_organs_of_one_title_are_drawn_under_it() -> None:
+    """As two label sets may spell them."""
+    table = pd.DataFrame({"target": ["liver", "Liver", "heart"], "v": [1.0, 2.0, 3.0]})
+    assert list(answer_chart(table, Drawing("bar", "target", "v"), LABELS).data[0].x) == ["Liver", "Liver", "Heart"]
+
+
 def test_a_table_is_read_by_the_organs_titles() -> None:
     table = pd.DataFrame({"region": ["lung_lower_lobe_left", None, "left_out"], "case_id": "heart", "v": 1.0})
     shown = titled(table, LABELS)

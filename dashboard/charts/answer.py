@@ -143,7 +143,7 @@ def _spread(table: pd.DataFrame) -> pd.DataFrame:
 def _titles(names: pd.Series, labels: LabelSet) -> pd.Series:
     """Titles of organs, which know the label set's order."""
     order = {name: organ_of(labels, name).title for name in in_group_order(names.dropna().astype(str), labels)}
-    return pd.Series(pd.Categorical(names.map(order), list(order.values())), names.index)
+    return pd.Series(pd.Categorical(names.map(order), list(dict.fromkeys(order.values()))), names.index)
 
 
 def _order(column: pd.Series) -> list[Any]:
