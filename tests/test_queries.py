@@ -820,7 +820,9 @@ FORBIDDEN = (
     "SELECT * FROM glob('/etc/*')", "SELECT * FROM read_csv('{runs}/../../../../../../etc/passwd')",
     "SELECT * FROM read_blob('{runs}/../cohorts/clinic/cases.csv')",
     "SELECT * FROM enable_logging(storage := 'file', storage_path := '{file}')", "SELECT * FROM local_variable",
-    "SELECT error('a' || chr(10) || 'b')", "SELECT '\ud800'",
+    "SELECT error('a' || chr(10) || 'b')", "SELECT '\ud800'", "SELECT current_setting('allowed_paths')",
+    "SELECT lower(Current_Setting('secret_directory')) FROM cases", "SELECT 1 WHERE write_log('a') IS NULL",
+    "FROM range(len(current_setting('home_directory')))", "SELECT system.main.current_setting('threads')",
 )  # fmt: skip
 
 
