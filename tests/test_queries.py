@@ -823,6 +823,10 @@ FORBIDDEN = (
     "SELECT error('a' || chr(10) || 'b')", "SELECT '\ud800'", "SELECT current_setting('allowed_paths')",
     "SELECT lower(Current_Setting('secret_directory')) FROM cases", "SELECT 1 WHERE write_log('a') IS NULL",
     "FROM range(len(current_setting('home_directory')))", "SELECT system.main.current_setting('threads')",
+    "FROM pg_catalog.pg_settings", "FROM PG_Settings", "FROM duckdb_views", "FROM main.duckdb_views",
+    "FROM sqlite_master",
+    "FROM system.main.sqlite_schema", "SELECT (SELECT sql FROM sqlite_temp_master LIMIT 1)", "FROM pg_views",
+    "FROM information_schema.views", "WITH a AS (FROM system.information_schema.views) FROM a",
 )  # fmt: skip
 
 
