@@ -26,9 +26,8 @@ from dashboard.charts.common import (
     short,
 )  # fmt: skip
 
-MIDDLE = "#eceff1"
-SCALE = [[0.0, "#8a4b08"], [0.22, SIDES[0]], [0.5, MIDDLE], [0.78, SIDES[1]], [1.0, "#075750"]]
-"""Towards the colour of the set that has more; nothing in the middle."""
+SCALE = [[0.0, SIDES[0]], [0.5, "rgba(128, 134, 142, 0.1)"], [1.0, SIDES[1]]]
+"""Towards the colour of the set that has more; in the middle nearly the page's own, be it light or dark."""
 
 FADED = 0.28
 """Opacity of cells that chance could explain."""
