@@ -120,16 +120,16 @@ def dashboard(
     if not is_own_address(address) and not insecure and sign_in is None:
         allowed = "127.0.0.1, or --insecure where whoever reaches it may see and change all"
         raise InputError("an address that other machines reach needs --sign-in FILE", address, allowed)
-    hosts = ["127.0.0.1", "localhost", address, *(host or ())]
+    hosts, secrets = ["127.0.0.1", "localhost", address, *(host or ())], []
+    if sign_in is not None:
+        hosts.append(read_sign_in(sign_in).host)
+        os.environ[VARIABLE] = str(sign_in.resolve())
+        secrets = [f"--secrets.files={sign_in.resolve()}"]
     script = Path(__file__).resolve().parents[1] / "dashboard" / "server.py"
     os.environ["AGG2EXP_DATA"] = str(data_root(data))
     os.chdir(script.parents[1])  # where Streamlit looks for .streamlit/config.toml
     command = [sys.executable, "-m", "streamlit", "run", str(script)]
-    command += [f"--server.port={port}", f"--server.address={address}"]
-    if sign_in is not None:
-        hosts.append(read_sign_in(sign_in).host)
-        os.environ[VARIABLE] = str(sign_in.resolve())
-        command.append(f"--secrets.files={sign_in.resolve()}")
+    command += [f"--server.port={port}", f"--server.address={address}", *secrets]
     # Of pages elsewhere that rebind their name to this machine, none is among these.
     command += [f"--server.allowedHosts={name}" for name in hosts]
     os.execv(sys.executable, command)

@@ -98,7 +98,7 @@ def test_a_file_that_cannot_be_read_stops_it_too(
 def test_other_machines_come_in_by_sign_in_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands, path = starts(monkeypatch, tmp_path), written(tmp_path)
     assert run("dashboard", "--address", "0.0.0.0", "--sign-in", path, "--insecure") == 2 and not commands
-    assert run("dashboard", "--address", "0.0.0.0", "--sign-in", path) == 0
+    assert run("dashboard", "--address", "0.0.0.0", "--sign-in", path.name) == 0  # as seen from where it was typed
     assert {f"--secrets.files={path}", "--server.allowedHosts=explorer.hospital.org"} <= set(commands)
 
 
@@ -106,7 +106,7 @@ def starts(monkeypatch: pytest.MonkeyPatch, root: Path) -> list[str]:
     """The words with which the server would be started."""
     words: list[str] = []
     monkeypatch.setattr("os.execv", lambda _, command: words.extend(command))
-    monkeypatch.setattr("os.chdir", lambda _: None)
+    monkeypatch.chdir(root)  # the command leaves it for the project's folder
     for name in ("AGG2EXP_DATA", VARIABLE):
         monkeypatch.setenv(name, str(root))  # so that what the command sets is taken back
     monkeypatch.delenv(VARIABLE)
