@@ -102,10 +102,11 @@ def test_every_box_answers_to_a_click_along_its_whole_row() -> None:
     figure = region_boxes(_stats(), LABELS, "mass", picked="aorta")
     grid = _clickable(figure)
     for place, region in enumerate(REGIONS[:3]):
-        parts = zip(grid.base, grid.x, grid.y, grid.customdata, strict=True)
-        parts = [(start, start + width) for start, width, y, (name,) in parts if y == place and name == region]
-        starts, ends = zip(*parts, strict=True)
-        assert starts[0] == 0 and ends[-1] == pytest.approx(90) and starts[1:] == pytest.approx(ends[:-1])
+        own = [x for x, y in zip(grid.x, grid.y, strict=True) if y == place]
+        assert {name for y, (name,) in zip(grid.y, grid.customdata, strict=True) if y == place} == {region}
+        assert np.diff(own) == pytest.approx(90 / common.CLICK_COLUMNS) and own[0] == pytest.approx(90 - own[-1])
+    # The nearest point answers, so that no part of a row is out of reach.
+    assert figure.layout.hoverdistance == -1
     assert len(grid.x) == 3 * common.CLICK_COLUMNS
     assert "median 50.0 %" in grid.text[0] and "2 beyond" in grid.text[0]
     frame = next(shape for shape in figure.layout.shapes if shape.type == "rect")
@@ -236,7 +237,7 @@ def test_branches_meet_at_their_distance_and_leaves_answer() -> None:
     matrix = pd.DataFrame([[0.64, 0.3, 0.01], [0.3, 0.64, 0.02], [0.01, 0.01, 0.64]], index=names, columns=names)
     tree = clustering.cluster(matrix, "average")
     figure = dendrogram(tree, LABELS, "ribs")
-    joins = [trace for trace in figure.data if trace.type == "scatter"]
+    joins = [trace for trace in figure.data if trace.mode == "lines"]
     assert [join.x[1] for join in joins] == pytest.approx(list(tree.linkage[:, 2]))
     assert [join.line.color for join in joins] == [LABELS["aorta"].color, common.GREY]
     for trace in figure.data:

@@ -10,11 +10,11 @@ import plotly.graph_objects as go
 
 from agg2exp_core.organs import LabelSet
 from dashboard.charts.common import (
+    ANYWHERE,
     GREY,
     PLAIN,
     UNMEASURED,
     chart_height,
-    click_rows,
     faint,
     frame,
     group_colors,
@@ -22,6 +22,7 @@ from dashboard.charts.common import (
     number,
     organ_of,
     room,
+    rows_to_click,
     unchecked,
 )  # fmt: skip
 
@@ -44,7 +45,7 @@ def region_boxes(stats: pd.DataFrame, labels: LabelSet, measure: str, picked: st
         shapes += ticks(pairs(part.index, part["outliers"]), 0.24, color)
     end = max([*rows["high"], *(value for values in rows["outliers"] for value in values), 1e-12])
     picks = rows[["target", "region"] if "target" in rows else ["region"]].to_numpy().tolist()
-    traces.append(click_rows(end, picks, list(rows["told"])))
+    traces.append(rows_to_click(end, picks, list(rows["told"])))
     if picked in list(rows["name"]):
         place = list(rows["name"]).index(str(picked))
         shapes.append(frame((-0.01 * end, end * 1.02), (place - 0.5, place + 0.5)))
@@ -54,9 +55,9 @@ def region_boxes(stats: pd.DataFrame, labels: LabelSet, measure: str, picked: st
                   "showgrid": True, "gridcolor": "rgba(128, 134, 142, 0.25)", **UNMEASURED},
         "yaxis": named_axis(rows["title"], [colors.get(group, GREY) for group in rows["group"]]),
         "showlegend": False, "shapes": shapes,
-        "margin": {"l": room(rows["title"]), "r": 8, "t": 8, "b": 40},
+        "margin": {"l": room(rows["title"]), "r": 8, "t": 8, "b": 50},
     }  # fmt: skip
-    return unchecked(traces, PLAIN | layout | {"height": chart_height(len(rows))})
+    return unchecked(traces, PLAIN | ANYWHERE | layout | {"height": chart_height(len(rows))})
 
 
 def _box_rows(stats: pd.DataFrame, labels: LabelSet, measure: str) -> pd.DataFrame:

@@ -38,6 +38,9 @@ PLAIN = {
 }  # fmt: skip
 """How every chart behaves."""
 
+ANYWHERE = {"hoverdistance": -1}
+"""Of a layout: the nearest point answers, be it ever so far."""
+
 UNMEASURED = {"ticklabeloverflow": "allow"}
 """Of an axis whose labels have room: else Plotly measures each of them at every drawing."""
 
@@ -121,12 +124,12 @@ def named_axis(titles: Any, colors: list[str]) -> dict[str, Any]:
 
 def room(titles: Iterable[str], size: int = 13) -> int:
     """px beside an axis for names of that font size: Plotly's automatic margins draw every chart twice."""
-    return round(max((_width(title) for title in titles), default=0) * size + 2 * size)
+    return round(max((_width(title) for title in titles), default=0) * size + 2.5 * size)
 
 
 def _width(text: str) -> float:
-    """Of a text in em, at most, in the dashboard's font."""
-    return sum(0.32 if char in NARROW else 0.85 if char in WIDE else 0.66 if char.isupper() else 0.55 for char in text)
+    """Of a text in em, at most: in DejaVu Sans, wider than other systems' usual font."""
+    return sum(0.38 if char in NARROW else 0.95 if char in WIDE else 0.72 if char.isupper() else 0.62 for char in text)
 
 
 def organ_axes(targets: list[str], regions: list[str], labels: LabelSet) -> dict[str, Any]:
@@ -150,28 +153,29 @@ def short(name: str, length: int = 40) -> str:
     return escape(name if len(name) <= length else f"{name[: length - 1]}…", quote=False)
 
 
-def invisible() -> dict[str, Any]:
-    """Heatmaps answer to no click: these squares over their cells do."""
+def to_click() -> dict[str, Any]:
+    """Points that answer to hover and click where the traces below answer to none, as heatmaps and given boxes do.
+
+    One of them is drawn, as nobody sees them and each would cost the browser a node; so ANYWHERE must be in the
+    layout, by which the nearest one answers.
+    """
     clear = {"marker": {"opacity": 0}}
     return {
-        "type": "scatter", "mode": "markers", "marker": {"opacity": 0, "size": 18, "symbol": "square"},
-        "showlegend": False, "hovertemplate": "%{text}<extra></extra>", "selected": clear, "unselected": clear,
+        "type": "scatter", "mode": "markers", "marker": {"opacity": 0, "maxdisplayed": 1}, "showlegend": False,
+        "hovertemplate": "%{text}<extra></extra>", "selected": clear, "unselected": clear,
     }  # fmt: skip
 
 
-def click_rows(end: float, picks: list[Any], told: list[str]) -> dict[str, Any]:
-    """Boxes with given quartiles answer to no click: bars over each row, which nobody sees, do; they are one trace.
+def rows_to_click(end: float, picks: list[Any], told: list[str]) -> dict[str, Any]:
+    """Such points over the rows of a chart from 0 to `end`.
 
     picks: the customdata of each row, from the first on; told: what it says under the pointer, near which it stays
-    as a row is several bars.
+    as a row has several points.
     """
-    clear = {"marker": {"opacity": 0}}
     rows, steps = np.meshgrid(np.arange(len(picks)), np.arange(CLICK_COLUMNS))
-    return {
-        "type": "bar", "base": (steps.ravel() * end / CLICK_COLUMNS).tolist(),
-        "x": np.full(rows.size, end / CLICK_COLUMNS), "y": rows.ravel(), "width": 1, "orientation": "h",
-        "customdata": picks * CLICK_COLUMNS, "text": told * CLICK_COLUMNS, "textposition": "none",
-        "hovertemplate": "%{text}<extra></extra>", "showlegend": False, "selected": clear, "unselected": clear, **clear,
+    return to_click() | {
+        "x": ((steps.ravel() + 0.5) * end / CLICK_COLUMNS).tolist(), "y": rows.ravel().tolist(),
+        "customdata": picks * CLICK_COLUMNS, "text": told * CLICK_COLUMNS,
     }  # fmt: skip
 
 

@@ -8,7 +8,17 @@ import plotly.graph_objects as go
 
 from agg2exp_core.analysis.clustering import Dendrogram
 from agg2exp_core.organs import LabelSet
-from dashboard.charts.common import GREY, click_rows, frame, group_colors, named_axis, organ_of, plain, room
+from dashboard.charts.common import (
+    ANYWHERE,
+    GREY,
+    frame,
+    group_colors,
+    named_axis,
+    organ_of,
+    plain,
+    room,
+    rows_to_click,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +58,7 @@ def dendrogram(tree: Dendrogram, labels: LabelSet, picked: str | None = None) ->
         yaxis=named_axis([organ.title for organ in organs], [colors.get(organ.group, GREY) for organ in organs]),
         showlegend=False, margin={"l": room(organ.title for organ in organs), "r": 8, "t": 8, "b": 40},
     )  # fmt: skip
-    return plain(figure)
+    return plain(figure).update_layout(ANYWHERE)
 
 
 def _add_join(
@@ -72,4 +82,4 @@ def _words(other: _Branch, distance: float, labels: LabelSet) -> str:
 
 def _add_leaves(figure: go.Figure, tree: Dendrogram, labels: LabelSet, joins: dict[str, str], end: float) -> None:
     told = [f"<b>{organ_of(labels, name).title}</b> {joins[name]} · click to list the scans" for name in tree.order]
-    figure.add_trace(click_rows(end, [[name, name] for name in tree.order], told))
+    figure.add_trace(rows_to_click(end, [[name, name] for name in tree.order], told))

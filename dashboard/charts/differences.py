@@ -13,17 +13,18 @@ import plotly.graph_objects as go
 from agg2exp_core.organs import LabelSet
 from dashboard.charts.change import Row, chance, differs, excludes_zero, interval, level, signed
 from dashboard.charts.common import (
+    ANYWHERE,
     PLAIN,
     SIDES,
     Pick,
     chart_height,
     frame,
     in_group_order,
-    invisible,
     organ_axes,
     organ_of,
     rounded,
     short,
+    to_click,
 )  # fmt: skip
 
 SCALE = [[0.0, SIDES[0]], [0.5, "rgba(128, 134, 142, 0.1)"], [1.0, SIDES[1]]]
@@ -70,7 +71,7 @@ def difference_matrix(table: pd.DataFrame, look: Look, picked: Pick | None = Non
     if picked in places:
         x, y = places[picked]
         figure.add_shape(frame((x - 0.5, x + 0.5), (y - 0.5, y + 0.5)))
-    layout = PLAIN | organ_axes(targets, regions, look.labels)
+    layout = PLAIN | ANYWHERE | organ_axes(targets, regions, look.labels)
     return figure.update_layout(layout | {"height": chart_height(len(targets))})
 
 
@@ -93,7 +94,7 @@ def _add_cells_to_click(figure: go.Figure, rows: list[Row], places: dict[Pick, t
         y=[places[row["target"], row["region"]][1] for row in rows],
         customdata=[[row["target"], row["region"]] for row in rows],
         text=[cell_words(row, look) for row in rows],
-        **invisible(),
+        **to_click(),
     )
 
 

@@ -18,11 +18,11 @@ from dashboard.charts.common import (
     faint,
     group_colors,
     in_group_order,
-    invisible,
     number,
     organ_of,
     own_region,
     plain,
+    to_click,
 )  # fmt: skip
 
 HEIGHT = 560
@@ -165,7 +165,7 @@ def _beside(place: np.ndarray) -> str:
 
 def _add_clicks(figure: go.Figure, arrows: list[_Arrow]) -> None:
     spots = [(arrow, arrow.path[round(part * (STEPS - 1))]) for arrow in arrows for part in CLICKS]
-    look = invisible()
+    look = to_click()
     figure.add_scatter(
         x=[round(float(spot[0]), 4) for _, spot in spots], y=[round(float(spot[1]), 4) for _, spot in spots],
         customdata=[list(arrow.pick) for arrow, _ in spots], text=[arrow.words for arrow, _ in spots],

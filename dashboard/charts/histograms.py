@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 
 from agg2exp_core.organs import LabelSet
 from dashboard.charts.common import (
+    ANYWHERE,
     GREY,
     HOVER,
     PICKED,
@@ -19,11 +20,11 @@ from dashboard.charts.common import (
     faint,
     frame,
     group_colors,
-    invisible,
     number,
     organ_of,
     own_region,
     rounded,
+    to_click,
 )  # fmt: skip
 
 ROW = 124
@@ -83,7 +84,7 @@ def _add_squares(figure: go.Figure, cell: pd.DataFrame, text: str, top: int, whe
     count = CLICK_COLUMNS * CLICK_ROWS
     figure.add_scatter(
         x=np.round(x.ravel(), 5), y=np.round(y.ravel(), 2), text=[text] * count,
-        customdata=[[cell["target"].iloc[0], cell["region"].iloc[0]]] * count, **invisible(), **where,
+        customdata=[[cell["target"].iloc[0], cell["region"].iloc[0]]] * count, **to_click(), **where,
     )  # fmt: skip
 
 
@@ -109,7 +110,7 @@ def _laid_out(figure: go.Figure, bins: pd.DataFrame, measure: str, top: int) -> 
     figure.update_xaxes(**x)
     figure.update_yaxes(range=[0, top * 1.06], nticks=3, zeroline=False, gridcolor="rgba(128, 134, 142, 0.2)")
     figure.update_layout(
-        height=ROW * rows + 70, bargap=0, dragmode=False, hovermode="closest", hoverlabel=HOVER,
+        ANYWHERE, height=ROW * rows + 70, bargap=0, dragmode=False, hovermode="closest", hoverlabel=HOVER,
         margin={"l": 4, "r": 8, "t": 26, "b": 30},
     )  # fmt: skip
     return figure

@@ -12,16 +12,18 @@ import plotly.graph_objects as go
 
 from agg2exp_core.organs import LabelSet
 from dashboard.charts.common import (
+    ANYWHERE,
     PLAIN,
     Pick,
     chart_height,
     frame,
     in_group_order,
-    invisible,
     number,
     organ_axes,
     organ_of,
+    room,
     rounded,
+    to_click,
     unchecked,
 )  # fmt: skip
 
@@ -41,11 +43,13 @@ def organ_matrix(
     values = matrix.pivot(index="target", columns="region", values="value")
     values = values.reindex(index=targets, columns=regions).astype(float)
     top = float(np.nanmax(values.to_numpy(), initial=1e-12))
+    bar = _color_bar(top, measure)
     cells = {
         "type": "heatmap", "z": np.sqrt(values.to_numpy()), "zmin": 0, "zmax": math.sqrt(top), "colorscale": SCALE,
-        "xgap": 1, "ygap": 1, "hoverinfo": "skip", "colorbar": _color_bar(top, measure),
+        "xgap": 1, "ygap": 1, "hoverinfo": "skip", "colorbar": bar,
     }  # fmt: skip
-    layout = PLAIN | organ_axes(targets, regions, labels) | {"height": chart_height(len(targets))}
+    layout: dict[str, Any] = PLAIN | ANYWHERE | organ_axes(targets, regions, labels) | {"height": chart_height(len(targets))}
+    layout["margin"]["r"] = bar["thickness"] + room(bar["ticktext"], 12)
     if picked and picked[0] in targets and picked[1] in regions:
         x, y = regions.index(picked[1]), targets.index(picked[0])
         layout["shapes"] = [frame((x - 0.5, x + 0.5), (y - 0.5, y + 0.5))]
@@ -62,7 +66,7 @@ def _cells_to_click(
 ) -> dict[str, Any]:
     targets, regions = axes
     cells = matrix[["target", "region", "value", "n"]].to_dict("records")
-    return invisible() | {
+    return to_click() | {
         "x": [regions.index(cell["region"]) for cell in cells],
         "y": [targets.index(cell["target"]) for cell in cells],
         "customdata": [[cell["target"], cell["region"]] for cell in cells],

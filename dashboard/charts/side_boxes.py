@@ -10,10 +10,10 @@ import plotly.graph_objects as go
 from dashboard.charts.boxes import pairs, thinned, ticks
 from dashboard.charts.change import level
 from dashboard.charts.common import (
+    ANYWHERE,
     GREY,
     SIDES,
     chart_height,
-    click_rows,
     faint,
     frame,
     group_colors,
@@ -21,6 +21,7 @@ from dashboard.charts.common import (
     organ_of,
     plain,
     room,
+    rows_to_click,
     short,
 )  # fmt: skip
 from dashboard.charts.differences import Look
@@ -47,13 +48,14 @@ def side_by_side_boxes(first: pd.DataFrame, second: pd.DataFrame, look: Look, pi
         ends.append(_add_side(figure, _placed(table, regions, shift, scale), short(name), color))
     end = max(ends)
     told = [_row_words(region, stats, look) for region in regions]
-    figure.add_trace(click_rows(end, [[region] for region in regions], told))
+    figure.add_trace(rows_to_click(end, [[region] for region in regions], told))
     if picked in regions:
         place = regions.index(str(picked))
         figure.add_shape(frame((-0.01 * end, end * 1.02), (place - 0.5, place + 0.5)))
     organs, colors = [organ_of(look.labels, name) for name in regions], group_colors(look.labels)
     title = "share of attribution, %" if look.measure == "mass" else "attribution per voxel"
     plain(figure).update_layout(
+        ANYWHERE,
         xaxis={"title": {"text": title, "standoff": 6}, "range": [-0.01 * end, end * 1.02], "zeroline": False,
                "showgrid": True, "gridcolor": "rgba(128, 134, 142, 0.25)"},
         yaxis=named_axis([organ.title for organ in organs], [colors.get(organ.group, GREY) for organ in organs]),
