@@ -9,6 +9,7 @@ import colorsys
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -93,7 +94,14 @@ def load_label_set(name: str, root: Path = SHIPPED) -> LabelSet:
         raise InputError("label set must exist", repr(name), ", ".join(known))
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    return LabelSet(name, tuple(_organ(row, path) for row in rows))
+    organs = tuple(_organ(row, path) for row in rows)
+    for column in ("id", "name"):
+        seen = Counter(getattr(organ, column) for organ in organs)
+        if again := [value for value, count in seen.items() if count > 1]:
+            raise InputError(
+                "organs of a label set need ids and names of their own", f"{path.name}: {again[0]!r} twice"
+            )
+    return LabelSet(name, organs)
 
 
 def part_ids(labels: LabelSet, joins: Mapping[str, str]) -> dict[str, int]:
@@ -164,6 +172,11 @@ def _organ(row: dict[str, str], path: Path) -> Organ:
         raise InputError("label set needs columns id,name,group,color", f"{path.name}: {row}") from None
     if not colored:
         raise InputError("an organ's color must be hexadecimal", f"{path.name}: {organ.color[:40]!r}", "#rrggbb")
+    if organ.id < 0:
+        raise InputError("an organ's id must be a label value", f"{path.name}: {organ.id}", "0, 1, 2, …")
+    if any(sign in text for text in (organ.title, organ.group, organ.joined_title) for sign in "<>"):
+        # Plotly reads tags in its texts.
+        raise InputError("an organ's title and group must be without < and >", f"{path.name}: {organ.title[:40]!r}")
     if organ.joined and BACKGROUND in (organ.name, organ.joined):
         raise InputError("background is joined with no organ", f"{path.name}: {row}")
     return organ

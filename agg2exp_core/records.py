@@ -79,12 +79,15 @@ class Method:
 
     @classmethod
     def of(cls, name: str, parameters: dict[str, Any]) -> Method:
-        """The method whose `parameters()` were stored. InputError: a parameter that is not known here."""
-        try:
-            return cls(name, **{"estimator": "plain", **parameters})
-        except TypeError:
-            known = ", ".join(field.name for field in fields(cls) if field.name != "name")
-            raise InputError("a method's parameters must be known", ", ".join(parameters), known) from None
+        """The method whose `parameters()` were stored. InputError: one that is not known here, or of another kind."""
+        kinds = {field.name: type(field.default) for field in fields(cls) if field.name != "name"}
+        if not set(parameters) <= set(kinds):
+            raise InputError("a method's parameters must be known", ", ".join(parameters), ", ".join(kinds))
+        for key, value in parameters.items():
+            # A whole number serves as a fraction, and to Python True is a 1.
+            if type(value) is not kinds[key] and (kinds[key], type(value)) != (float, int):
+                raise InputError(f"a method's {key} must be of its kind", repr(value), kinds[key].__name__)
+        return cls(name, **{"estimator": "plain", **parameters})
 
     def parameters(self) -> dict[str, Any]:
         """Only what this method's numbers depend on, for run.json and the manifest.

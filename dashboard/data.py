@@ -300,11 +300,21 @@ def _fits(root: Path, selection: Selection) -> bool:
     return records[selection.run]["cases"] * len(targets(*place)) * len(organ_names(*place)) <= MOST_CELLS
 
 
+def _read(root: str, fingerprint: str, selection: Selection) -> Importance:
+    return to_array(queries.local_explanations(_connection(root, fingerprint).cursor(), selection))
+
+
+# Resources, as they are large and nobody changes them.
 @st.cache_resource(max_entries=KEPT_ARRAYS, show_spinner="Reading the explanations …", hash_funcs=KEYED)
 def _everything(root: str, fingerprint: str, selection: Selection) -> Importance:
-    """All cases of a measure; a resource, as it is large and nobody changes it."""
-    con = _connection(root, fingerprint).cursor()
-    return to_array(queries.local_explanations(con, selection))
+    """All cases of a measure, of a run that `_fits`."""
+    return _read(root, fingerprint, selection)
+
+
+@st.cache_resource(max_entries=1, show_spinner="Reading the explanations of a large run …", hash_funcs=KEYED)
+def _everything_large(root: str, fingerprint: str, selection: Selection) -> Importance:
+    """Of one that does not: 10,000 scans of 117 organs take 1.1 GB, and so push out what was read before."""
+    return _read(root, fingerprint, selection)
 
 
 @st.cache_resource(max_entries=KEPT_ARRAYS, show_spinner=False, hash_funcs=KEYED)
@@ -314,7 +324,8 @@ def _ordered(root: str, fingerprint: str, selection: Selection) -> Ordered:
 
 def importance(root: Path, selection: Selection, only: Sequence[str] = ()) -> Importance:
     """Local explanations of the cases that pass, as one array; of these targets only, if any are named."""
-    found = _everything(str(root), _fingerprint(str(root)), selection.unfiltered())
+    everything = _everything if _fits(root, selection) else _everything_large
+    found = everything(str(root), _fingerprint(str(root)), selection.unfiltered())
     if only:
         found = take_organs(found, [name for name in only if name in found.targets], found.regions)
     if selection == selection.unfiltered():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec
@@ -12,11 +13,14 @@ from agg2exp_core.records import InputError
 
 Arguments = ParamSpec("Arguments")
 
+LIST_START = re.compile(r"^(\d*)([.-])(?= |$)")
+
 
 def plain(text: object) -> str:
     r"""A text as Markdown that shows just it, in one line: metadata, names and links bring no pictures or headings."""
     line = " ".join(str(text).split())
-    return "".join(f"\\{sign}" if sign in r"\`*_{}[]()#+!|~<>:$&" else sign for sign in line)
+    signs = "".join(f"\\{sign}" if sign in r"\`*_{}[]()#+!|~<>:$&" else sign for sign in line)
+    return LIST_START.sub(r"\1\\\2", signs)
 
 
 def column_title(name: object) -> str:

@@ -43,14 +43,12 @@ def test_shares_of_each_value(found: pd.DataFrame) -> None:
     assert row[["n_outliers", "n_rest", "outliers"]].tolist() == [8, 11, 7 / 8] and row["rest"] == pytest.approx(1 / 11)
     assert row["p"] == fisher_exact([[7, 1], [1, 10]]).pvalue and np.isnan(row["p_t"])
     assert 0 < row["low"] < row["difference"] < row["high"] < 1
-    turned = found.loc["scanner", "B"]
-    assert turned[["difference", "low", "high"]].tolist() == pytest.approx(
-        [-row["difference"], -row["high"], -row["low"]]
-    )
+    # The other value's row would be the mirror of this one, and would count as a test of its own.
+    assert ("scanner", "B") not in found.index
 
 
 def test_the_most_telling_comes_first_and_p_is_adjusted(found: pd.DataFrame) -> None:
-    assert set(found.index[:3].get_level_values("column")) == {"age", "scanner"}
+    assert set(found.index[:2].get_level_values("column")) == {"age", "scanner"}
     assert (found["p_adjusted"].dropna() >= found["p"].dropna()).all()
     assert found.loc["sex", ["p"]].to_numpy() == pytest.approx(1) and np.isnan(found.loc["same", ""]["p"])
 
@@ -60,7 +58,7 @@ def test_a_column_that_one_side_lacks_says_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = compare_metadata(table, np.array([False, False, True]))
-    assert found["n_outliers"].tolist() == [0] * 3 and found[["difference", "p"]].isna().all(axis=None)
+    assert found["n_outliers"].tolist() == [0] * 2 and found[["difference", "p"]].isna().all(axis=None)
 
 
 def test_names_of_scans_and_endless_numbers_are_no_evidence() -> None:

@@ -145,6 +145,15 @@ def test_a_run_of_unknown_parameters_keeps_its_id() -> None:
         Method.of("smoothgrad", record["parameters"])
 
 
+@pytest.mark.parametrize("parameters", [{"samples": "4"}, {"samples": 4.0}, {"sigma": True}, {"estimator": None}])
+def test_a_run_whose_parameters_were_edited_keeps_its_id(parameters: dict) -> None:
+    record = {"run": "r", "method": "smoothgrad", "model": "m", "parameters": parameters}
+    assert choosing.method_of(record) is None and choosing.run_title(record) == "r"
+    with pytest.raises(InputError, match="must be of its kind"):
+        Method.of("smoothgrad", parameters)
+    assert Method.of("smoothgrad", {"sigma": 1}).sigma == 1
+
+
 def test_masks_are_hatched_bars_above_the_organs() -> None:
     spread = dict.fromkeys(("q05", "q25", "median", "q75", "q95"), 0.1) | {"percentile": 50.0}
     organs = pd.DataFrame([{"region": name, "value": 0.5, "absent": None} | spread for name in ("aorta", "heart")])

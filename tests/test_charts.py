@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from agg2exp_core.analysis import clustering, graph, summary
 from agg2exp_core.analysis.importance import Importance
 from agg2exp_core.analysis.raters import agreement
 from agg2exp_core.organs import BACKGROUND, load_label_set, made_label_set, numbered
+from agg2exp_core.records import InputError
 from agg2exp_core.store.reviews import Item
 from dashboard.charts import common
 from dashboard.charts.boxes import MOST_OUTLIERS, region_boxes, thinned
@@ -412,6 +414,22 @@ def test_a_model_that_numbers_organs_its_own_way_keeps_their_names_and_colours()
         (0, "background"), (1, "aorta"), (2, "heart"), (3, "spleen"),
     ]  # fmt: skip
     assert own["heart"] == replace(LABELS["heart"], id=2) and own["spleen"].title == "Spleen"
+
+
+@pytest.mark.parametrize(
+    ("row", "rule"),
+    [
+        ("1,lung,organs,#112233,", "ids and names of their own; got broken.csv: 1 twice"),
+        ("2,heart,organs,#112233,", "own; got broken.csv: 'heart' twice"),
+        ("-2,lung,organs,#112233,", "must be a label value"), ("2,lung,organs,#112233,<b>Lung", "without < and >"),
+    ],
+)  # fmt: skip
+def test_label_sets_that_would_mix_organs_or_bring_tags_are_refused(tmp_path: Path, row: str, rule: str) -> None:
+    (tmp_path / "label_sets").mkdir()
+    rows = ["id,name,group,color,title", "0,background,background,#9aa0a6,", "1,heart,organs,#aa0000,", row]
+    (tmp_path / "label_sets" / "broken.csv").write_text("\n".join(rows))
+    with pytest.raises(InputError, match=rule):
+        load_label_set("broken", tmp_path)
 
 
 # ---- reviewers -------------------------------------------------------------------------------------

@@ -188,3 +188,8 @@ def test_an_imported_table_has_no_signs_to_switch() -> None:
     app = AppTest.from_function(_imported).run()
     assert not app.exception
     assert [group.label for group in app.segmented_control] == ["Measure"]
+
+
+@pytest.mark.parametrize(("text", "shown"), [("- x", r"\- x"), ("1. x", r"1\. x"), ("1.5 mm", "1.5 mm")])
+def test_a_text_of_others_starts_no_list(text: str, shown: str) -> None:
+    assert words.plain(text) == shown

@@ -113,6 +113,14 @@ def test_every_point_lies_where_it_should_and_answers_with_its_case() -> None:
     }
 
 
+def test_a_scan_that_scores_nothing_stands_at_the_charts_foot() -> None:
+    """As one that is twice among those it is compared with; a logarithmic axis has no place for 0."""
+    figure = evidence_scatter(_points(score=[5.0, 0.0, 1.0, 2.0]), Lines(3, 0.9), Words("x", "y"))
+    low, high = figure.layout.yaxis.range
+    drawn = np.log10(np.array(figure.data[0].y, float))
+    assert low < drawn[1] < low + 0.1 * (high - low) and drawn[1] < drawn[[0, 2, 3]].min()
+
+
 @pytest.mark.parametrize("good", [0.3, 0.6, 0.949, 0.9999])
 def test_a_corners_words_do_not_cross_the_line(good: float) -> None:
     left, right = evidence_scatter(_points(), Lines(3, good), Words("x", "y")).layout.xaxis.range

@@ -21,6 +21,8 @@ RESULT = ("column", "value", "n_outliers", "n_rest", "outliers", "rest", "differ
 def compare_metadata(table: pd.DataFrame, outlier: np.ndarray) -> pd.DataFrame:
     """A row for each column of numbers and for each value of each category, smallest p first.
 
+    Of a category with two values alone that which is more frequent among the outliers: the other's row is its mirror.
+
     table: (cases, columns) of metadata; outlier: (cases,) bool. In the result, `outliers` and `rest` are means of
     numbers (value "") or shares of cases, `difference` theirs with its 95 % interval (Welch's for means, Newcombe's for
     shares). p: Mann and Whitney's U or Fisher's exact test; p_t: Welch's t, of numbers; p_adjusted: Benjamini and
@@ -42,6 +44,9 @@ def compare_metadata(table: pd.DataFrame, outlier: np.ndarray) -> pd.DataFrame:
         known = column.notna().to_numpy()
         given, odd = column[known].astype(str), outlier[known]
         values = sorted(given.unique())
+        if len(values) == 2:
+            # One is all that the other is not: the same test twice, which the correction would count twice.
+            values = [max(values, key=lambda value: np.mean(odd[(given == value).to_numpy()]))]
         if len(values) <= MOST_VALUES:
             rows += [(name, value, *_shares((given == value).to_numpy(), odd)) for value in values]
     found = pd.DataFrame(rows, columns=list(RESULT))

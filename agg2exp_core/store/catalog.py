@@ -13,6 +13,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -279,7 +280,13 @@ def _run_folders(root: Path) -> Iterator[Path]:
         if info and isinstance(info.get("parameters") or {}, dict):
             yield folder
         else:
-            logging.warning("run %s of cohort %s left out: its run.json is damaged", folder.name, folder.parent.name)
+            _say_left_out(folder)
+
+
+@lru_cache(maxsize=1000)
+def _say_left_out(run: Path) -> None:
+    """Once: a dashboard looks at the files every two seconds."""
+    logging.warning("run %s of cohort %s left out: its run.json is damaged", run.name, run.parent.name)
 
 
 def _add_runs(con: duckdb.DuckDBPyConnection, root: Path, listed: dict[str, set[str]]) -> list[Path]:

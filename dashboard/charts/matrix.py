@@ -48,7 +48,8 @@ def organ_matrix(
         "type": "heatmap", "z": np.sqrt(values.to_numpy()), "zmin": 0, "zmax": math.sqrt(top), "colorscale": SCALE,
         "xgap": 1, "ygap": 1, "hoverinfo": "skip", "colorbar": bar,
     }  # fmt: skip
-    layout: dict[str, Any] = PLAIN | ANYWHERE | organ_axes(targets, regions, labels) | {"height": chart_height(len(targets))}
+    layout: dict[str, Any] = PLAIN | ANYWHERE | organ_axes(targets, regions, labels)
+    layout["height"] = chart_height(len(targets))
     layout["margin"]["r"] = bar["thickness"] + room(bar["ticktext"], 12)
     if picked and picked[0] in targets and picked[1] in regions:
         x, y = regions.index(picked[1]), targets.index(picked[0])

@@ -66,10 +66,12 @@ def evidence_scatter(points: pd.DataFrame, lines: Lines, words: Words, dragmode:
     figure = go.Figure()
     strip = lines.good is None
     drawn = points if strip else points.assign(x=stretched(points["x"].to_numpy(float)))
-    for trace in _traces(drawn, words):
-        figure.add_trace(trace)
     x = _range(drawn["x"], 0.05) if strip else _sides(drawn["x"], _place(lines.good))
     y = _log_range(points["score"], lines.limit)
+    # A scan that is twice in its cohort may score 0, which a logarithmic axis has no place for: it stands at its foot.
+    foot = 10 ** (y[0] + 0.02 * (y[1] - y[0]))
+    for trace in _traces(drawn.assign(score=drawn["score"].mask(drawn["score"] <= 0, foot)), words):
+        figure.add_trace(trace)
     _divide(figure, points, lines, (x, (10 ** y[0], 10 ** y[1])))
     grid = {"zeroline": False, "showgrid": True, "gridcolor": "rgba(128, 134, 142, 0.18)"}
     legend_rows = math.ceil(len(figure.data) / 4) if words.color else 0

@@ -258,5 +258,5 @@ def p_in_words(p: float) -> str:
 
 
 def _interval(change: list[float], unit: str) -> str:
-    difference, low, high = (f"{part:+.0f}" if unit else f"{part:+.3g}" for part in change)
+    difference, low, high = ((f"{part:+.0f}" if unit else f"{part:+.3g}").replace("-", "−") for part in change)
     return f"{difference}{unit}" + (f" ({low} to {high})" if np.isfinite(change[1]) else "")
