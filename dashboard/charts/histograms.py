@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import textwrap
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -27,8 +29,8 @@ from dashboard.charts.common import (
     to_click,
 )  # fmt: skip
 
-ROW = 124
-"""Height in px of one row of the grid."""
+ROW, ROW_LETTERS = 124, 14
+"""Height in px of one row of the grid, and what of its title has room along it."""
 
 CLICK_COLUMNS, CLICK_ROWS = 12, 5
 
@@ -47,7 +49,9 @@ def histogram_grid(bins: pd.DataFrame, labels: LabelSet, measure: str, picked: P
     )  # fmt: skip
     top = max(int(bins["count"].max()), 1)
     for row, target in enumerate(targets, 1):
-        figure.update_yaxes(title={"text": organ_of(labels, target).title, "standoff": 4}, row=row, col=1)
+        lines = textwrap.wrap(escape(organ_of(labels, target).title, quote=False), ROW_LETTERS)
+        title = {"text": "<br>".join(lines), "standoff": 4}
+        figure.update_yaxes(title=title, row=row, col=1)
         own = own_region(labels, target, regions)
         for column, region in enumerate(regions, 1):
             cell = bins[(bins["target"] == target) & (bins["region"] == region)]
@@ -108,7 +112,9 @@ def _laid_out(figure: go.Figure, bins: pd.DataFrame, measure: str, top: int) -> 
         "ticks": "outside", "ticklen": 3,
     }  # fmt: skip
     figure.update_xaxes(**x)
-    figure.update_yaxes(range=[0, top * 1.06], nticks=3, zeroline=False, gridcolor="rgba(128, 134, 142, 0.2)")
+    figure.update_yaxes(
+        range=[0, top * 1.06], nticks=3, zeroline=False, gridcolor="rgba(128, 134, 142, 0.2)"
+    )
     figure.update_layout(
         ANYWHERE, height=ROW * rows + 70, bargap=0, dragmode=False, hovermode="closest", hoverlabel=HOVER,
         margin={"l": 4, "r": 8, "t": 26, "b": 30},

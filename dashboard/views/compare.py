@@ -191,7 +191,8 @@ def _pairs(first: Selection, second: Selection) -> bool:
     if wish:
         st.session_state[key] = wish == ["on"]
     st.session_state.setdefault(key, usual)
-    return st.toggle("Pair scans of the same name", key=key, help=PAIRED_HELP)
+    # Beside the sets, of which it speaks; the row of measures has no room for it.
+    return st.sidebar.toggle("Pair scans of the same name", key=key, help=PAIRED_HELP)
 
 
 def _explained(root: Path, selection: Selection) -> list[str]:
