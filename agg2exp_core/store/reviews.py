@@ -28,7 +28,7 @@ from agg2exp_core.settings import checked_id
 from agg2exp_core.store import cohorts, results
 from agg2exp_core.volumes import content_sha256
 
-VERDICTS = {"accept": "Accept", "correct": "Needs correction", "reject": "Reject", "unsure": "Unsure"}
+VERDICTS = {"accept": "Accept", "correct": "Needs edits", "reject": "Reject", "unsure": "Unsure"}
 """Verdict → its title: use it as it is, after a correction, not at all; or cannot say."""
 
 PHASES = ("segmentation", "final", "adjudication")

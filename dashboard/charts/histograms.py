@@ -112,9 +112,7 @@ def _laid_out(figure: go.Figure, bins: pd.DataFrame, measure: str, top: int) -> 
         "ticks": "outside", "ticklen": 3,
     }  # fmt: skip
     figure.update_xaxes(**x)
-    figure.update_yaxes(
-        range=[0, top * 1.06], nticks=3, zeroline=False, gridcolor="rgba(128, 134, 142, 0.2)"
-    )
+    figure.update_yaxes(range=[0, top * 1.06], nticks=3, zeroline=False, gridcolor="rgba(128, 134, 142, 0.2)")
     figure.update_layout(
         ANYWHERE, height=ROW * rows + 70, bargap=0, dragmode=False, hovermode="closest", hoverlabel=HOVER,
         margin={"l": 4, "r": 8, "t": 26, "b": 30},

@@ -224,7 +224,7 @@ def _headline(labels: LabelSet, job: JobState) -> str:
     organs = ", ".join(words.plain(common.organ_of(labels, name).title) for name in job.request.targets) or "All organs"
     method = job.request.method
     word, color = STATUS[job.status]
-    how = [methods.method_words(method), *methods.mask_words(method), job.request.model]
+    how = [methods.method_words(method), *methods.mask_words(method), words.model_title(job.request.model)]
     what = ", ".join([organs, *map(words.plain, how)])
     scans = f"{len(job.request.only)} scans" if job.request.only else "all scans"
     subject = job.request.case_id or f"{job.request.cohort}, {scans}"

@@ -35,7 +35,7 @@ KEYS = {"accept": "1", "correct": "2", "reject": "3", "unsure": "4"}
 ICONS = {"accept": "check_circle", "correct": "edit", "reject": "cancel", "unsure": "help"}
 MEANINGS = {
     "accept": "Use it as it is.",
-    "correct": "The right organ in the right place, but it needs a correction before use.",
+    "correct": "The right organ in the right place, but it must be corrected before use.",
     "reject": "Not usable, not even after a correction.",
     "unsure": "Cannot be told from what is shown.",
 }
