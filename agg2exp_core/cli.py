@@ -352,16 +352,25 @@ def export_saliency(
     out: Annotated[Path, typer.Option("--out", help="Folder for a folder a case.")],
     case: Annotated[list[str] | None, typer.Option("--case", help="Only these cases of the cohort.")] = None,
     targets: Annotated[str, typer.Option(help="all, or organs separated by commas.")] = "all",
+    dicom: Annotated[
+        Path | None, typer.Option("--dicom", help="Folder of the DICOM series that the cohort was added from.")
+    ] = None,
     key: Pseudonyms = None,
     data: Root = None,
 ) -> None:
-    """Write a run's maps and predictions as NIfTI on the scans' own grids, for 3D Slicer, ITK-SNAP and others."""
+    """Write a run's maps and predictions as NIfTI on the scans' own grids, for 3D Slicer, ITK-SNAP and others.
+
+    With --dicom also as DICOM segmentation and parametric maps, which carry the identity that their series carries.
+    """
     from agg2exp_core import exporting
     from agg2exp_core.masked import find_run
     from agg2exp_core.store import results
 
     root = data_root(data)
-    find_run(root, cohort, run)
+    folder_of_run = find_run(root, cohort, run)
+    if dicom is not None and key is not None:
+        raise InputError("DICOM carries who the patient is, and so goes without pseudonyms", "--dicom and --pseudonyms")
+    originals = None if dicom is None else exporting.find_originals(root, folder_of_run, dicom)
     explained = {path.name for path in (root / "runs" / cohort / run / "cases").glob("[!.]*")}
     cases = [one for one in _chosen_cases(root, cohort, case) if case or one.case_id in explained]
     wanted = () if targets == "all" else tuple(name.strip() for name in targets.split(","))
@@ -370,6 +379,8 @@ def export_saliency(
     def export(one: Case, inner: Report) -> None:
         nonlocal count
         folder = results.case_path(root, cohort, run, one.case_id)
+        if originals is not None:
+            exporting.export_dicom(one, folder, out / one.case_id, wanted, originals)
         count += exporting.export_case(one, folder, out / named(one.case_id), wanted, inner)
 
     with progress("Exporting") as report:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from agg2exp_core import volumes
 from agg2exp_core.aggregation.masks import on_grid, values_on_grid
+from agg2exp_core.dicom import Origin, read_series, write_map, write_segmentation
+from agg2exp_core.files import read_json
+from agg2exp_core.organs import Organ, load_label_set, made_label_set, numbered
 from agg2exp_core.records import InputError, Volume
 from agg2exp_core.store import results
 from agg2exp_core.store.cohorts import Case
+from agg2exp_core.store.layouts import foreign_scans
+
+SAME_PLACE = 1e-3
+"""mm by which two grids' affines may differ: NIfTI stores them in 32 bits."""
 
 Report = Callable[[int, int, str], None]
 
@@ -22,6 +32,76 @@ def export_case(case: Case, folder: Path, out: Path, targets: tuple[str, ...], r
     InputError: the case has no image, another one than was explained or no sound results, or a target no stored map;
     then nothing is written.
     """
+    chosen = _sound(case, folder, targets)
+    assert case.image is not None
+    scan = volumes.read_volume(case.image)
+    prediction = volumes.read_labels(folder / results.PREDICTION)
+    out.mkdir(parents=True, exist_ok=True)
+    labels = on_grid(prediction, scan).astype(prediction.array.dtype)
+    volumes.write_volume(out / results.PREDICTION, Volume(labels, scan.affine))
+    for number, name in enumerate(chosen):
+        report(number, len(chosen), f"{name}, on the scan's grid")
+        drawn = values_on_grid(volumes.read_volume(folder / results.map_name(name)), scan)
+        volumes.write_volume(out / f"{name}.nii.gz", Volume(drawn, scan.affine))
+    return len(chosen)
+
+
+@dataclass(frozen=True, eq=False)
+class Originals:
+    """The files of each case's DICOM series, and the organs and the model that are named in what is made of them."""
+
+    series: Mapping[str, Sequence[Path]]
+    organs: Sequence[Organ]
+    origin: Origin
+
+
+def find_originals(root: Path, run: Path, folder: Path) -> Originals:
+    """The DICOM series of a folder, by the names that `cohort add` gave their cases; of the run, its labels and model.
+
+    InputError: no such folder, or no series in it.
+    """
+    if not folder.is_dir():
+        raise InputError("a folder must be there", str(folder))
+    series = foreign_scans(folder)
+    if not series:
+        raise InputError("a folder of DICOM series is needed", f"{folder.name} without any")
+    record = read_json(run / "run.json")
+    classes, name = record.get("classes") or (), str(record.get("label_set"))
+    try:
+        labels = load_label_set(name, root)
+    except InputError:
+        labels = made_label_set(name, classes)
+    organs = numbered(labels, classes).organs if classes else labels.organs
+    return Originals(series, organs, Origin(str(record.get("model")), str(record.get("model_hash"))))
+
+
+def export_dicom(case: Case, folder: Path, out: Path, targets: tuple[str, ...], originals: Originals) -> int:
+    """Write the same as DICOM, `segmentation.dcm` and a parametric map a target, on the grid of the case's series.
+
+    targets, and what is returned and refused: as `export_case`; also a case whose series is not there or is another.
+    """
+    chosen = _sound(case, folder, targets)
+    files = originals.series.get(case.case_id)
+    if files is None:
+        raise InputError("a case needs the DICOM series that it was added from", f"{case.case_id}, not in the folder")
+    assert case.image is not None
+    series, scan = read_series(files), volumes.read_volume(case.image)
+    same = series.grid.array.shape == scan.array.shape and np.allclose(series.grid.affine, scan.affine, atol=SAME_PLACE)
+    if not same:
+        raise InputError("a case's DICOM series must be the one that was explained", f"{case.case_id}, on another grid")
+    out.mkdir(parents=True, exist_ok=True)
+    titles = {organ.name: organ.title for organ in originals.organs}
+    labels = on_grid(volumes.read_labels(folder / results.PREDICTION), series.grid)
+    write_segmentation(out / "segmentation.dcm", series, labels, originals.organs, originals.origin)
+    for name in chosen:
+        drawn = values_on_grid(volumes.read_volume(folder / results.map_name(name)), series.grid)
+        title = f"Attribution of {titles.get(name, name)}"
+        write_map(out / f"{name}.dcm", series, drawn, title, originals.origin)
+    return len(chosen)
+
+
+def _sound(case: Case, folder: Path, targets: tuple[str, ...]) -> tuple[str, ...]:
+    """The targets whose maps are written, once all that they are made of is known to be as it was."""
     if case.image is None:
         raise InputError("a case needs an image", f"{case.case_id} without one")
     manifest = results.read_manifest(folder)
@@ -37,13 +117,4 @@ def export_case(case: Case, folder: Path, out: Path, targets: tuple[str, ...], r
             raise InputError(
                 "a target must have a stored map", f"{name} of {case.case_id}", ", ".join(stored) or "none"
             )
-    scan = volumes.read_volume(case.image)
-    prediction = volumes.read_labels(folder / results.PREDICTION)
-    out.mkdir(parents=True, exist_ok=True)
-    labels = on_grid(prediction, scan).astype(prediction.array.dtype)
-    volumes.write_volume(out / results.PREDICTION, Volume(labels, scan.affine))
-    for number, name in enumerate(chosen):
-        report(number, len(chosen), f"{name}, on the scan's grid")
-        drawn = values_on_grid(volumes.read_volume(folder / results.map_name(name)), scan)
-        volumes.write_volume(out / f"{name}.nii.gz", Volume(drawn, scan.affine))
-    return len(chosen)
+    return chosen

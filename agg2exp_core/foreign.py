@@ -89,6 +89,23 @@ def read_series(files: Sequence[Path]) -> Volume:
     InputError: files of several series or patients, a tilted gantry, a missing or doubled slice, uneven steps, slices
     of different grids, fewer than two, or voxels that cannot be decoded.
     """
+    _, affine, order = _series(files)
+    slices = [_pixels(files[index]) for index in order]
+    voxels = np.stack(slices, axis=-1)
+    if (voxels == np.rint(voxels)).all() and np.abs(voxels).max() < 2**15:
+        voxels = voxels.astype(np.int16)
+    return Volume(voxels, affine)
+
+
+def series_grid(files: Sequence[Path]) -> tuple[Volume, list[pydicom.Dataset]]:
+    """The grid of one DICOM series, all zeros, and its slices' headers in that order. InputError: as `read_series`."""
+    headers, affine, order = _series(files)
+    shape = int(headers[0].Columns), int(headers[0].Rows), len(order)
+    return Volume(np.broadcast_to(np.int16(0), shape), affine), [headers[index] for index in order]
+
+
+def _series(files: Sequence[Path]) -> tuple[list[pydicom.Dataset], np.ndarray, list[int]]:
+    """The headers of one series, its affine, and the slices' order along their normal."""
     headers = _headers(files)
     for name, what in (("PatientID", "patient"), ("SeriesInstanceUID", "series")):
         count = len({str(header.get(name, "")) for header in headers})
@@ -96,12 +113,7 @@ def read_series(files: Sequence[Path]) -> Volume:
             raise InputError(f"a folder must hold one {what}", f"{count} of them")
     if len(headers) < LEAST_SLICES:
         raise InputError("a series must have a file for each slice", f"{len(headers)} file", f"{LEAST_SLICES} or more")
-    affine, order = _stacked(headers)
-    slices = [_pixels(files[index]) for index in order]
-    voxels = np.stack(slices, axis=-1)
-    if (voxels == np.rint(voxels)).all() and np.abs(voxels).max() < 2**15:
-        voxels = voxels.astype(np.int16)
-    return Volume(voxels, affine)
+    return headers, *_stacked(headers)
 
 
 def _headers(files: Sequence[Path]) -> list[pydicom.Dataset]:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import torch
 from command import run
-from tiny import write_bundle, write_cohort
+from series import dicom
+from tiny import CLASSES, write_bundle, write_cohort
 
 from agg2exp_core import pipeline, volumes
 from agg2exp_core.aggregation.masks import values_on_grid
+from agg2exp_core.dicom import organ_code
+from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import Method, Volume
 from agg2exp_core.store import cohorts, results
 
@@ -85,3 +91,117 @@ def test_what_cannot_be_exported_is_refused(root, tmp_path, capsys, more, told) 
     words = ("export", "saliency", "--cohort", "c", "--run", "tiny-gradient", "--data", root)
     assert run(*words, "--out", tmp_path / "out", *more) == 2
     assert told in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+# ---- DICOM ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def added(tmp_path: Path) -> tuple[Path, str]:
+    """A root with one explained case that was added from the DICOM series in `series`, and the case's name."""
+    torch.manual_seed(0)
+    root = tmp_path / "root"
+    write_bundle(root)
+    noise = np.random.default_rng(0).integers(-900, 900, (20, 18, 12)).astype(np.int16)
+    tilted = Volume(noise, np.array([[-2.9, 0.5, 0, 60], [0.5, 2.9, 0, -40], [0, 0, 6, 10], [0, 0, 0, 1.0]]))
+    dicom(tmp_path / "series" / "ct", tilted)
+    assert run("cohort", "add", tmp_path / "series", "--name", "c", "--data", root) == 0
+    (case,) = cohorts.list_cases(root, "c")
+    plan = pipeline.Plan("tiny", Method("gradient"), saliency="float32")
+    pipeline.Explaining(root, plan).cohort_case("c", case, lambda *_: None)
+    return root, case.case_id
+
+
+def export_words(root: Path, tmp_path: Path, *more: object) -> tuple[object, ...]:
+    words = ("export", "saliency", "--cohort", "c", "--run", "tiny-gradient", "--data", root)
+    return *words, "--out", tmp_path / "out", "--dicom", tmp_path / "series", *more
+
+
+def frames(dataset: pydicom.Dataset) -> Iterator[tuple[pydicom.Dataset, np.ndarray, np.ndarray]]:
+    """Of each frame its attributes, its pixels and the world (RAS) of their centres, by the standard's own formula."""
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    spacing = np.array(shared.PixelMeasuresSequence[0].PixelSpacing, float)
+    along = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, float).reshape(2, 3)
+    rows, columns = np.mgrid[: dataset.Rows, : dataset.Columns]
+    for own, pixels in zip(dataset.PerFrameFunctionalGroupsSequence, dataset.pixel_array, strict=True):
+        place = np.array(own.PlanePositionSequence[0].ImagePositionPatient, float)
+        world = place + columns[..., None] * spacing[1] * along[0] + rows[..., None] * spacing[0] * along[1]
+        yield own, pixels, world * [-1, -1, 1]
+
+
+def at(volume: Volume, world: np.ndarray) -> np.ndarray:
+    points = world @ np.linalg.inv(volume.affine)[:3, :3].T + np.linalg.inv(volume.affine)[:3, 3]
+    assert np.abs(points - np.rint(points)).max() < 1e-2
+    return volume.array[tuple(np.moveaxis(np.rint(points).astype(int), -1, 0))]
+
+
+def test_dicom_holds_in_the_world_what_nifti_holds(added, tmp_path) -> None:
+    root, case_id = added
+    assert run(*export_words(root, tmp_path)) == 0
+    out = tmp_path / "out" / case_id
+    labels = volumes.read_volume(out / "prediction.nii.gz")
+    segmentation = pydicom.dcmread(out / "segmentation.dcm")
+    names = {segment.SegmentNumber: segment.SegmentLabel for segment in segmentation.SegmentSequence}
+    ids = {number: CLASSES.index(title.lower()) for number, title in names.items()}
+    voxels = dict.fromkeys(ids, 0)
+    for own, pixels, world in frames(segmentation):
+        number = own.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        np.testing.assert_array_equal(pixels, at(labels, world) == ids[number])
+        voxels[number] += int(pixels.sum())
+    assert voxels == {number: int((labels.array == label).sum()) for number, label in ids.items()} and min(ids) == 1
+    for name in ("aorta", "heart"):
+        drawn, stored = pydicom.dcmread(out / f"{name}.dcm"), volumes.read_volume(out / f"{name}.nii.gz")
+        seen = [(pixels, at(stored, world)) for _, pixels, world in frames(drawn)]
+        assert len(seen) == stored.array.shape[2] and any(pixels.min() < 0 < pixels.max() for pixels, _ in seen)
+        for pixels, expected in seen:
+            np.testing.assert_allclose(pixels, expected, atol=1e-5)  # NIfTI keeps affines in 32 bits
+    for made in (segmentation, drawn):
+        assert (made.PatientID, made.StudyInstanceUID, made.FrameOfReferenceUID) == ("Doe^Jane", "1.2.3", "1.2.4")
+        sources = made.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+        assert {source.ReferencedSOPInstanceUID for source in sources} == {f"1.2.3.1.{n}" for n in range(1, 13)}
+
+
+def _another_grid(folder: Path) -> None:
+    for path in (folder / "ct").iterdir():
+        slice_ = pydicom.dcmread(path)
+        slice_.PixelSpacing = [4.0, 4.0]
+        slice_.save_as(path)
+
+
+def _without_study(folder: Path) -> None:
+    path = next((folder / "ct").iterdir())
+    slice_ = pydicom.dcmread(path)
+    del slice_.StudyInstanceUID
+    slice_.save_as(path)
+
+
+def _other_series(folder: Path) -> None:
+    shutil.rmtree(folder / "ct")
+    dicom(folder / "ct", Volume(np.zeros((20, 18, 12), np.int16), OBLIQUE), series="2")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "more", "told"),
+    [
+        (_another_grid, (), "must be the one that was explained"),
+        (_without_study, (), "must say its study and its frame of reference; got a slice without StudyInstanceUID"),
+        (_other_series, (), "the DICOM series that it was added from"),
+        (lambda folder: shutil.rmtree(folder / "ct"), (), "a folder of DICOM series is needed; got series without any"),
+        (shutil.rmtree, (), "a folder must be there"),
+        (lambda _: None, ("--pseudonyms", "key"), "goes without pseudonyms"),
+    ],
+)
+def test_what_does_not_belong_to_the_series_is_not_written(added, tmp_path, capsys, spoil, more, told) -> None:
+    spoil(tmp_path / "series")
+    assert run(*export_words(added[0], tmp_path, *more)) == 2
+    assert told in capsys.readouterr().err and not list((tmp_path / "out").rglob("*.*"))
+
+
+def test_organs_have_their_codes_where_snomed_has_their_names() -> None:
+    labels = load_label_set("thorax17")
+    codes = {name: organ_code(labels[name]) for name in ("heart", "ribs", "thyroid_gland", "lung_upper_lobe_left")}
+    assert [(codes[name].scheme_designator, codes[name].value) for name in ("heart", "ribs")] == [
+        ("SCT", "80891009"), ("SCT", "113197003"),
+    ]  # fmt: skip
+    own = codes["lung_upper_lobe_left"]
+    assert (own.scheme_designator, own.meaning) == ("99AGG2EXP", "Left upper lobe")

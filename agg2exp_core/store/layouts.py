@@ -47,7 +47,7 @@ def read_layout(folder: Path) -> Layout:
     if subjects:
         return _subjects(folder, subjects)
     scans = scans_of(folder)
-    return Layout(scans) if scans else Layout({}, _foreign(folder))
+    return Layout(scans) if scans else Layout({}, foreign_scans(folder))
 
 
 def scans_of(folder: Path) -> dict[str, Path]:
@@ -70,7 +70,7 @@ def _ending(name: str) -> str | None:
     return next((ending for ending in SCANS if name.lower().endswith(ending)), None)
 
 
-def _foreign(folder: Path) -> dict[str, Sequence[Path]]:
+def foreign_scans(folder: Path) -> dict[str, Sequence[Path]]:
     """NRRD files by name, and DICOM series, one a folder, by a name that tells nothing of the patient."""
     from agg2exp_core.foreign import series_id, slices_of  # takes a moment, and few need it
 
