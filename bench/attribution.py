@@ -1,53 +1,105 @@
-"""Peak memory of an attribution over the network's own, in float32 volumes of the scan, of few classes and of many."""
+"""Peak memory of an attribution over the network's own, in float32 volumes of the scan, of few classes and of many.
+
+And of a single window, whose classes are all explained: time, and memory against that of one class.
+"""
 
 from __future__ import annotations
 
 import resource
 import subprocess
 import sys
+import time
+from typing import TYPE_CHECKING
+
+from agg2exp_core.records import Method
+
+if TYPE_CHECKING:
+    import torch
+
+    from agg2exp_core.attribution.attribute import Explainer
 
 EDGE, CLASSES, EXPLAINED = 192, (17, 117), 3
 """Few are explained: gradients are held of no more at a time, and the others would come after them."""
 
+WINDOW, WINDOW_CLASSES = 64, (17, 104, 117)
+
 
 def main() -> list[tuple[str, str]]:
     """Each measured in a process of its own, whose peak is not another measurement's."""
-    return [
-        (f"attribution peak memory over the network's, {count} classes, {EDGE}³", f"{_peak(count):.1f} float32 volumes")
+    rows = [
+        (
+            f"attribution peak memory over the network's, {count} classes, {EDGE}³",
+            f"{_apart('scan', count)[0]:.1f} float32 volumes",
+        )
         for count in CLASSES
     ]
+    for count in WINDOW_CLASSES:
+        times, seconds = _apart("window", count)
+        told = f"{seconds:.0f} s, {seconds / count:.2f} s a class; memory {times:.2f} times that of one class"
+        rows.append((f"gradient of all of {count} classes, one window of {WINDOW}³, SegResNet", told))
+    return rows
 
 
-def _peak(classes: int) -> float:
-    asked = [sys.executable, "-m", "bench.attribution", str(classes)]
-    return float(subprocess.run(asked, capture_output=True, text=True, check=True).stdout)
+def _apart(what: str, classes: int) -> list[float]:
+    asked = [sys.executable, "-m", "bench.attribution", what, str(classes)]
+    return list(map(float, subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()))
 
 
-def _measure(count: int) -> float:
+def _scan(count: int) -> tuple[float, float]:
     import torch
-    from monai.inferers import SlidingWindowInferer
 
-    from agg2exp_core.attribution.attribute import Explainer, Subject, attribute
-    from agg2exp_core.records import Method
-
-    torch.manual_seed(0)
     # Of little memory and time of its own; each class holds a band of grey values, so that all are there everywhere.
     network = torch.nn.Conv3d(1, count, 1).requires_grad_(False)
     centres = torch.linspace(0, 1, count)
     network.weight.copy_((2 * centres).view(count, 1, 1, 1, 1))
     network.bias.copy_(-(centres**2))
+    explainer = _explainer(network, count)
+    networks_own, _ = _explained(explainer, Method(samples=2), 64, EXPLAINED)
+    peak, seconds = _explained(explainer, Method(samples=2), EDGE, EXPLAINED)
+    return (peak - networks_own) / (4 * EDGE**3), seconds
+
+
+def _window(count: int) -> tuple[float, float]:
+    """Memory of all classes as a multiple of one's, whose passes are the network's own; and seconds of all."""
+    from monai.networks.nets import SegResNet
+
+    network = SegResNet(init_filters=8, in_channels=1, out_channels=count).eval().requires_grad_(False)
+    explainer, method = _explainer(network, count), Method("gradient", mask="label")
+    before = _peak()
+    one, _ = _explained(explainer, method, WINDOW, 1)
+    peak, seconds = _explained(explainer, method, WINDOW, count)
+    return (peak - before) / (one - before), seconds
+
+
+def _explainer(network: torch.nn.Module, count: int) -> Explainer:
+    import torch
+    from monai.inferers import SlidingWindowInferer
+
+    from agg2exp_core.attribution.attribute import Explainer
+
+    torch.manual_seed(0)
     classes = tuple(f"class {index}" for index in range(count))
-    explainer = Explainer(network, SlidingWindowInferer((64,) * 3), classes, torch.device("cpu"))
-    method = Method(samples=2)
+    return Explainer(network, SlidingWindowInferer((64,) * 3), classes, torch.device("cpu"))
 
-    def explain(edge: int) -> int:
-        subject, wanted = Subject(torch.rand(1, edge, edge, edge)), classes[:EXPLAINED]
-        attribute(explainer, subject, wanted, method, lambda *_: None, keep=())
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-    networks_own = explain(64)
-    return (explain(EDGE) - networks_own) / (4 * EDGE**3)
+def _explained(explainer: Explainer, method: Method, edge: int, targets: int) -> tuple[int, float]:
+    """Peak memory in bytes and seconds of the attribution of the first classes, of a scan of that edge."""
+    import torch
+
+    from agg2exp_core.attribution.attribute import Subject, attribute
+
+    # Each class has voxels of the label, whatever a network that was never trained predicts.
+    label = torch.arange(edge**3).reshape((edge,) * 3) % len(explainer.classes)
+    subject, started = Subject(torch.rand(1, edge, edge, edge), label), time.perf_counter()
+    attribute(explainer, subject, explainer.classes[:targets], method, lambda *_: None, keep=())
+    seconds = time.perf_counter() - started
+    return _peak(), seconds
+
+
+def _peak() -> int:
+    """Bytes that this process has held at most (Linux)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":
-    print(_measure(int(sys.argv[1])))
+    print(*{"scan": _scan, "window": _window}[sys.argv[1]](int(sys.argv[2])))
