@@ -370,7 +370,7 @@ class Segmenting:
             done += windows
             report(done, len(plan.slices), "segmenting")
 
-        organs, _ = segment(self.network, plan, image[0], tick)
+        organs, _ = segment(self.network, plan, image, tick)
         prediction = scan.volume(organs.cpu())
         labels = on_grid_of(prediction, volumes.read_volume(_image_of(case)))
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -93,8 +93,8 @@ def _ready(model: str) -> tuple[Explainer, torch.Tensor]:
 
 def _asked(explainer: Explainer, image: torch.Tensor) -> tuple[WindowPlan, torch.Tensor, list[Target]]:
     """Windows over the scan, its prediction, and all organs that it has."""
-    plan = plan_windows(explainer.inferer, tuple(image[0].shape), image[0])
-    prediction, _ = segment(explainer.network, plan, image[0])
+    plan = plan_windows(explainer.inferer, tuple(image.shape[1:]), image)
+    prediction, _ = segment(explainer.network, plan, image)
     targets, _ = masked_targets(Maps(prediction).padded(plan), explainer.classes, explainer.classes, "prediction")
     return plan, prediction, targets
 
@@ -115,7 +115,7 @@ def _plain_copy(
     explainer: Explainer, image: torch.Tensor, plan: WindowPlan, targets: list[Target], copy: int
 ) -> np.ndarray:
     """Σ over windows of the window gradients of every class, for one noisy copy (targets, I, J, K)."""
-    noisy = noisy_copies(image[0], plan, SAME)
+    noisy = noisy_copies(image, plan, SAME)
     saliency = image.new_zeros((len(targets), *plan.padded))
     for window in plan.slices:
         voxels = noisy(copy, 1.0, window)
@@ -127,7 +127,7 @@ def _plain_copy(
 def _window_gradient(
     network: torch.nn.Module, plan: WindowPlan, voxels: torch.Tensor, window: tuple[slice, ...], target: Target
 ) -> torch.Tensor:
-    leaf = voxels[None, None].clone().requires_grad_()
+    leaf = voxels[None].clone().requires_grad_()
     seed = target.mask(window) * plan.share(window)
     return torch.autograd.grad(network(leaf)[0, target.channel], leaf, seed)[0][0, 0]
 

@@ -285,11 +285,11 @@ def test_three_voxels_by_hand():
     """Kernel (1, 2, 3) along one axis, mask on the middle voxel: its gradient is the kernel."""
     network = torch.nn.Conv3d(1, 1, (3, 1, 1), padding=(1, 0, 0), bias=False).requires_grad_(False)
     network.weight.copy_(torch.tensor([1.0, 2.0, 3.0]).view(1, 1, 3, 1, 1))
-    scan = torch.rand(3, 1, 1)
+    scan = torch.rand(1, 3, 1, 1)
     plan = plan_windows(inferer_of((3, 1, 1)), (3, 1, 1), scan)
     middle = torch.tensor([False, True, False]).view(3, 1, 1)
     target = Target("middle", 0, lambda place: middle[place])
-    ((place, found),) = box_gradients(StitchedModel(network, plan), [Pass(lambda place: scan[place])], [target])
+    ((place, found),) = box_gradients(StitchedModel(network, plan), [Pass(lambda place: scan[(..., *place)])], [target])
     assert place[0] == slice(0, 3) and found[0][0].flatten().tolist() == [1.0, 2.0, 3.0]
 
 

@@ -102,7 +102,7 @@ def test_every_baseline_is_complete_on_a_smooth_network(baseline):
 
 
 def test_baselines_are_what_they_say():
-    scan = scan_of((20, 20, 20))[0]
+    scan = scan_of((20, 20, 20))
     made = {name: baseline_of(scan, Method("integrated_gradients", baseline=name, seed=1), -0.5) for name in BASELINES}
     assert all(one.shape == scan.shape and one.dtype == scan.dtype for one in made.values())
     assert [made[name].unique().tolist() for name in ("air", "ones")] == [[-0.5], [1.0]]
@@ -126,10 +126,10 @@ def test_a_scan_of_one_value_has_no_noise_to_average(estimator):
 
 
 def test_a_baseline_of_another_shape_is_refused():
-    scan = scan_of(SHAPE)[0]
+    scan = scan_of(SHAPE)
     plan, nodes = plan_windows(inferer_of(), SHAPE, scan), np.array([[0.5, 1.0]])
     with pytest.raises(InputError, match="a baseline must have the scan's shape"):
-        path_passes(scan, scan[1:], plan, nodes)
+        path_passes(scan, scan[:, 1:], plan, nodes)
 
 
 # ---- a network that is known ------------------------------------------------------------------------

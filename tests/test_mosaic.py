@@ -59,10 +59,10 @@ def test_logits_in_columns_are_monais():
     whole = inferer_of(overlap=0.5)(scan[None], network)[0]
     found, ran = torch.zeros_like(whole), []
     network.register_forward_hook(lambda *seen: ran.append(len(seen[2])))
-    for place, logits in stitched_logits(network, plan, scan[0], done.append, held=0):
+    for place, logits in stitched_logits(network, plan, scan, done.append, held=0):
         found[(slice(None), *place)] += logits
     torch.testing.assert_close(found, whole)
     assert sum(done) == len(plan.slices) < sum(ran)  # windows at the borders of columns are run again
-    prediction, classes = segment(network, plan, scan[0], held=0)
+    prediction, classes = segment(network, plan, scan, held=0)
     assert classes == 9 and prediction.dtype == torch.uint8
     assert torch.equal(prediction.long(), whole.argmax(0))

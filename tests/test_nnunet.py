@@ -191,7 +191,7 @@ def _logits(root: Path, folder: Path, scan: Path, wrapping: Wrapping) -> np.ndar
     image = load_scan(bundle, scan)
     plan = plan_windows(bundle.inferer(), tuple(image.voxels.shape[1:]), image.voxels)
     logits = torch.empty(len(bundle.classes), *plan.shape)
-    for place, part in stitched_logits(bundle.network(torch.device("cpu")), plan, image.voxels[0]):
+    for place, part in stitched_logits(bundle.network(torch.device("cpu")), plan, image.voxels):
         logits[(slice(None), *place)] = part
     return logits.numpy()
 

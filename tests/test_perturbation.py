@@ -34,7 +34,7 @@ def perturbed_of(network, scan, features, value="dice", inferer=None, **others) 
         prediction = inferer(scan[None], network)[0].argmax(0)
     targets, _ = masked_targets(Maps(prediction).padded(plan), CLASSES, CLASSES, "prediction")
     replacement = others.pop("replacement", torch.full(scan.shape[1:], 0.3))
-    parts = (StitchedModel(network, plan), targets, scan[0], replacement, torch.as_tensor(features))
+    parts = (StitchedModel(network, plan), targets, scan, replacement, torch.as_tensor(features))
     return Perturbed(*parts) if value == "logits" else Outcomes(*parts, value=value, **others)
 
 
@@ -169,10 +169,10 @@ def linear_parts(replacement: torch.Tensor, features: np.ndarray):
     network, scan = torch.nn.Conv3d(1, 3, 3, padding=1).double().requires_grad_(False), scan_of(SHAPE).double()
     inferer = inferer_of(overlap=0.5, cval=-1.0)
     perturbed = perturbed_of(network, scan, features, "logits", inferer, replacement=replacement)
-    padded, products = perturbed.model.plan.pad(scan[0], -1.0), torch.zeros(len(perturbed.targets), *SHAPE).double()
-    for place, stacked in box_gradients(perturbed.model, [Pass(lambda at: padded[at])], perturbed.targets):
+    padded, products = perturbed.model.plan.pad(scan, -1.0), torch.zeros(len(perturbed.targets), *SHAPE).double()
+    for place, stacked in box_gradients(perturbed.model, [Pass(lambda at: padded[(..., *at)])], perturbed.targets):
         for index, slots in stacked.items():
-            products[index][place] = slots[0] * (scan[0] - replacement)[place]
+            products[index][place] = slots[0][0] * (scan[0] - replacement)[place]
     sums = [[float(one[torch.as_tensor(features) == f].sum()) for f in range(features.max() + 1)] for one in products]
     return perturbed, np.array(sums)
 
@@ -309,12 +309,12 @@ def test_more_than_256_features_keep_their_own_effects():
 @pytest.mark.parametrize("shape", [(13, 8, 6), (17, 31, 5), (1, 1, 40)])
 @pytest.mark.parametrize("count", [1, 7, 40])
 def test_supervoxels_hold_every_voxel_once(shape, count):
-    scan = scan_of(shape)[0].numpy()
+    scan = scan_of(shape).numpy()
     found = supervoxels(scan, count)
     assert found.shape == shape and np.array_equal(np.unique(found), np.arange(found.max() + 1))
     assert count / 3 <= found.max() + 1 <= 3 * count
     assert np.array_equal(found, supervoxels(scan, count))
-    flat = supervoxels(np.zeros(shape, np.float32), count)
+    flat = supervoxels(np.zeros((1, *shape), np.float32), count)
     assert count / 3 <= flat.max() + 1 <= 3 * count
 
 
@@ -323,13 +323,13 @@ def test_supervoxels_keep_to_the_edges_of_grey_values():
     scan = np.zeros((16, 12, 12), np.float32)
     scan[7:] = 1
     for contrast, mixed in ((10.0, False), (0.0, True)):
-        found = supervoxels(scan, 18, contrast)
+        found = supervoxels(scan[None], 18, contrast)
         over = [0 < scan[found == one].mean() < 1 for one in range(found.max() + 1)]
         assert any(over) == mixed
 
 
 def test_maps_over_any_features_sum_to_the_effects():
-    features = supervoxels(scan_of(SHAPE)[0].numpy(), 12)
+    features = supervoxels(scan_of(SHAPE).numpy(), 12)
     effects = np.random.default_rng(0).normal(size=features.max() + 1)
     drawn = painted(effects, features)
     assert drawn.shape == SHAPE
@@ -356,7 +356,7 @@ def test_features_with_a_gap_or_none_are_refused(features, got):
 @pytest.mark.parametrize("count", [0, -3, 13 * 8 * 6 + 1])
 def test_more_features_than_voxels_or_none_are_refused(count):
     with pytest.raises(InputError, match=f"supervoxels must be from 1 .* got {count}; allowed: 1 to 624"):
-        supervoxels(scan_of(SHAPE)[0].numpy(), count)
+        supervoxels(scan_of(SHAPE).numpy(), count)
     with pytest.raises(InputError, match=f"cubes must be from 1 .* got {count}; allowed: 1 to 624"):
         cube_map(SHAPE, count)
 
@@ -364,7 +364,7 @@ def test_more_features_than_voxels_or_none_are_refused(count):
 @pytest.mark.parametrize("contrast", [-1.0, float("nan"), float("inf")])
 def test_a_contrast_out_of_range_is_refused(contrast):
     with pytest.raises(InputError, match="contrast must be 0 or more"):
-        supervoxels(scan_of(SHAPE)[0].numpy(), 8, contrast)
+        supervoxels(scan_of(SHAPE).numpy(), 8, contrast)
 
 
 def test_logits_that_break_down_without_a_feature_are_refused():
@@ -393,7 +393,7 @@ def test_masks_are_asked_for_box_by_box_in_the_padded_scan():
         return mask[place]
 
     features = torch.as_tensor(cube_map(SHAPE, 4))
-    outcomes = Outcomes(StitchedModel(network, plan), [Target("box", 1, part)], scan[0], scan[0], features)
+    outcomes = Outcomes(StitchedModel(network, plan), [Target("box", 1, part)], scan, scan, features)
     (dice,) = outcomes.values(np.ones(int(features.max()) + 1, bool))
     logits = inferer_of()(scan[None], network)[0]
     whole = value_of(logits, plan.crop(mask), 1, "dice", logits)

@@ -24,9 +24,9 @@ ORGANS = ("heart", "aorta", "vertebraes")
 def maps_of(network: torch.nn.Module, plan: WindowPlan, scan: torch.Tensor, targets: list[Target]) -> torch.Tensor:
     found = torch.zeros((len(targets), *plan.shape))
     padded = plan.extend(scan)
-    for place, stacked in box_gradients(StitchedModel(network, plan), [Pass(lambda at: padded[at])], targets):
+    for place, stacked in box_gradients(StitchedModel(network, plan), [Pass(lambda at: padded[(..., *at)])], targets):
         for index, slots in stacked.items():
-            found[index][place] = slots[0]
+            found[index][place] = slots[0][0]
     return found.abs()
 
 
@@ -34,8 +34,8 @@ def test_other_weights_another_explanation(tmp_path):
     """The same masks under random weights: |gradient| must not resemble what it was."""
     write_cohort(tmp_path, training_plan(1, 10_000))
     bundle = find_bundle(SHIPPED, "thorax17_segresnet")
-    scan = load_scan(bundle, next((tmp_path / "images").iterdir())).voxels[0]
-    network, plan = bundle.network(torch.device("cpu")), plan_windows(bundle.inferer(), tuple(scan.shape), scan)
+    scan = load_scan(bundle, next((tmp_path / "images").iterdir())).voxels
+    network, plan = bundle.network(torch.device("cpu")), plan_windows(bundle.inferer(), tuple(scan.shape[1:]), scan)
     prediction, _ = segment(network, plan, scan)
     targets, _ = masked_targets(Maps(prediction).padded(plan), bundle.classes, ORGANS, "prediction")
     torch.manual_seed(0)
@@ -51,5 +51,5 @@ def test_other_weights_another_explanation(tmp_path):
 
     assert max(map(alike, learned, random)) < 0.3
     # An edge filter asks no network, so it would be told the same of both: this check would catch it.
-    edges = torch.as_tensor(gaussian_gradient_magnitude(scan.numpy(), 1.0))
+    edges = torch.as_tensor(gaussian_gradient_magnitude(scan[0].numpy(), 1.0))
     assert alike(edges, edges) == pytest.approx(1) and min(alike(edges, one) for one in learned) < 0.5

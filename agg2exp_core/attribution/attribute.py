@@ -17,7 +17,7 @@ from agg2exp_core.attribution.outcomes import OUTCOMES, Outcomes
 from agg2exp_core.attribution.perturbation import Perturbed
 from agg2exp_core.attribution.quantile import Quantile
 from agg2exp_core.attribution.smoothgrad import antithetic_passes, plain_passes
-from agg2exp_core.attribution.sums import HELD_BYTES, Recipe, Sums
+from agg2exp_core.attribution.sums import HELD_BYTES, Recipe, Regions, Sums
 from agg2exp_core.attribution.supervoxels import supervoxels
 from agg2exp_core.attribution.target import (
     Maps,
@@ -50,7 +50,7 @@ Report = Callable[[int, int, str], None]
 class Explainer:
     """A network ready to be explained on a device.
 
-    air, tissue: the scaled values of air and of soft tissue, if the chain gives them one.
+    air, tissue: the scaled values of air and of soft tissue, if the chain gives them one. channels: of a scan.
     """
 
     network: torch.nn.Module
@@ -59,11 +59,12 @@ class Explainer:
     device: torch.device
     air: float | None = 0.0
     tissue: float | None = None
+    channels: int = 1
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A scan (1, I, J, K) to explain; for masks that need them, its labels and a drawn mask on the same grid."""
+    """A scan (channels, I, J, K) to explain; for masks that need them, its labels and a drawn mask on the same grid."""
 
     image: torch.Tensor
     label: torch.Tensor | None = None
@@ -88,7 +89,8 @@ class Explanation:
     """Prediction (I, J, K), what each target's attribution sums to, and the targets that were absent, with the reason.
 
     tallies: by target, over the predicted classes. saliency: signed maps (I, J, K) of the targets that were to be
-    kept, float32 on the CPU. completeness: of integrated gradients.
+    kept, float32 on the CPU, of several channels their sum. by_channel: (channels, I, J, K) of the same, where the
+    attribution is split among several. completeness: of integrated gradients.
     """
 
     prediction: torch.Tensor
@@ -96,6 +98,7 @@ class Explanation:
     saliency: dict[str, torch.Tensor]
     absent: dict[str, str]
     completeness: dict[str, Completeness] = field(default_factory=dict)
+    by_channel: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -151,9 +154,9 @@ def attribute(
     check_method(method)
     if "baseline" in method.parameters():
         check_baseline(method, explainer.air)
-    scan = subject.image.to(explainer.device)[0]
+    scan = subject.image.to(explainer.device)
     label, drawn = (None if one is None else one.to(explainer.device) for one in (subject.label, subject.drawn))
-    plan = plan_windows(explainer.inferer, tuple(scan.shape), scan)
+    plan = plan_windows(explainer.inferer, tuple(scan.shape[1:]), scan)
     report(0, len(plan.slices), "segmenting")
     prediction, outputs = segment(explainer.network, plan, scan, held=_held(scan))
     if outputs != len(explainer.classes):
@@ -163,18 +166,24 @@ def attribute(
     targets = [without_small_windows(target, plan, method.skip) for target in targets]
     model = StitchedModel(explainer.network, plan, counter.tick, method.precision)
     kept = [target.name for target in targets if keep is None or target.name in keep]
-    work = _Work(method, scan, targets, Sums(model, prediction.cpu().numpy(), outputs, kept), counter)
+    # What a region does, replaced in all channels at once, is no single channel's.
+    channels = 1 if method.name in PERTURBING else len(scan)
+    regions = Regions(prediction.cpu().numpy(), outputs, channels)
+    work = _Work(method, scan, targets, Sums(model, regions, kept), counter)
     work.add(explainer.air, explainer.tissue)
     completeness = {}
     if method.name == "integrated_gradients":
         unpadded, _ = masked_targets(maps, explainer.classes, wanted, method.mask)
         completeness = work.completeness(unpadded, explainer.air)
-    return Explanation(prediction.cpu(), work.sums.tallies, work.sums.maps(), absent, completeness)
+    drawn_maps = work.sums.maps()
+    summed = {name: one.sum(dim=0) if channels > 1 else one[0] for name, one in drawn_maps.items()}
+    split = drawn_maps if channels > 1 else {}
+    return Explanation(prediction.cpu(), work.sums.tallies, summed, absent, completeness, split)
 
 
 def _held(scan: torch.Tensor) -> int:
     """Bytes of logits that may wait for more windows: no noise and no gradients are held at that time."""
-    return max(int(HELD_LOGITS * 4 * scan.numel()), HELD_BYTES)
+    return max(int(HELD_LOGITS * 4 * scan[0].numel()), HELD_BYTES)
 
 
 class _Counter:
@@ -193,7 +202,7 @@ class _Counter:
 
 @dataclass(frozen=True, eq=False)
 class _Work:
-    """One method on one scan (I, J, K), filling the sums of its targets, whose masks lie on the padded scan."""
+    """One method on one scan (channels, I, J, K), filling the sums of its targets, whose masks lie on the padded scan."""
 
     method: Method
     scan: torch.Tensor
@@ -226,7 +235,7 @@ class _Work:
         """What to compute of every target and, as long as there are some that are not settled, of those."""
         scan, method, plan = self.scan, self.method, self.sums.model.plan
         padded = plan.extend(scan)
-        once = [Pass(lambda place: padded[place])]
+        once = [Pass(lambda place: padded[(..., *place)])]
         if method.name == "integrated_gradients":
             baseline = baseline_of(scan, method, air)
             nodes = path_nodes(self.sums.model.network, method)
@@ -244,7 +253,10 @@ class _Work:
                 yield Recipe(antithetic_passes(scan, plan, method, pairs), unbiased(len(pairs)))
 
     def _perturb(self, air: float | None, tissue: float | None) -> None:
-        """Features of the scan are replaced: by soft tissue, or by the method's baseline."""
+        """Features of the scan are replaced, in all channels: by soft tissue, or by the method's baseline.
+
+        Where soft tissue has no value of its own, as in MRI, each channel's mean stands for it.
+        """
         scan, method = self.scan, self.method
         kind = "regions" if method.name == "ablation" else method.features
         if kind == "supervoxels":
@@ -253,7 +265,8 @@ class _Work:
             features = feature_map(kind, self.sums.regions)
         count = int(features.max()) + 1
         if method.name == "ablation":
-            replacement = torch.full_like(scan, float(scan.mean()) if tissue is None else tissue)
+            fill = [float(one.mean()) if tissue is None else tissue for one in scan]
+            replacement = torch.stack([torch.full_like(one, value) for one, value in zip(scan, fill, strict=True)])
         else:
             replacement = baseline_of(scan, method, air)
         on_device = torch.as_tensor(features, device=scan.device)
@@ -279,6 +292,10 @@ def _pairs(most: int) -> Iterator[range]:
 
 
 def _settled(tally: Tally | None, method: Method) -> bool:
-    """Whether twice the largest standard error is under the tolerance; of the noise, which more pairs lessen."""
-    errors = None if tally is None else replace(tally, left_out=0.0).mass_se()
-    return errors is not None and 2 * float(errors.max()) < method.tolerance
+    """Whether twice the largest standard error is under the tolerance; of the noise, which more pairs lessen.
+
+    Of the regions' shares, and of those of each channel.
+    """
+    seen = None if tally is None else replace(tally, left_out=0.0)
+    errors = [] if seen is None else [seen.mass_se(), seen.channel_mass_se()]
+    return bool(errors) and all(one is not None and 2 * float(one.max()) < method.tolerance for one in errors)

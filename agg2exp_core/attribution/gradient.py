@@ -47,7 +47,7 @@ class StitchedModel:
 class Pass:
     """One scan whose gradients are wanted: what they count, and the slot in which they are summed.
 
-    scan: asked for window by window, each a place in the padded scan.
+    scan: asked for window by window, each a place in the padded scan: (channels, window).
     """
 
     scan: Callable[[Place], torch.Tensor]
@@ -56,7 +56,7 @@ class Pass:
 
 
 Stacked = dict[int, dict[int, torch.Tensor]]
-"""Target's index → slot → Σ weight · ∂S/∂x (box)."""
+"""Target's index → slot → Σ weight · ∂S/∂x (channels, box)."""
 
 
 def box_gradients(
@@ -94,7 +94,7 @@ def _add_together(
 ) -> None:
     """One forward pass serves all targets, each known by its index; seeds are made one by one, as they are large."""
     windows = [model.plan.slices[number] for number in numbers]
-    image = torch.stack([one.scan(window) for one in passes for window in windows])[:, None].requires_grad_()
+    image = torch.stack([one.scan(window) for one in passes for window in windows]).requires_grad_()
     logits = run(model.network, image, model.precision)
     for part, window in zip(logits, windows * len(passes), strict=True):
         check_finite(part, window)
@@ -102,7 +102,7 @@ def _add_together(
     for index, target in targets.items():
         seed = (window_mask(model.plan, target, numbers) * shares).repeat(len(passes), 1, 1, 1)
         (gradients,) = torch.autograd.grad(logits[:, target.channel], image, seed, retain_graph=index != last)
-        for (one, number), gradient in zip(product(passes, numbers), gradients[:, 0], strict=True):
+        for (one, number), gradient in zip(product(passes, numbers), gradients, strict=True):
             mosaic.add(number, (index, one.slot), model.plan.fold(gradient) * one.weight)
 
 

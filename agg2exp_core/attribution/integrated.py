@@ -34,12 +34,13 @@ def check_baseline(method: Method, air: float | None) -> None:
 
 
 def baseline_of(scan: torch.Tensor, method: Method, air: float | None) -> torch.Tensor:
-    """x₀ (I, J, K) of a scan, by the method's name for it. InputError: air, where its value is not known."""
+    """x₀ (channels, I, J, K) of a scan, by the method's name for it. InputError: air, where its value is not known."""
     check_baseline(method, air)
     generator = torch.Generator().manual_seed(method.seed << 20)
     if method.baseline == "blurred":
         # MONAI's smoothing takes what lies outside for 0, which is no grey value of every chain.
-        return torch.as_tensor(gaussian_filter(scan.cpu().numpy(), BLUR * max(scan.shape), mode="nearest")).to(scan)
+        width = [0.0, *[BLUR * max(scan.shape[1:])] * 3]  # channels are not mixed
+        return torch.as_tensor(gaussian_filter(scan.cpu().numpy(), width, mode="nearest")).to(scan)
     if method.baseline == "uniform":
         return torch.rand(scan.shape, generator=generator).to(scan)
     if method.baseline == "normal":
@@ -56,7 +57,7 @@ def path_passes(scan: torch.Tensor, baseline: torch.Tensor, plan: WindowPlan, no
         raise InputError("a baseline must have the scan's shape", tuple(baseline.shape), tuple(scan.shape))
     start, end = (plan.extend(one) for one in (baseline, scan))
     return [
-        Pass(lambda place, alpha=alpha: start[place].lerp(end[place], alpha), weight)  # type: ignore[misc]
+        Pass(lambda place, alpha=alpha: start[(..., *place)].lerp(end[(..., *place)], alpha), weight)  # type: ignore[misc]
         for alpha, weight in nodes.tolist()
     ]
 

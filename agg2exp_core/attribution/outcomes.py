@@ -119,7 +119,7 @@ class Outcomes(Perturbed):
         """The same of windows that are run now, in one forward pass."""
         windows = [self.model.plan.slices[number] for number in numbers]
         with torch.no_grad():
-            logits = run(self.model.network, torch.stack([self._scan(window, kept) for window in windows])[:, None])
+            logits = run(self.model.network, torch.stack([self._scan(window, kept) for window in windows]))
         for window, one in zip(windows, logits, strict=True):
             check_finite(one, window)
         return [one * self.model.plan.share(window) for window, one in zip(windows, logits, strict=True)]

@@ -22,7 +22,9 @@ from agg2exp_core.model.predict import check_finite
 class Perturbed:
     """Values S_t of scans in which features are kept or replaced.
 
-    scan, replacement: (I, J, K). features: (I, J, K) integers from 0. Masks of the targets lie on the padded scan.
+    scan, replacement: (channels, I, J, K); a feature is replaced in all channels at once, since they show one body: in
+    one channel alone the others would still show it. features: (I, J, K) integers from 0. Masks of the targets lie on
+    the padded scan.
     """
 
     model: StitchedModel
@@ -61,7 +63,7 @@ class Perturbed:
             some = keys[start : start + self.model.together]
             with torch.no_grad():
                 scans = torch.stack([self._scan(window, unknown[key]) for key in some])
-                logits = run(self.model.network, scans[:, None])
+                logits = run(self.model.network, scans)
             for key, one in zip(some, logits, strict=True):
                 check_finite(one, window)
                 self._known[key] = np.zeros(len(self.targets))
@@ -73,7 +75,7 @@ class Perturbed:
         features = self.features[window]
         # The last entry is for the padding, which is never replaced.
         stays = torch.as_tensor(np.append(kept, True), device=features.device)[features.long()]
-        return torch.where(stays, self.scan[window], self.replacement[window])
+        return torch.where(stays, self.scan[(..., *window)], self.replacement[(..., *window)])
 
 
 def present(features: torch.Tensor) -> np.ndarray:

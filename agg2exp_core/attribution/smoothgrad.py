@@ -15,13 +15,16 @@ from agg2exp_core.records import InputError, Method
 def noisy_copies(scan: torch.Tensor, plan: WindowPlan, method: Method) -> Callable[[int, float, Place], torch.Tensor]:
     """x + sign · ε_i for copy i, a sign and a place in the padded scan, with noise σ = sigma · (max − min).
 
-    scan: (I, J, K). The noise covers all of it, so that overlapping windows see the same voxel. InputError: a scan
-    without contrast, whose copies would all be the same.
+    scan: (channels, I, J, K); each channel has a σ of its own range. The noise covers all of it, so that overlapping
+    windows see the same voxel. InputError: a channel without contrast, whose copies would all be the same.
     """
     padded = plan.extend(scan)
-    sigma = method.sigma * float(scan.max() - scan.min())
-    if sigma == 0 < method.sigma:
-        raise InputError("SmoothGrad's noise is a share of the scan's range", f"a scan of one value, {scan.max():.4g}")
+    ranges = [float(one.max() - one.min()) for one in scan]
+    if method.sigma and 0 in ranges:
+        flat, number = scan[ranges.index(0)].max(), ranges.index(0) + 1
+        got = f"a scan of one value, {flat:.4g}" + (f", in channel {number} of {len(scan)}" if len(scan) > 1 else "")
+        raise InputError("SmoothGrad's noise is a share of the scan's range", got)
+    sigma = torch.tensor([method.sigma * one for one in ranges], dtype=torch.float64).float().view(-1, 1, 1, 1)
 
     # One volume for all copies, as each is as large as the scan.
     room, drawn = torch.empty(scan.shape), dict[int, torch.Tensor]()
@@ -34,7 +37,7 @@ def noisy_copies(scan: torch.Tensor, plan: WindowPlan, method: Method) -> Callab
             drawn[copy] = plan.extend(room.normal_(generator=generator).mul_(sigma).to(scan), 0.0)
         return drawn[copy]
 
-    return lambda copy, sign, place: padded[place] + sign * noise(copy)[place]
+    return lambda copy, sign, place: padded[(..., *place)] + sign * noise(copy)[(..., *place)]
 
 
 def plain_passes(scan: torch.Tensor, plan: WindowPlan, method: Method) -> list[Pass]:

@@ -26,7 +26,7 @@ class Recipe:
     """What one round computes of each target: its passes, and what becomes of the gradients in their slots.
 
     quantile: instead of the target's own gradient, that over gradients of single voxels of it.
-    factor: (I, J, K), what gradients are multiplied by.
+    factor: (channels, I, J, K), what gradients are multiplied by.
     """
 
     passes: Sequence[Pass]
@@ -35,17 +35,27 @@ class Recipe:
     factor: torch.Tensor | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """map: (I, J, K) integers 0 … count−1. channels: of the attributions that are summed over them."""
+
+    map: np.ndarray
+    count: int
+    channels: int = 1
+
+
 class Sums:
     """Sums over the regions of a scan, and the maps of those targets that are kept, filled round by round.
 
-    regions: (I, J, K) integers 0 … count−1. tallies: by target's name, once it was added.
+    regions: the predicted one of each voxel, and how many channels attributions have: those of the scan, or one where
+    they cannot be split. tallies: by target's name, once it was added.
     """
 
-    def __init__(self, model: StitchedModel, regions: np.ndarray, count: int, kept: Collection[str]):
-        self.model, self.regions, self.count = model, regions, count
+    def __init__(self, model: StitchedModel, regions: Regions, kept: Collection[str]):
+        self.model, self.regions, self.count, self.channels = model, regions.map, regions.count, regions.channels
         self.tallies: dict[str, Tally] = {}
-        dtype = model.plan.weight.dtype
-        self._maps = {name: torch.zeros(model.plan.shape, dtype=dtype) for name in kept}
+        shape, dtype = (self.channels, *model.plan.shape), model.plan.weight.dtype
+        self._maps = {name: torch.zeros(shape, dtype=dtype) for name in kept}
 
     def windows(self, targets: Sequence[Target], recipe: Recipe) -> int:
         """Windows that `add` will tell the model's tick of."""
@@ -55,19 +65,21 @@ class Sums:
         """One round. InputError: gradients that are not finite."""
         means = torch.as_tensor(recipe.estimator.means)
         for group in self._groups(targets, recipe):
-            sums = np.zeros((2, len(group), len(means), self.count))
+            sums = np.zeros((2, len(group), len(means), self.channels, self.count))
             for place, index, gradients in self._gradients(group, recipe):
                 rows = torch.tensordot(means.to(gradients), gradients, 1)
                 if recipe.factor is not None:
-                    rows *= recipe.factor[place]
+                    rows *= recipe.factor[(..., *place)]
                 if not torch.isfinite(rows).all():
                     got = "NaN or infinity: the network's gradient breaks down"
                     raise InputError("attributions must be finite", got)
-                sums[:, index] += region_sums(rows.cpu().numpy(), self.regions[place], self.count)
+                found = region_sums(rows.flatten(0, 1).cpu().numpy(), self.regions[place], self.count)
+                sums[:, index] += np.reshape(found, sums[:, index].shape)
                 if (drawn := self._maps.get(group[index].name)) is not None:
-                    drawn[place] += recipe.estimator.pairs * rows[0].cpu()
+                    drawn[(..., *place)] += recipe.estimator.pairs * rows[0].cpu()
             for index, target in enumerate(group):
-                self.tallies.setdefault(target.name, Tally(target.left_out)).add(recipe.estimator, sums[:, index])
+                tally = self.tallies.setdefault(target.name, Tally(target.left_out, self.channels))
+                tally.add(recipe.estimator, sums[:, index].reshape(2, len(means), -1))
 
     def add_effects(self, targets: Sequence[Target], effects: np.ndarray, features: np.ndarray) -> None:
         """What each feature (I, J, K) does to each target (targets, features), spread over its voxels."""
@@ -79,11 +91,11 @@ class Sums:
                 drawn += torch.as_tensor(spread)
 
     def maps(self) -> dict[str, torch.Tensor]:
-        """Mean attribution (I, J, K) of each kept target over all rounds; not to be added to afterwards."""
+        """Mean attribution (channels, I, J, K) of each kept target over all rounds; not to be added to afterwards."""
         return {name: drawn.div_(self.tallies[name].pairs) for name, drawn in self._maps.items()}
 
     def _gradients(self, group: Sequence[Target], recipe: Recipe) -> Iterator[tuple[Place, int, torch.Tensor]]:
-        """Places, a target's index, and its gradients there, one row a slot of the passes."""
+        """Places, a target's index, and its gradients (slots, channels, box) there, one row a slot of the passes."""
         if recipe.quantile is None:
             for place, stacked in box_gradients(self.model, recipe.passes, group):
                 for index, slots in stacked.items():
@@ -99,7 +111,7 @@ class Sums:
     def _groups(self, targets: Sequence[Target], recipe: Recipe) -> list[Sequence[Target]]:
         """Targets that share forward passes: as many as the gradients of may be held at a time."""
         mosaic = Mosaic(self.model.plan, self.model.batch(len(recipe.passes)))
-        each = 4 * recipe.estimator.pairs * mosaic.size
+        each = 4 * recipe.estimator.pairs * mosaic.size * self.channels
         held = max(HELD_VOLUMES * 4 * self.regions.size, HELD_BYTES)
         size = 1 if recipe.quantile else max(1, held // each)
         return [targets[start : start + size] for start in range(0, len(targets), size)]

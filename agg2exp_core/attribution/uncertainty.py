@@ -53,7 +53,7 @@ def _weights(pairs: frozenset[int], halves: Sequence[frozenset[int]]) -> dict[fr
 
 @dataclass(frozen=True, eq=False)
 class _Round:
-    """pairs, and the estimates (positive and negative, 1 + replicates, regions)."""
+    """pairs, and the estimates (positive and negative, 1 + replicates, channels · regions)."""
 
     pairs: int
     estimates: np.ndarray
@@ -63,14 +63,15 @@ class _Round:
 class Tally:
     """What rounds of pairs have shown of one target; rounds are independent and count by their pairs.
 
-    left_out: the share of the target that was not looked at.
+    left_out: the share of the target that was not looked at. channels: of the scan, for each of which there are sums.
     """
 
     left_out: float = 0.0
+    channels: int = 1
     rounds: list[_Round] = field(default_factory=list)
 
     def add(self, estimator: Estimator, sums: np.ndarray) -> None:
-        """sums: positive and negative ones of each of the estimator's means (2, rows, regions)."""
+        """sums: positive and negative ones of each of the estimator's means (2, rows, channels · regions)."""
         self.rounds.append(_Round(estimator.pairs, estimator.estimates @ sums))
 
     @property
@@ -79,8 +80,13 @@ class Tally:
         return sum(one.pairs for one in self.rounds)
 
     def sums(self) -> tuple[np.ndarray, np.ndarray]:
-        """Positive and negative sums (regions,), never below 0."""
-        positive, negative = self._estimates()[:, 0]
+        """Positive and negative sums (regions,) over all channels, never below 0."""
+        positive, negative = self.channel_sums()
+        return positive.sum(axis=0), negative.sum(axis=0)
+
+    def channel_sums(self) -> tuple[np.ndarray, np.ndarray]:
+        """The same of each channel (channels, regions)."""
+        positive, negative = self._estimates()[:, 0].reshape(2, self.channels, -1)
         return positive, negative
 
     def mass_se(self, inside: np.ndarray | None = None) -> np.ndarray | None:
@@ -90,6 +96,15 @@ class Tally:
         What was left out may lie anywhere: it is added as an error of its full size.
         """
         amounts = self._estimates().sum(axis=0)
+        return self._share_errors(amounts.reshape(len(amounts), self.channels, -1).sum(axis=1), inside)
+
+    def channel_mass_se(self) -> np.ndarray | None:
+        """The same of the share of each region in each channel (channels, regions)."""
+        errors = self._share_errors(self._estimates().sum(axis=0), None)
+        return None if errors is None else errors.reshape(self.channels, -1)
+
+    def _share_errors(self, amounts: np.ndarray, inside: np.ndarray | None) -> np.ndarray | None:
+        """amounts: Σ|a| as estimated, then without each pair (1 + replicates, parts)."""
         inside = np.ones(amounts.shape[1], dtype=bool) if inside is None else inside
         errors, left_out = _jackknife(np.where(inside, amounts[1:], 0)), self.left_out
         if left_out:
@@ -98,7 +113,7 @@ class Tally:
         return None if errors is None else np.where(inside, errors, np.nan)
 
     def _estimates(self) -> np.ndarray:
-        """The rounds' weighted mean, then the same without each pair of each round (2, 1 + replicates, regions)."""
+        """The rounds' weighted mean, then that without each pair of each round (2, 1 + replicates, channels · regions)."""
         whole = np.sum([one.pairs * one.estimates[:, 0] for one in self.rounds], axis=0)
         replicates = [
             (whole - one.pairs * one.estimates[:, 0] + (one.pairs - 1) * one.estimates[:, out]) / (self.pairs - 1)

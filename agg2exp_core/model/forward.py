@@ -14,7 +14,7 @@ UNIT = (1, 1, 1)
 
 
 def run(network: torch.nn.Module, images: torch.Tensor, precision: str = "float32") -> torch.Tensor:
-    """Logits (windows, classes, window) of images (windows, 1, window); the gradient of the images can be taken.
+    """Logits (windows, classes, window) of images (windows, channels, window); the gradient of the images can be taken.
 
     The numbers are those of `network(images)`, but for rounding: to bfloat16 where that is the precision.
     """

@@ -27,7 +27,7 @@ def stitched_logits(
     tick: Tick = lambda windows: None,
     held: int = HELD_BYTES,
 ) -> Iterator[tuple[Place, torch.Tensor]]:
-    """Boxes of a scan (I, J, K) and their logits (classes, box), as MONAI's sliding window gives them for the whole.
+    """Boxes of a scan (channels, I, J, K) and their logits (classes, box), as MONAI's sliding window gives them for the whole.
 
     held: bytes of logits that may wait for more windows, or those of one window if that is more. Where all would not
     fit, the scan is put together in columns, at whose borders windows are run again.
@@ -57,7 +57,7 @@ def _logits(network: torch.nn.Module, plan: WindowPlan, padded: torch.Tensor, nu
     """What windows add to the stitched logits (windows, classes, window)."""
     windows = [plan.slices[number] for number in numbers]
     with torch.no_grad():
-        logits = run(network, torch.stack([padded[window] for window in windows])[:, None])
+        logits = run(network, torch.stack([padded[(slice(None), *window)] for window in windows]))
     for window, part in zip(windows, logits, strict=True):
         check_finite(part, window)
         part *= plan.share(window)
@@ -78,7 +78,10 @@ def segment(
     tick: Tick = lambda windows: None,
     held: int = HELD_BYTES,
 ) -> tuple[torch.Tensor, int]:
-    """The predicted organs (I, J, K) of a scan, and the number of the network's classes. held: as stitched_logits."""
+    """The predicted organs (I, J, K) of a scan (channels, I, J, K), and the number of the network's classes.
+
+    held: as stitched_logits.
+    """
     prediction, classes = torch.empty(0), 0
     for place, logits in stitched_logits(network, plan, scan, tick, held):
         if not classes:

@@ -158,7 +158,7 @@ def held_out_dice(
     for done, (image, label) in enumerate(pairs):
         scan = load_scan(bundle, image)
         plan = plan_windows(bundle.inferer(), tuple(scan.voxels.shape[1:]), scan.voxels)
-        prediction = segment(network, plan, scan.voxels[0].to(device))[0].cpu()
+        prediction = segment(network, plan, scan.voxels.to(device))[0].cpu()
         truth = torch.as_tensor(on_model_grid(_labels(bundle, label), scan)).long()
         metric(one_hot(prediction[None, None].long(), count), one_hot(truth[None, None], count))
         report(done + 1, len(pairs), "held-out Dice")
