@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -56,7 +57,12 @@ Pseudonyms = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:<number>.")]
 Model = Annotated[str, typer.Option("--model", help="A model of the data root.")]
-Image = Annotated[Path | None, typer.Option("--image", help="A scan (NIfTI) to work on.")]
+Images = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--image", help="A scan (NIfTI) to work on; of several channels, a file for each, in order, or one 4D file."
+    ),
+]
 Cohort = Annotated[str | None, typer.Option("--cohort", help="A cohort to work on.")]
 
 Report = Callable[[int, int, str], None]
@@ -138,7 +144,7 @@ def dashboard(
 @app.command()
 def explain(
     model: Model,
-    image: Image = None,
+    image: Images = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for --image's results.")] = None,
     label: Annotated[Path | None, typer.Option("--label", help="Label map of --image, for Dice.")] = None,
     cohort: Cohort = None,
@@ -188,13 +194,13 @@ def explain(
     _check_together("--image", image, {"--out": out, "--label": label})
     _check_together("--cohort", cohort, {"--case": case, "--workers": workers, "--scheduler": scheduler})
     _check_together("--scheduler", scheduler, {"--tls": tls})
-    with reporting(root, job, "Explaining") as report:
-        if image is not None:
-            volumes.check_header(image)  # before seconds of loading what computes
+    with reporting(root, job, "Explaining") as report, TemporaryDirectory(prefix="agg2exp-") as room:
+        if image:
+            image = _channel_files(image, Path(room))  # before seconds of loading what computes
         from agg2exp_core import cluster, pipeline
         from agg2exp_core.jobs.queue import Request
 
-        mask, drawn = _mask(mask, image is not None)
+        mask, drawn = _mask(mask, bool(image))
         plan = pipeline.Plan(
             model,
             Method(
@@ -217,7 +223,7 @@ def explain(
             saliency_dtype,
             drawn,
         )
-        if image is not None:
+        if image:
             one, folder = _scan_alone(image, label, cohort, out)
             explaining = pipeline.Explaining(root, plan)
             explaining.check_free(one, folder)
@@ -392,7 +398,7 @@ def export_saliency(
 @app.command()
 def predict(
     model: Model,
-    image: Image = None,
+    image: Images = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the label map.")] = None,
     cohort: Cohort = None,
     device: Device = "auto",
@@ -404,8 +410,9 @@ def predict(
     from agg2exp_core.model.bundle import find_bundle
 
     root = data_root(data)
-    with progress("Segmenting") as report:
-        if image is not None:
+    with progress("Segmenting") as report, TemporaryDirectory(prefix="agg2exp-") as room:
+        if image:
+            image = _channel_files(image, Path(room))
             one, folder = _scan_alone(image, None, cohort, out)
             if (folder / "manifest.json").exists():
                 raise InputError("--out must not be a case's results", folder.name)
@@ -447,7 +454,10 @@ def train(
     from agg2exp_core.organs import load_label_set
 
     root = data_root(data)
-    pairs = [(case.image, case.label) for case in _chosen_cases(root, cohort, None) if case.image and case.label]
+    cases = _chosen_cases(root, cohort, None)
+    if several := [case.case_id for case in cases if case.further]:
+        raise InputError("training takes scans of one channel", f"{several[0]} of several", "a model trained elsewhere")
+    pairs = [(case.image, case.label) for case in cases if case.image and case.label]
     labels = load_label_set(label_set, root)
     plan = TrainPlan(len(labels.names), steps, seed=seed, spacing=spacing, window=window, network=network)
     with progress("Training") as report:
@@ -695,7 +705,9 @@ def model_add(
 @model_app.command("check")
 def model_check(
     name: Annotated[str, typer.Argument(help="A model of the data root.")],
-    image: Annotated[Path | None, typer.Option("--image", help="A scan to try it on (default: a phantom).")] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option("--image", help="A scan to try it on (default: a phantom); a file a channel.")
+    ] = None,
     device: Device = "auto",
     data: Root = None,
 ) -> None:
@@ -705,7 +717,7 @@ def model_check(
     root = data_root(data)
     with progress("Checking") as report:
         report(0, 1, name)
-        kind, measured = pipeline.check_model(root, name, device, image)
+        kind, measured = pipeline.check_model(root, name, device, image or ())
     print(
         f"{name} on {kind}: bfloat16 is off by {measured.mass_error:.4f} and {measured.speedup:.1f} times as fast; "
         f"{measured.chosen} chosen"
@@ -944,17 +956,29 @@ def _check_together(option: str, given: object, companions: dict[str, object]) -
             raise InputError(f"{name} goes with {option}", f"{name} alone")
 
 
-def _scan_alone(image: Path, label: Path | None, cohort: str | None, out: Path | None) -> tuple[Case, Path]:
+def _channel_files(images: list[Path], room: Path) -> list[Path]:
+    """A 3D file for each channel; one that holds all of them is split into `room`."""
+    if len(images) == 1 and volumes.is_stacked(images[0]):
+        return volumes.split_channels(images[0], room)
+    for image in images:
+        volumes.check_header(image)
+    return images
+
+
+def _scan_alone(images: list[Path], label: Path | None, cohort: str | None, out: Path | None) -> tuple[Case, Path]:
     """--image as a case of its own, and the folder for its results."""
     from agg2exp_core.store.cohorts import Case
+    from agg2exp_core.store.layouts import FIRST_CHANNEL
 
     if cohort is not None or out is None:
-        raise InputError("--image goes with --out and without --cohort", f"{image.name}")
+        raise InputError("--image goes with --out and without --cohort", images[0].name)
     if out.name.lower().endswith((".nii", ".nii.gz")):
         raise InputError("--out must name a folder", out.name)
-    stem = image.name.removesuffix(".gz").removesuffix(".nii")
+    stem = images[0].name.removesuffix(".gz").removesuffix(".nii")
+    if len(images) > 1:
+        stem = stem.removesuffix(FIRST_CHANNEL)
     case_id = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip(".-")[:64] or "scan"
-    return Case(case_id, image, label, {}), out.resolve()
+    return Case(case_id, images[0], label, {}, tuple(images[1:])), out.resolve()
 
 
 def _masses(con: Any, name: str) -> tuple[tuple[str, str], Importance]:

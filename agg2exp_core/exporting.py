@@ -27,6 +27,8 @@ Report = Callable[[int, int, str], None]
 def export_case(case: Case, folder: Path, out: Path, targets: tuple[str, ...], report: Report) -> int:
     """Write the prediction and the targets' maps of a case's results into `out`, on the scan's grid and orientation.
 
+    Where attribution is told apart by input channels, `<target>/<channel>.nii.gz` as well.
+
     Maps in float32, interpolated linearly, signed as they are stored; labels by nearest neighbour; both 0 where the
     model's grid does not reach. targets: all that have a map if none is named. Returns how many maps there are.
     InputError: the case has no image, another one than was explained or no sound results, or a target no stored map;
@@ -39,10 +41,13 @@ def export_case(case: Case, folder: Path, out: Path, targets: tuple[str, ...], r
     out.mkdir(parents=True, exist_ok=True)
     labels = on_grid(prediction, scan).astype(prediction.array.dtype)
     volumes.write_volume(out / results.PREDICTION, Volume(labels, scan.affine))
-    for number, name in enumerate(chosen):
+    for number, (name, files) in enumerate(chosen.items()):
         report(number, len(chosen), f"{name}, on the scan's grid")
-        drawn = values_on_grid(volumes.read_volume(folder / results.map_name(name)), scan)
-        volumes.write_volume(out / f"{name}.nii.gz", Volume(drawn, scan.affine))
+        for file in files:
+            place = out / Path(file).relative_to("saliency")
+            place.parent.mkdir(exist_ok=True)
+            drawn = values_on_grid(volumes.read_volume(folder / file), scan)
+            volumes.write_volume(place, Volume(drawn, scan.affine))
     return len(chosen)
 
 
@@ -100,14 +105,14 @@ def export_dicom(case: Case, folder: Path, out: Path, targets: tuple[str, ...], 
     return len(chosen)
 
 
-def _sound(case: Case, folder: Path, targets: tuple[str, ...]) -> tuple[str, ...]:
-    """The targets whose maps are written, once all that they are made of is known to be as it was."""
+def _sound(case: Case, folder: Path, targets: tuple[str, ...]) -> dict[str, list[str]]:
+    """Target → the files of its maps, once all that is written of is known to be as it was."""
     if case.image is None:
         raise InputError("a case needs an image", f"{case.case_id} without one")
     manifest = results.read_manifest(folder)
     if manifest is None or results.verify(folder):
         raise InputError("a case must have sound results in the run", f"{case.case_id} without")
-    scanned = volumes.content_sha256(case.image)
+    scanned = volumes.images_sha256(case.images)
     if manifest.get("input_sha256", scanned) != scanned:
         raise InputError("a case's scan must be the one that was explained", f"{case.case_id}, whose file was changed")
     stored = [name for name in manifest["targets"] if results.map_name(name) in manifest["files"]]
@@ -117,4 +122,4 @@ def _sound(case: Case, folder: Path, targets: tuple[str, ...]) -> tuple[str, ...
             raise InputError(
                 "a target must have a stored map", f"{name} of {case.case_id}", ", ".join(stored) or "none"
             )
-    return chosen
+    return {name: results.map_names(manifest, name) for name in chosen}

@@ -108,18 +108,21 @@ def case_sums(folder: Path, masks: Masks, case_id: str, targets: tuple[str, ...]
     """Sums over each region of the mask, for the targets of a case's folder whose attribution is stored there.
 
     The attribution on disk is summed in float64, and so are its totals: a mask that covers the scan has all of it.
+    Of several input channels the magnitudes of each are summed, as those over the organs are.
     float16 keeps 11 significant bits of it, each value off by 2⁻¹¹ (0.05 %) at most,
     and so a sum too; a mass by twice that at most, in practice far less.
     """
-    files = (results.read_manifest(folder) or {}).get("files", {})
+    manifest = results.read_manifest(folder) or {}
+    files = manifest.get("files", {})
     mask, digest = volumes.read_labels(masks.files[case_id]), volumes.content_sha256(masks.files[case_id])
     grid, regions, rows = None, np.empty(0), []
     for target in targets:
         name = results.map_name(target)
-        saliency = volumes.read_volume(folder / name)
+        split = [file for file in results.map_names(manifest, target) if file != name]
+        maps = [volumes.read_volume(folder / file) for file in split or [name]]
         if grid is None:
-            grid, regions = saliency, _numbered(on_grid(mask, saliency), masks)
-        rows += _target_sums(saliency, regions, _reasons(mask, masks), (target, digest, files[name]["sha256"]))
+            grid, regions = maps[0], _numbered(on_grid(mask, maps[0]), masks)
+        rows += _target_sums(maps, regions, _reasons(mask, masks), (target, digest, files[name]["sha256"]))
     return rows
 
 
@@ -137,7 +140,8 @@ def _add_case(run: Path, masks: Masks, case_id: str, summary: Summary) -> None:
     if not stored:
         summary.left[case_id] = ONLY_TO_VIEW if drawn else NO_MAP
         return
-    problems = results.verify(folder, ["importance.csv", *(results.map_name(name) for name in stored)])
+    kept = [file for name in stored for file in results.map_names(manifest, name)]
+    problems = results.verify(folder, ["importance.csv", *kept])
     if problems:
         raise InputError("a case's results must be as its manifest says", ", ".join(problems))
     write_case(run, masks.name, case_id, case_sums(folder, masks, case_id, tuple(stored)))
@@ -162,12 +166,16 @@ def _reasons(mask: Volume, masks: Masks) -> dict[str, str]:
 
 
 def _target_sums(
-    saliency: Volume, regions: np.ndarray, reasons: dict[str, str], names: tuple[str, str, str]
+    maps: list[Volume], regions: np.ndarray, reasons: dict[str, str], names: tuple[str, str, str]
 ) -> list[MaskedSum]:
-    """A row a region. regions: (I, J, K), 1 … in the order of `reasons`. names: target, hashes of mask and saliency."""
+    """A row a region. maps: of each channel. regions: (I, J, K), 1 … in the order of `reasons`.
+
+    names: target, hashes of mask and saliency.
+    """
     target, *digests = names
     count = len(reasons) + 1
-    (positive,), (negative,) = region_sums(saliency.array[None], regions, count)
+    found = [region_sums(one.array[None], regions, count) for one in maps]
+    positive, negative = np.sum(found, axis=0)[:, 0]
     voxels = count_voxels(regions, count)
     totals = float(positive.sum()), float(negative.sum())
     rows = []

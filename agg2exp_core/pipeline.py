@@ -9,7 +9,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -28,11 +28,20 @@ from agg2exp_core.attribution.precision import compare_precisions
 from agg2exp_core.model.bundle import Bundle, find_bundle
 from agg2exp_core.model.memory import OffDevice, half_the_windows, is_out_of_memory
 from agg2exp_core.model.predict import pick_device, segment
-from agg2exp_core.model.preprocess import AIR_HU, TISSUE_HU, Scan, load_scan, on_grid_of, on_model_grid, scaled
+from agg2exp_core.model.preprocess import (
+    AIR_HU,
+    TISSUE_HU,
+    Scan,
+    check_images,
+    load_scan,
+    on_grid_of,
+    on_model_grid,
+    scaled,
+)
 from agg2exp_core.model.windows import plan_windows
 from agg2exp_core.organs import BACKGROUND, load_label_set
 from agg2exp_core.precision import AUTO, PRECISIONS, Measured, read_measured, write_measured
-from agg2exp_core.records import InputError, Method, SumTable, Volume
+from agg2exp_core.records import PERTURBING, ChannelSums, InputError, Method, SumTable, Volume
 from agg2exp_core.settings import LONGEST_ID
 from agg2exp_core.store import results
 from agg2exp_core.store.cohorts import Case
@@ -43,6 +52,8 @@ SAME_PREDICTION = 0.01
 """Share of an organ's voxels by which devices may differ, so that targets explained on both stand in one table."""
 PHANTOM_SEED = 20_000
 """Of the scan that models are tried on; none is trained on it."""
+SPLIT = ("positive", "negative", "mass_se")
+"""What a table has of each channel."""
 VERSIONED = ("torch", "monai", "numpy", "nibabel")
 
 Report = Callable[[int, int, str], None]
@@ -94,6 +105,7 @@ class Explaining:
 
     def case(self, case: Case, folder: Path, report: Report, cohort: str | None = None) -> Path:
         """Explain one case into `folder`, adding to the targets that are there. cohort: whose run it belongs to."""
+        check_images(self.bundle, _images_of(case))
         identity = self._identity(case)
         missing = self._missing(folder, _finished(folder, identity))
         if not missing:
@@ -103,7 +115,7 @@ class Explaining:
         started = time.monotonic()
         label, drawn = self._checked(case)
         self._write_run(cohort, identity)
-        scan = load_scan(self.bundle, _image_of(case))
+        scan = load_scan(self.bundle, *_images_of(case))
         labels, mask = (None if one is None else on_model_grid(one, scan) for one in (label, drawn))
         labels = None if labels is None else self.channels[labels]
         subject = Subject(
@@ -132,6 +144,7 @@ class Explaining:
     def check_free(self, case: Case, folder: Path) -> None:
         """InputError unless `folder` is new, empty, or holds just this scan's results by this model and method."""
         inside = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+        check_images(self.bundle, _images_of(case))
         known = _finished(folder, self._identity(case)) if inside else None
         sound = known is not None and inside == {"manifest.json", *known["files"]}
         if folder.is_file() or (inside and not sound):
@@ -171,7 +184,7 @@ class Explaining:
         mask, drawn = self.plan.method.mask, self._drawn(case)
         if mask != "prediction" and drawn is None and case.label is None:
             raise InputError(f"mask {mask} needs a label map", f"case {case.case_id} without one", "prediction")
-        header = volumes.check_scan(_image_of(case))
+        header = volumes.check_channels(_images_of(case))
         return (
             volumes.read_labels(case.label, like=header) if case.label else None,
             volumes.read_labels(drawn, like=header) if drawn else None,
@@ -191,7 +204,7 @@ class Explaining:
 
     def _write(self, new: Path, old: Path | None, scan: Scan, explained: Explanation) -> None:
         prediction = explained.prediction.numpy()
-        table = sum_table(self.bundle.classes, explained)
+        table = sum_table(self.bundle.classes, explained, self.split)
         saliency = new / "saliency"
         if old is not None:
             table = _merged(results.read_importance(old), table, self.bundle.classes)
@@ -204,9 +217,18 @@ class Explaining:
         volumes.write_volume(new / results.PREDICTION, scan.volume(prediction))
         if self.plan.saliency != "none":
             saliency.mkdir(exist_ok=True)
-            for name, drawn in explained.saliency.items():
+            for name, drawn in self._maps(explained).items():
                 kept, step = self._kept(drawn.numpy())
-                volumes.write_volume(new / results.map_name(name), scan.volume(kept), step)
+                (new / name).parent.mkdir(exist_ok=True)
+                volumes.write_volume(new / name, scan.volume(kept), step)
+
+    def _maps(self, explained: Explanation) -> dict[str, torch.Tensor]:
+        """File of the case's folder → map (I, J, K): of each target and, where they are told apart, of its channels."""
+        found = {results.map_name(name): drawn for name, drawn in explained.saliency.items()}
+        for name in explained.saliency:
+            for channel, drawn in zip(self.split, explained.by_channel.get(name, ()), strict=bool(self.split)):
+                found[results.map_name(name, channel)] = drawn
+        return found
 
     def _without_worse_maps(self, known: dict[str, Any] | None, explained: Explanation) -> Explanation:
         """Without maps to look at of targets that another process has kept in full meanwhile."""
@@ -252,6 +274,12 @@ class Explaining:
             more = {"classes": list(self.bundle.classes), "versions": identity["versions"]}
             results.write_run(self.root, cohort, self.run, self._run_info() | more)
 
+    @property
+    def split(self) -> tuple[str, ...]:
+        """The channels that the attribution is split among: none where there is one, or all are changed at once."""
+        several = len(self.bundle.channels) > 1 and self.plan.method.name not in PERTURBING
+        return self.bundle.channels if several else ()
+
     def _run_info(self) -> dict[str, Any]:
         return {
             "model": self.plan.model,
@@ -260,6 +288,7 @@ class Explaining:
             "parameters": self.plan.method.parameters(),
             "label_set": self.bundle.label_set,
             "values": "sums",
+            **({"channels": list(self.split)} if self.split else {}),
         }
 
     def _identity(self, case: Case) -> dict[str, Any]:
@@ -267,7 +296,7 @@ class Explaining:
         return {
             "case_id": case.case_id,
             **self._run_info(),
-            "input_sha256": volumes.content_sha256(_image_of(case)),
+            "input_sha256": volumes.images_sha256(_images_of(case)),
             "label_sha256": volumes.content_sha256(case.label) if case.label else "",
             **({"mask_sha256": volumes.content_sha256(drawn)} if drawn else {}),
             "parameters_hash": hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest(),
@@ -292,8 +321,11 @@ def run_id(model: str, method: Method) -> str:
     return f"{name[: LONGEST_ID - 9]}-{digest}"
 
 
-def sum_table(classes: tuple[str, ...], explained: Explanation) -> SumTable:
-    """Sums over the predicted organs for each explained target; absent targets keep a row of NaN."""
+def sum_table(classes: tuple[str, ...], explained: Explanation, channels: tuple[str, ...] = ()) -> SumTable:
+    """Sums over the predicted organs for each explained target; absent targets keep a row of NaN.
+
+    channels: those that the attribution is split among, if it is.
+    """
     targets = tuple(name for name in classes if name in explained.targets or name in explained.absent)
     positive, negative, *errors = np.full((4, len(targets), len(classes)), np.nan)
     organs = np.array([name != BACKGROUND for name in classes])
@@ -304,7 +336,20 @@ def sum_table(classes: tuple[str, ...], explained: Explanation) -> SumTable:
             known = tally.mass_se(inside)
             table[row] = np.nan if known is None else known
     voxels = count_voxels(explained.prediction.numpy(), len(classes))
-    return SumTable(targets, classes, positive, negative, voxels, dict(explained.absent), *errors)
+    split = _channel_sums(targets, explained, (channels, len(classes))) if channels else None
+    mass_se, organ_mass_se = errors
+    return SumTable(targets, classes, positive, negative, voxels, dict(explained.absent), mass_se, organ_mass_se, split)
+
+
+def _channel_sums(targets: tuple[str, ...], explained: Explanation, shape: tuple[tuple[str, ...], int]) -> ChannelSums:
+    """shape: names of the channels, and how many regions there are."""
+    channels, regions = shape
+    positive, negative, errors = np.full((3, len(channels), len(targets), regions), np.nan)
+    for name, tally in explained.tallies.items():
+        row, known = targets.index(name), tally.channel_mass_se()
+        positive[:, row], negative[:, row] = tally.channel_sums()
+        errors[:, row] = np.nan if known is None else known
+    return ChannelSums(channels, positive, negative, errors)
 
 
 def _channels(root: Path, bundle: Bundle) -> np.ndarray:
@@ -334,15 +379,16 @@ def explainer_of(bundle: Bundle, device: torch.device) -> Explainer:
     return Explainer(bundle.network(device), bundle.inferer(), bundle.classes, device, *neutral)
 
 
-def check_model(root: Path, model: str, device: str, image: Path | None = None) -> tuple[str, Measured]:
+def check_model(root: Path, model: str, device: str, images: Sequence[Path] = ()) -> tuple[str, Measured]:
     """Explain a scan, or a phantom, in both precisions, store what was measured; the kind of device, and that."""
     bundle, on = find_bundle(root, model), pick_device(device)
     explainer = explainer_of(bundle, on)
     with TemporaryDirectory() as folder:
-        if image is None:
+        if not images:
             image = Path(folder) / "phantom.nii.gz"
             volumes.write_volume(image, phantom.generate(PHANTOM_SEED).image)
-        voxels = load_scan(bundle, image).voxels
+            images = [image] * len(bundle.channels)
+        voxels = load_scan(bundle, *images).voxels
     measured = Measured(*compare_precisions(explainer, voxels.to(on)))
     write_measured(root, model, on.type, measured)
     return on.type, measured
@@ -361,7 +407,8 @@ class Segmenting:
 
         Returns millilitres of each organ, as the label map has them.
         """
-        scan = load_scan(self.bundle, _image_of(case))
+        images = _images_of(case)
+        scan = load_scan(self.bundle, *images)
         image, inferer = scan.voxels.to(self.device), self.bundle.inferer()
         plan, done = plan_windows(inferer, tuple(image.shape[1:]), image), 0
 
@@ -372,7 +419,7 @@ class Segmenting:
 
         organs, _ = segment(self.network, plan, image, tick)
         prediction = scan.volume(organs.cpu())
-        labels = on_grid_of(prediction, volumes.read_volume(_image_of(case)))
+        labels = on_grid_of(prediction, volumes.read_volume(images[0]))
         file.parent.mkdir(parents=True, exist_ok=True)
         volumes.write_volume(file, labels)
         voxels = count_voxels(labels.array, len(self.bundle.classes))
@@ -386,12 +433,14 @@ def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _image_of(case: Case) -> Path:
-    if case.image is None:
+def _images_of(case: Case) -> tuple[Path, ...]:
+    """An image a channel."""
+    if not case.images:
         raise InputError("a case needs an image", f"{case.case_id} without one")
-    if not case.image.is_file():
-        raise InputError("a case's image must be there", str(case.image))
-    return case.image
+    for image in case.images:
+        if not image.is_file():
+            raise InputError("a case's image must be there", str(image))
+    return case.images
 
 
 def _known_targets(bundle: Bundle, wanted: tuple[str, ...]) -> tuple[str, ...]:
@@ -428,8 +477,14 @@ def _merged(old: SumTable, new: SumTable, classes: tuple[str, ...]) -> SumTable:
         raise InputError("targets of one case must be explained on one prediction", got)
     absent = {name: table.absent[name] for name, (table, _) in rows.items() if name in table.absent}
     sums = both(lambda table: table.positive), both(lambda table: table.negative)
-    errors = both(lambda table: table.mass_se), both(lambda table: table.organ_mass_se)
-    return SumTable(targets, classes, *sums, new.voxels, absent, *errors)
+    mass_se, organ_mass_se = both(lambda table: table.mass_se), both(lambda table: table.organ_mass_se)
+    split = None
+    if (one := old.by_channel) is not None and (other := new.by_channel) is not None:
+        of = {id(old): one, id(new): other}
+        taken = [(of[id(table)], row) for table, row in (rows[name] for name in targets)]
+        parts = (np.stack([getattr(sums, kind)[:, row] for sums, row in taken], axis=1) for kind in SPLIT)
+        split = ChannelSums(other.names, *parts)
+    return SumTable(targets, classes, *sums, new.voxels, absent, mass_se, organ_mass_se, split)
 
 
 def _gaps(completeness: dict[str, Completeness]) -> dict[str, tuple[float, float, float]]:

@@ -127,6 +127,20 @@ class Method:
 
 
 @dataclass(frozen=True, eq=False)
+class ChannelSums:
+    """A local explanation's sums of each input channel: of T1 and T2, say. They add up to those of the SumTable.
+
+    positive, negative: (channels, targets, regions) float64. mass_se: the same, the standard error of each share of
+    Σ|a| over all regions and channels; NaN where nothing is known of it.
+    """
+
+    names: tuple[str, ...]
+    positive: np.ndarray
+    negative: np.ndarray
+    mass_se: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class SumTable:
     """Local explanation of one case: sums of attribution for each (target, region).
 
@@ -135,6 +149,7 @@ class SumTable:
     and its row of sums is NaN in memory, empty on disk.
     mass_se, organ_mass_se: (targets, regions), the standard error of each share of Σ|a|, with the background and
     without; NaN where nothing is known of it.
+    by_channel: the same sums channel by channel, where there are several and the attribution can be split.
     """
 
     targets: tuple[str, ...]
@@ -145,6 +160,7 @@ class SumTable:
     absent: dict[str, str] = field(default_factory=dict)
     mass_se: np.ndarray = field(default_factory=lambda: np.empty(0))
     organ_mass_se: np.ndarray = field(default_factory=lambda: np.empty(0))
+    by_channel: ChannelSums | None = None
 
     def __post_init__(self) -> None:
         for name in ("mass_se", "organ_mass_se"):
@@ -170,6 +186,7 @@ class Selection:
     dice: (target or "" for the mean over organs, lowest, highest). present: organs the case must have.
     joined: regions that the label set joins, as five lobes to a lung, are one. Targets are not: the attributions of
     two may cancel, which their sums of magnitudes cannot tell.
+    channel: of several input channels, whose attribution it is; "" of all. Shares stay those of all channels.
     within, without: names of saved lists; the case must be in one of the first and in none of the second.
     """
 
@@ -184,6 +201,7 @@ class Selection:
     joined: bool = False
     within: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
+    channel: str = ""
 
     def unfiltered(self) -> Selection:
         """The same measure of all cases."""

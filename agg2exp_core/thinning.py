@@ -30,7 +30,8 @@ def thin_case(folder: Path) -> int:
             with results.case_folder(folder, manifest) as new:
                 shutil.copytree(folder, new, dirs_exist_ok=True, ignore=shutil.ignore_patterns(results.MANIFEST))
                 for name in full:
-                    _thin(new / results.map_name(name))
+                    for file in results.map_names(manifest, name):
+                        _thin(new / file)
     return len(full)
 
 

@@ -13,7 +13,7 @@ import logging
 import math
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedIOBase
@@ -42,7 +42,7 @@ class ScanHeader:
 
     The affine is the sform, else the qform, else (neither has a code) what nibabel and so MONAI assume.
     dtype is that of the stored voxels, which begin `offset` bytes into the decompressed file;
-    value = stored · slope + intercept.
+    value = stored · slope + intercept. channels: volumes of a 4D file, where one may be given.
     """
 
     shape: tuple[int, int, int]
@@ -52,6 +52,7 @@ class ScanHeader:
     offset: int
     slope: float
     intercept: float
+    channels: int = 1
 
 
 def check_scan(path: Path) -> ScanHeader:
@@ -70,6 +71,38 @@ def check_header(path: Path) -> ScanHeader:
     """What the header alone tells, in no time; `check_scan` reads the voxels too. InputError as there."""
     with _opened(path) as (header, _):
         return header
+
+
+def check_channels(images: Sequence[Path]) -> ScanHeader:
+    """`check_scan` of each channel's file; the header of the first. InputError unless all lie on its grid."""
+    first, *others = [check_scan(image) for image in images]
+    for image, other in zip(images[1:], others, strict=True):
+        _check_same_grid(other, first, f"channels of a scan must lie on one grid, that of {images[0].name}", image.name)
+    return first
+
+
+def is_stacked(path: Path) -> bool:
+    """Whether a file holds several volumes along a fourth axis, as the Decathlon keeps channels. Reads the header."""
+    with _opened(Path(path), stacked=True) as (header, _):
+        return header.channels > 1
+
+
+def split_channels(path: Path, folder: Path) -> list[Path]:
+    """Write the volumes of a 4D file as `<name>_0000.nii.gz`, `_0001` … into `folder`; the files, in order.
+
+    InputError as `check_scan`; the memory allowed holds for all volumes together.
+    """
+    with _opened(Path(path), stacked=True) as (header, stream):
+        flat = np.concatenate([*_finite_chunks(header, stream)])
+    voxels = flat.reshape((*header.shape, header.channels), order="F")
+    # Whole numbers stay what they are; what the header scales is a fraction by then.
+    plain = header.dtype.kind in "iu" and (header.slope, header.intercept) == (1, 0) and header.dtype.itemsize <= 2
+    stem, files = path.name.removesuffix(".gz").removesuffix(".nii"), []
+    for number in range(header.channels):
+        files.append(folder / f"{stem}_{number:04}.nii.gz")
+        one = voxels[..., number].astype(header.dtype.newbyteorder("=") if plain else np.float32)
+        write_volume(files[-1], Volume(one, header.affine))
+    return files
 
 
 def check_grid(labels: Path, scan: Path) -> None:
@@ -161,14 +194,23 @@ def content_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def images_sha256(images: Sequence[Path]) -> str:
+    """`content_sha256` of a scan's only image; of several channels' images, that of all, in their order."""
+    digests = [content_sha256(image) for image in images]
+    return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[ScanHeader, BufferedIOBase]]:
-    """The checked header and the decompressed stream behind it; whatever reading raises becomes InputError."""
+def _opened(path: Path, stacked: bool = False) -> Iterator[tuple[ScanHeader, BufferedIOBase]]:
+    """The checked header and the decompressed stream behind it; whatever reading raises becomes InputError.
+
+    stacked: a fourth axis, of channels, is allowed.
+    """
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         raise InputError("a scan must be a NIfTI file", path.name, ".nii, .nii.gz")
     try:
         with path.open("rb") as file, _decompressed(path, file) as stream:
-            yield _read_header(path.name, stream), stream
+            yield _read_header(path.name, stream, stacked), stream
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError("a .nii.gz must be a whole, undamaged gzip file", f"{path.name}: {error}") from None
     except OSError as error:
@@ -186,16 +228,18 @@ def _compressed(path: Path, file: BufferedIOBase) -> BufferedIOBase:
     return file
 
 
-def _read_header(name: str, stream: BufferedIOBase) -> ScanHeader:
+def _read_header(name: str, stream: BufferedIOBase, stacked: bool) -> ScanHeader:
     """Parse and check the first bytes of the stream; nothing beyond the header is decompressed for it."""
     raw = _parse(name, stream)
     dtype = _real_dtype(raw)
     offset, slope, intercept = float(raw["vox_offset"]), float(raw["scl_slope"]), float(raw["scl_inter"])
-    shape = _checked_shape(_declared_shape(raw))
+    declared = _declared_shape(raw)
+    channels = int(declared[3]) if stacked and len(declared) == 4 else 1
+    shape = _checked_shape(declared[:3] if stacked and len(declared) == 4 and channels > 0 else declared)
     if not offset >= raw.sizeof_hdr + 4:
         # At 0, readers disagree about where the voxels are.
         raise InputError("vox_offset must lie behind the header", f"{offset:g}", f"{raw.sizeof_hdr + 4} or more")
-    _check_memory(shape, dtype, offset)
+    _check_memory(shape, dtype, offset, channels)
     if not (math.isfinite(slope) and math.isfinite(intercept)) or (slope == 0 and intercept != 0):
         raise InputError("scl_slope and scl_inter must be finite, or both 0", f"{slope}, {intercept}")
     # The standard's slope of 0 says that the voxels are not scaled.
@@ -205,7 +249,7 @@ def _read_header(name: str, stream: BufferedIOBase) -> ScanHeader:
     except (ValueError, HeaderDataError) as error:
         raise InputError("the affine must be readable", error) from None
     spacing = checked_spacing(affine, shape)
-    return ScanHeader(shape, affine, spacing, dtype, int(offset), slope, intercept)
+    return ScanHeader(shape, affine, spacing, dtype, int(offset), slope, intercept, channels)
 
 
 def _parse(name: str, stream: BufferedIOBase) -> nib.Nifti1Header:
@@ -249,9 +293,9 @@ def _checked_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return i, j, k
 
 
-def _check_memory(shape: tuple[int, int, int], dtype: np.dtype, offset: float) -> None:
+def _check_memory(shape: tuple[int, int, int], dtype: np.dtype, offset: float, channels: int) -> None:
     """Both what the file holds and the float32 copy made of it must fit; the offset too is bytes to read."""
-    needed = math.prod(shape) * max(dtype.itemsize, 4) + offset
+    needed = math.prod(shape) * channels * max(dtype.itemsize, 4) + offset
     allowed = max_volume_bytes()
     if not needed <= allowed:
         size = f"{shape} of {dtype}, {needed / 2**30:.3g} GiB"
@@ -279,7 +323,7 @@ def _chunks(header: ScanHeader, stream: BufferedIOBase) -> Iterator[np.ndarray]:
     goes on and on is stopped at its first surplus byte. At the true end gzip compares its checksum.
     """
     _skip(stream, header.offset - stream.tell())
-    left = math.prod(header.shape)
+    left = math.prod(header.shape) * header.channels
     while left:
         count = min(left, CHUNK_VOXELS)
         data = stream.read(count * header.dtype.itemsize)
@@ -328,12 +372,15 @@ def _as_labels(values: np.ndarray) -> np.ndarray:
     return values.astype(np.min_scalar_type(int(high)))
 
 
-def _check_same_grid(labels: ScanHeader, scan: ScanHeader | Volume) -> None:
-    shape = scan.array.shape if isinstance(scan, Volume) else scan.shape
+def _check_same_grid(
+    labels: ScanHeader, scan: ScanHeader | Volume, rule: str = "labels must lie on the scan's grid", name: str = ""
+) -> None:
+    """name: of the file, if it is to be told."""
+    shape, named = scan.array.shape if isinstance(scan, Volume) else scan.shape, f"{name}, " if name else ""
     if labels.shape != shape:
-        raise InputError("labels must lie on the scan's grid", f"shape {labels.shape}", f"shape {shape}")
+        raise InputError(rule, f"{named}shape {labels.shape}", f"shape {shape}")
     corners = np.array([[i, j, k, 1] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])])
     apart = np.linalg.norm(corners @ (labels.affine - scan.affine).T, axis=1).max()
     allowed = GRID_TOLERANCE * min(scan.spacing)
     if not apart <= allowed:
-        raise InputError("labels must lie on the scan's grid", f"{apart:.3g} mm apart", f"to {allowed:.3g} mm")
+        raise InputError(rule, f"{named}{apart:.3g} mm apart", f"to {allowed:.3g} mm")

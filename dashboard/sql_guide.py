@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 VIEWS = {
     "importance": "Where the attribution of each target lies: one row a scan, target, region and sign",
+    "importance_by_channel": "The same, a row for each input channel of the model, such as the sequences of an MRI",
     "agreement": "How well prediction and label agree: one row a scan and organ",
     "ablation_agreement": "Do a run’s shares rank the regions as taking each away does: one row a scan and target",
     "cases": "The scans of all cohorts with their metadata, one column each",
@@ -20,7 +21,8 @@ COLUMNS = {
     "cohort": "the set of scans",
     "run": "a model and a method over a cohort",
     "case_id": "the scan",
-    "image": "its file, relative to its cohort’s folder",
+    "image": "its file, relative to its cohort’s folder; of several channels a file each, with `;` between",
+    "channel": "the input channel, empty where attribution is not split; shares are of all channels together",
     "label": "its label map, likewise",
     "pathology_mask": "a mask of its pathology, likewise",
     "region_set": "`organs`, or the name of masks that were summed over",

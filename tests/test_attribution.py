@@ -289,7 +289,9 @@ def test_three_voxels_by_hand():
     plan = plan_windows(inferer_of((3, 1, 1)), (3, 1, 1), scan)
     middle = torch.tensor([False, True, False]).view(3, 1, 1)
     target = Target("middle", 0, lambda place: middle[place])
-    ((place, found),) = box_gradients(StitchedModel(network, plan), [Pass(lambda place: scan[(..., *place)])], [target])
+    ((place, found),) = box_gradients(
+        StitchedModel(network, plan), [Pass(lambda place: scan[(slice(None), *place)])], [target]
+    )
     assert place[0] == slice(0, 3) and found[0][0].flatten().tolist() == [1.0, 2.0, 3.0]
 
 

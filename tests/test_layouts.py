@@ -190,10 +190,10 @@ def _no_json(folder: Path) -> None:
     ("made", "told"),
     [
         (_stray_metadata, "metadata row must belong"), (_a_mask_elsewhere, "thorax_cta, aorta: labels must lie"),
-        (_described(modality="CT"), "name one channel"), (_described(modality=["T1", "T2"]), "name one channel"),
-        (_described(modality=3), "name one channel"), (_described(training=3), "list its training cases"),
+        (_described(modality="CT"), "name the channels"), (_described(modality=["T1", "T2"]), "name the channels"),
+        (_described(modality=3), "name the channels"), (_described(training=3), "list its training cases"),
         (_in_both_parts, "thorax_cta twice"), (_names_of_its_own, "a column case_id"),
-        (_two_channels, "one channel"), (_an_escape, "beside it"), (_nothing_listed, "imagesTr"),
+        (_two_channels, "thorax_cta without _0001"), (_an_escape, "beside it"), (_nothing_listed, "imagesTr"),
         (_no_json, "readable JSON"),
     ],
 )  # fmt: skip

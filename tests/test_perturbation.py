@@ -170,7 +170,9 @@ def linear_parts(replacement: torch.Tensor, features: np.ndarray):
     inferer = inferer_of(overlap=0.5, cval=-1.0)
     perturbed = perturbed_of(network, scan, features, "logits", inferer, replacement=replacement)
     padded, products = perturbed.model.plan.pad(scan, -1.0), torch.zeros(len(perturbed.targets), *SHAPE).double()
-    for place, stacked in box_gradients(perturbed.model, [Pass(lambda at: padded[(..., *at)])], perturbed.targets):
+    for place, stacked in box_gradients(
+        perturbed.model, [Pass(lambda at: padded[(slice(None), *at)])], perturbed.targets
+    ):
         for index, slots in stacked.items():
             products[index][place] = slots[0][0] * (scan[0] - replacement)[place]
     sums = [[float(one[torch.as_tensor(features) == f].sum()) for f in range(features.max() + 1)] for one in products]

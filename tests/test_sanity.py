@@ -24,7 +24,9 @@ ORGANS = ("heart", "aorta", "vertebraes")
 def maps_of(network: torch.nn.Module, plan: WindowPlan, scan: torch.Tensor, targets: list[Target]) -> torch.Tensor:
     found = torch.zeros((len(targets), *plan.shape))
     padded = plan.extend(scan)
-    for place, stacked in box_gradients(StitchedModel(network, plan), [Pass(lambda at: padded[(..., *at)])], targets):
+    for place, stacked in box_gradients(
+        StitchedModel(network, plan), [Pass(lambda at: padded[(slice(None), *at)])], targets
+    ):
         for index, slots in stacked.items():
             found[index][place] = slots[0][0]
     return found.abs()

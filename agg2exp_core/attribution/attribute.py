@@ -50,7 +50,7 @@ Report = Callable[[int, int, str], None]
 class Explainer:
     """A network ready to be explained on a device.
 
-    air, tissue: the scaled values of air and of soft tissue, if the chain gives them one. channels: of a scan.
+    air, tissue: the scaled values of air and of soft tissue, if the chain gives them one.
     """
 
     network: torch.nn.Module
@@ -59,7 +59,6 @@ class Explainer:
     device: torch.device
     air: float | None = 0.0
     tissue: float | None = None
-    channels: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +201,7 @@ class _Counter:
 
 @dataclass(frozen=True, eq=False)
 class _Work:
-    """One method on one scan (channels, I, J, K), filling the sums of its targets, whose masks lie on the padded scan."""
+    """One method on one scan (channels, I, J, K), filling the sums of targets, whose masks lie on the padded scan."""
 
     method: Method
     scan: torch.Tensor
@@ -235,7 +234,7 @@ class _Work:
         """What to compute of every target and, as long as there are some that are not settled, of those."""
         scan, method, plan = self.scan, self.method, self.sums.model.plan
         padded = plan.extend(scan)
-        once = [Pass(lambda place: padded[(..., *place)])]
+        once = [Pass(lambda place: padded[(slice(None), *place)])]
         if method.name == "integrated_gradients":
             baseline = baseline_of(scan, method, air)
             nodes = path_nodes(self.sums.model.network, method)

@@ -57,7 +57,7 @@ def path_passes(scan: torch.Tensor, baseline: torch.Tensor, plan: WindowPlan, no
         raise InputError("a baseline must have the scan's shape", tuple(baseline.shape), tuple(scan.shape))
     start, end = (plan.extend(one) for one in (baseline, scan))
     return [
-        Pass(lambda place, alpha=alpha: start[(..., *place)].lerp(end[(..., *place)], alpha), weight)  # type: ignore[misc]
+        Pass(lambda place, alpha=alpha: start[(slice(None), *place)].lerp(end[(slice(None), *place)], alpha), weight)  # type: ignore[misc]
         for alpha, weight in nodes.tolist()
     ]
 

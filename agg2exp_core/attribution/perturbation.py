@@ -75,7 +75,7 @@ class Perturbed:
         features = self.features[window]
         # The last entry is for the padding, which is never replaced.
         stays = torch.as_tensor(np.append(kept, True), device=features.device)[features.long()]
-        return torch.where(stays, self.scan[(..., *window)], self.replacement[(..., *window)])
+        return torch.where(stays, self.scan[(slice(None), *window)], self.replacement[(slice(None), *window)])
 
 
 def present(features: torch.Tensor) -> np.ndarray:

@@ -27,7 +27,7 @@ class Quantile:
         return [replace(target, mask=partial(_alone, tuple(voxel), shape, inside.device)) for voxel in drawn.tolist()]
 
     def of(self, gradients: Sequence[torch.Tensor], count: int) -> torch.Tensor:
-        """The quantile over `count` gradients (channels, box), of which those not given are 0; linear between two of them."""
+        """The quantile over `count` gradients (channels, box); those not given are 0. Linear between two of them."""
         nothing = gradients[0].new_zeros((count - len(gradients), *gradients[0].shape))
         ordered = torch.cat([torch.stack([*gradients]), nothing]).sort(dim=0).values
         place = self.q * (count - 1)

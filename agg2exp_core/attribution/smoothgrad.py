@@ -37,7 +37,7 @@ def noisy_copies(scan: torch.Tensor, plan: WindowPlan, method: Method) -> Callab
             drawn[copy] = plan.extend(room.normal_(generator=generator).mul_(sigma).to(scan), 0.0)
         return drawn[copy]
 
-    return lambda copy, sign, place: padded[(..., *place)] + sign * noise(copy)[(..., *place)]
+    return lambda copy, sign, place: padded[(slice(None), *place)] + sign * noise(copy)[(slice(None), *place)]
 
 
 def plain_passes(scan: torch.Tensor, plan: WindowPlan, method: Method) -> list[Pass]:

@@ -69,14 +69,14 @@ class Sums:
             for place, index, gradients in self._gradients(group, recipe):
                 rows = torch.tensordot(means.to(gradients), gradients, 1)
                 if recipe.factor is not None:
-                    rows *= recipe.factor[(..., *place)]
+                    rows *= recipe.factor[(slice(None), *place)]
                 if not torch.isfinite(rows).all():
                     got = "NaN or infinity: the network's gradient breaks down"
                     raise InputError("attributions must be finite", got)
                 found = region_sums(rows.flatten(0, 1).cpu().numpy(), self.regions[place], self.count)
                 sums[:, index] += np.reshape(found, sums[:, index].shape)
                 if (drawn := self._maps.get(group[index].name)) is not None:
-                    drawn[(..., *place)] += recipe.estimator.pairs * rows[0].cpu()
+                    drawn[(slice(None), *place)] += recipe.estimator.pairs * rows[0].cpu()
             for index, target in enumerate(group):
                 tally = self.tallies.setdefault(target.name, Tally(target.left_out, self.channels))
                 tally.add(recipe.estimator, sums[:, index].reshape(2, len(means), -1))

@@ -113,7 +113,7 @@ class Tally:
         return None if errors is None else np.where(inside, errors, np.nan)
 
     def _estimates(self) -> np.ndarray:
-        """The rounds' weighted mean, then that without each pair of each round (2, 1 + replicates, channels · regions)."""
+        """Weighted mean of the rounds, then without each pair of each round (2, 1 + replicates, channels · regions)."""
         whole = np.sum([one.pairs * one.estimates[:, 0] for one in self.rounds], axis=0)
         replicates = [
             (whole - one.pairs * one.estimates[:, 0] + (one.pairs - 1) * one.estimates[:, out]) / (self.pairs - 1)

@@ -174,8 +174,13 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _prediction(metadata: dict[str, Any]) -> dict[str, Any]:
     """The part of a bundle's metadata that tells of its output, to read from and to write into."""
+    return _part(metadata, "outputs", "pred")
+
+
+def _part(metadata: dict[str, Any], *names: str) -> dict[str, Any]:
+    """A part of what the metadata tells of the network's data."""
     found = metadata
-    for key in ("network_data_format", "outputs", "pred"):
+    for key in ("network_data_format", *names):
         if not isinstance(found.get(key), dict):
             found[key] = {}
         found = found[key]
@@ -222,7 +227,9 @@ def _wrapped(source: Path, new: Path, wrapping: Wrapping) -> list[str]:
         apart = {key: one.clone(memory_format=torch.contiguous_format) for key, one in weights.items()}
         safetensors.torch.save_file(apart, new / "models" / WEIGHTS[0])
     if channels != 1:
-        raise InputError("a network must take one channel", f"{channels}")
+        raise InputError(
+            "a bare checkpoint must take one channel", f"{channels}", "a MONAI bundle, which says how each is scaled"
+        )
     _write_json(new / "configs" / "inference.json", config | _chain(wrapping))
     _write_json(new / "configs" / "metadata.json", {"task": f"Segmentation, wrapped from {source.name}"})
     return []
@@ -322,26 +329,47 @@ def _label_set(root: Path, name: str, titles: dict[str, str], told: dict[str, di
 
 
 def _outputs(new: Path) -> int:
-    """How many logits the network gives a voxel, seen on a window of zeros. InputError: it cannot be run, or 2D."""
-    bundle = Bundle(new)
+    """How many logits the network gives a voxel, seen on a window of zeros. InputError: it cannot be run, or 2D.
+
+    Of how many channels that window is, is written into the metadata where it did not say so.
+    """
+    bundle, refused = Bundle(new), list[InputError]()
+    section = json.loads((new / "configs" / "inference.json").read_text(encoding="utf-8")).get("network_def")
+    told = section.get("in_channels") if isinstance(section, dict) else None
+    for count in dict.fromkeys([len(bundle.channels), told if isinstance(told, int) and told > 0 else 1, 1]):
+        try:
+            found = _outputs_of(bundle, count)
+        except InputError as error:
+            refused.append(error)
+            continue
+        if count != len(bundle.channels):
+            path = new / "configs" / "metadata.json"
+            metadata = json.loads(path.read_text(encoding="utf-8"))
+            _part(metadata, "inputs", "image")["num_channels"] = count
+            _write_json(path, metadata)
+        return found
+    raise refused[0]
+
+
+def _outputs_of(bundle: Bundle, channels: int) -> int:
     window = tuple(fall_back_tuple(bundle.inferer().roi_size, (TRIED,) * 3))
     small = tuple(min(edge, TRIED) for edge in window)
     network = bundle.bare_network(torch.device("cpu"))
     try:
-        return _outputs_on(network, small)
+        return _outputs_on(network, (channels, *small))
     except InputError:
         if small == window:
             raise
-        return _outputs_on(network, window)  # some run on windows of their size alone
+        return _outputs_on(network, (channels, *window))  # some run on windows of their size alone
 
 
 def _outputs_on(network: torch.nn.Module, size: tuple[int, ...]) -> int:
     try:
         with torch.inference_mode():
-            logits = network(torch.zeros(1, 1, *size))
+            logits = network(torch.zeros(1, *size))
     except Exception as error:  # networks from elsewhere fail in ways of their own
         raise InputError("a network must run on a window", reason(error)) from None
-    if not isinstance(logits, torch.Tensor) or tuple(logits.shape[2:]) != size:
+    if not isinstance(logits, torch.Tensor) or tuple(logits.shape[2:]) != size[1:]:
         got = f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise InputError("a network must give logits for every voxel of a window", got)
     return logits.shape[1]
@@ -350,10 +378,11 @@ def _outputs_on(network: torch.nn.Module, size: tuple[int, ...]) -> int:
 def _try_chain(bundle: Bundle) -> None:
     """InputError: what comes before the network does not run on a scan of 16 cm of noise."""
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "scan.nii.gz"
-        noise = np.random.default_rng(0).normal(0, 300, (40, 40, 40)).astype(np.int16)
-        volumes.write_volume(path, Volume(noise, np.diag([4.0, 4.0, 4.0, 1.0])))
-        load_scan(bundle, path)
+        paths = [Path(folder) / f"scan_{number}.nii.gz" for number in range(len(bundle.channels))]
+        for seed, path in enumerate(paths):
+            noise = np.random.default_rng(seed).normal(0, 300, (40, 40, 40)).astype(np.int16)
+            volumes.write_volume(path, Volume(noise, np.diag([4.0, 4.0, 4.0, 1.0])))
+        load_scan(bundle, *paths)
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -65,6 +67,18 @@ class Bundle:
             raise InputError("channel_def must number its classes from 0 and name each once", sorted(channels))
         # They become names of files.
         return tuple(checked_id("class", name) for name in names)
+
+    @cached_property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the input's channels in their order, each one of its own and good as a file's name."""
+        try:
+            image = self.metadata["network_data_format"]["inputs"]["image"]
+            told = image.get("channel_def") or {}
+            count = int(image.get("num_channels") or max(len(told), 1))
+            names = [str(told[key]) for key in sorted(told, key=int)]
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return channel_ids(["image"])  # most bundles have one channel, and need say nothing of it
+        return channel_ids(names if len(names) == count else [f"channel {number + 1}" for number in range(count)])
 
     @property
     def label_set(self) -> str:
@@ -129,6 +143,16 @@ class Bundle:
 
     def _section(self, key: str) -> Any:
         return plain_section(_read_json(self.folder / "configs" / "inference.json"), key)
+
+
+def channel_ids(names: Sequence[str]) -> tuple[str, ...]:
+    """`T1 Gd` → `T1_Gd`: names that may name files and are all different, even where case does not count."""
+    found: list[str] = []
+    for name in names:
+        plain = re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("_.-")[:48] or "channel"
+        alike = sum(re.sub(r"_\d+$", "", other).casefold() == plain.casefold() for other in found)
+        found.append(f"{plain}_{alike + 1}" if alike else plain)
+    return tuple(checked_id("channel", name) for name in found)
 
 
 class Opposed(torch.nn.Module):

@@ -23,6 +23,9 @@ from agg2exp_core.records import InputError
 KINDS = {"PlainConvUNet": "n_conv_per_stage", "ResidualEncoderUNet": "n_blocks_per_stage"}
 """Networks, and what each calls the depth of its encoder."""
 
+SCHEMES = ("CTNormalization", "ZScoreNormalization", "NoNormalization")
+LEAST_STD = 1e-8
+
 ANISOTROPIC = 3.0
 """Spacings that differ by more are resampled slice by slice, and between slices by the nearest."""
 
@@ -32,15 +35,16 @@ class Folds(torch.nn.Module):
 
     kind: one of KINDS. stages: its `features_per_stage`, `kernel_sizes`, `strides`, depth of encoder and decoder.
     axes: which axis of the scan each of the network's is. mirrored: axes of the network along which it looks at every
-    mirror image as well, and takes the mean. InputError: the package of nnU-Net's networks is not installed.
+    mirror image as well, and takes the mean. channels: of a scan. InputError: the package of nnU-Net's networks is not
+    installed.
     """
 
     def __init__(
         self, kind: str, stages: Mapping[str, Any], classes: int, folds: int, axes: Sequence[int],
-        mirrored: Sequence[int] = (),
+        mirrored: Sequence[int] = (), channels: int = 1,
     ):  # fmt: skip
         super().__init__()
-        self.folds = torch.nn.ModuleList(_network(kind, stages, classes) for _ in range(folds))
+        self.folds = torch.nn.ModuleList(_network(kind, stages, classes, channels) for _ in range(folds))
         self.order = (0, 1, *(axis + 2 for axis in axes))
         self.back = tuple(int(place) for place in np.argsort(self.order))
         axes_of_image = [axis + 2 for axis in mirrored]
@@ -52,7 +56,7 @@ class Folds(torch.nn.Module):
         return (sum(logits[1:], start=logits[0]) / len(logits)).permute(self.back)
 
 
-def _network(kind: str, stages: Mapping[str, Any], classes: int) -> torch.nn.Module:
+def _network(kind: str, stages: Mapping[str, Any], classes: int, channels: int) -> torch.nn.Module:
     try:
         from dynamic_network_architectures.architectures import unet
     except ImportError:
@@ -61,14 +65,15 @@ def _network(kind: str, stages: Mapping[str, Any], classes: int) -> torch.nn.Mod
             "pip install --no-deps -r requirements-nnunet.txt",
         ) from None  # fmt: skip
     return getattr(unet, kind)(
-        input_channels=1, n_stages=len(stages["features_per_stage"]), num_classes=classes, conv_op=torch.nn.Conv3d,
-        conv_bias=True, norm_op=torch.nn.InstanceNorm3d, norm_op_kwargs={"eps": 1e-5, "affine": True},
-        nonlin=torch.nn.LeakyReLU, nonlin_kwargs={"inplace": True}, **stages,
+        input_channels=channels, n_stages=len(stages["features_per_stage"]), num_classes=classes,
+        conv_op=torch.nn.Conv3d, conv_bias=True, norm_op=torch.nn.InstanceNorm3d,
+        norm_op_kwargs={"eps": 1e-5, "affine": True}, nonlin=torch.nn.LeakyReLU, nonlin_kwargs={"inplace": True},
+        **stages,
     )  # fmt: skip
 
 
 class CropToNonzerod(CropForegroundd):
-    """The box that holds all voxels other than 0."""
+    """The box that holds all voxels that are other than 0 in a channel."""
 
     def __init__(self, keys: str):
         super().__init__(keys, source_key=keys, select_fn=_is_nonzero)
@@ -76,6 +81,37 @@ class CropToNonzerod(CropForegroundd):
 
 def _is_nonzero(image: torch.Tensor) -> torch.Tensor:
     return image != 0
+
+
+class NormalizeChannelsd(MapTransform):
+    """Each channel by a scheme of its own, in nnU-Net's words and by its formulas.
+
+    schemes: for each channel `scheme`, one of SCHEMES. CTNormalization: clipped to `low` … `high`, less `mean`, over
+    `std`. ZScoreNormalization: less its mean, over its standard deviation, of all voxels or, where `inside` is true, of
+    those that are not 0 in some channel or are enclosed by such voxels; what is outside stays as it is.
+    """
+
+    def __init__(self, keys: Hashable, schemes: Sequence[Mapping[str, Any]]):
+        super().__init__(keys)
+        self.schemes = schemes
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        return {**data, **{key: self._normalised(data[key]) for key in self.key_iterator(data)}}
+
+    def _normalised(self, image: MetaTensor) -> MetaTensor:
+        voxels = np.array(image, dtype=np.float32)
+        if len(voxels) != len(self.schemes):
+            raise InputError("every channel must have its normalisation", f"{len(voxels)} channels", len(self.schemes))
+        inside = ndimage.binary_fill_holes((voxels != 0).any(axis=0))
+        for one, scheme in zip(voxels, self.schemes, strict=True):
+            if scheme["scheme"] == "CTNormalization":
+                np.clip(one, scheme["low"], scheme["high"], out=one)
+                one[:] = (one - scheme["mean"]) / max(scheme["std"], LEAST_STD)
+            elif scheme["scheme"] == "ZScoreNormalization":
+                where = inside if scheme.get("inside") else np.ones_like(inside)
+                of = one[where]
+                one[where] = (of - of.mean()) / max(of.std(), LEAST_STD)
+        return MetaTensor(torch.from_numpy(voxels), affine=image.affine, meta=image.meta)
 
 
 class ResampleCubicd(MapTransform):

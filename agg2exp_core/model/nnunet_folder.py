@@ -15,7 +15,7 @@ import torch
 from agg2exp_core.files import write_json
 from agg2exp_core.model.bundle import Bundle
 from agg2exp_core.model.networks import misfit, without_prefixes
-from agg2exp_core.model.nnunet import KINDS
+from agg2exp_core.model.nnunet import KINDS, SCHEMES
 from agg2exp_core.records import InputError
 
 CHECKPOINT = "checkpoint_final.pth"
@@ -54,7 +54,7 @@ def copy_trained(source: Path, new: Path, folds: Sequence[str], mirrored: bool) 
         raise InputError("plans.json and dataset.json must be as nnU-Net v2 writes them", repr(error)[:120]) from None
     write_json(new / "configs" / "inference.json", config)
     about = f"nnU-Net {trained.name}, folds {', '.join(path.parent.name.removeprefix('fold_') for path in checkpoints)}"
-    write_json(new / "configs" / "metadata.json", {"task": f"Segmentation: {about}"})
+    write_json(new / "configs" / "metadata.json", {"task": f"Segmentation: {about}"} | trained.inputs)
     _join_folds(Bundle(new), checkpoints)
     return classes
 
@@ -96,17 +96,32 @@ class Trained:
 
     def config(self, folds: int, mirrored: Sequence[int]) -> dict[str, Any]:
         """The bundle's inference.json."""
-        channels = self.dataset.get("channel_names", self.dataset.get("modality", {}))
-        if len(channels) != 1:
-            raise InputError("a network must take one channel", f"{len(channels)}: {', '.join(channels.values())}")
         kind, stages = _architecture(self.settings)
         network = {"kind": kind, "stages": stages, "classes": len(self.classes), "folds": folds}
+        if len(self.channels) > 1:
+            network["channels"] = len(self.channels)
         window = {"roi_size": self._along_scan(self.settings["patch_size"]), "overlap": 0.5, "mode": "gaussian"}
         return {
             "network_def": {"_target_": f"{HERE}.Folds", **network, "axes": self.axes, "mirrored": list(mirrored)},
             "preprocessing": {"_target_": "Compose", "transforms": self._transforms()},
             "inferer": {"_target_": f"{HERE}.EvenInferer", **window},
         }
+
+    @property
+    def channels(self) -> list[str]:
+        """Names of the input's channels in their order."""
+        told = self.dataset.get("channel_names") or self.dataset.get("modality") or {}
+        if sorted(map(int, told)) != list(range(len(told))) or not told:
+            raise InputError("channel_names of dataset.json must count from 0", str(told)[:80])
+        return [str(told[number]) for number in sorted(told, key=int)]
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What the bundle's metadata tells of its input: nothing where it is one channel."""
+        if len(self.channels) == 1:
+            return {}
+        named = {str(number): name for number, name in enumerate(self.channels)}
+        return {"network_data_format": {"inputs": {"image": {"num_channels": len(named), "channel_def": named}}}}
 
     @property
     def axes(self) -> list[int]:
@@ -132,20 +147,32 @@ class Trained:
         ]
 
     def _intensity(self) -> list[dict[str, Any]]:
-        scheme = self.settings.get("normalization_schemes", ["none"])[0]
-        if scheme == "CTNormalization":
-            told = self.plans.get("foreground_intensity_properties_per_channel", {}).get("0", {})
-            low, high, mean, std = (float(told[name]) for name in BOUNDS)
+        """How each channel is normalised: by MONAI's own transform where one channel is, and as a whole."""
+        schemes = [self._scheme(number) for number in range(len(self.channels))]
+        if len(schemes) > 1 or schemes[0].get("inside"):
+            return [{"_target_": f"{HERE}.NormalizeChannelsd", "keys": "image", "schemes": schemes}]
+        (only,) = schemes
+        if only["scheme"] == "CTNormalization":
+            low, high, mean, std = (only[name] for name in ("low", "high", "mean", "std"))
             scale = {"a_min": low, "a_max": high, "b_min": (low - mean) / std, "b_max": (high - mean) / std}
             return [{"_target_": "ScaleIntensityRanged", "keys": "image", **scale, "clip": True}]
-        if scheme == "ZScoreNormalization" and not any(self.settings.get("use_mask_for_norm", ())):
-            return [{"_target_": "NormalizeIntensityd", "keys": "image"}]
-        if scheme == "NoNormalization":
-            return []
-        if scheme == "ZScoreNormalization":
-            raise InputError("ZScoreNormalization must be of the whole scan", "of its nonzero part alone")
-        allowed = "CTNormalization, ZScoreNormalization, NoNormalization"
-        raise InputError("the normalisation of nnU-Net must be known", scheme, allowed)
+        return [{"_target_": "NormalizeIntensityd", "keys": "image"}] if only["scheme"] != "NoNormalization" else []
+
+    def _scheme(self, channel: int) -> dict[str, Any]:
+        """As `NormalizeChannelsd` is told it. InputError: one that is not known."""
+        named = self.settings.get("normalization_schemes", ["none"])
+        inside = self.settings.get("use_mask_for_norm") or [False] * len(named)
+        if len(named) != len(self.channels):
+            got = f"{len(named)} for {', '.join(self.channels)}"
+            raise InputError("plans.json must have a normalisation scheme for each channel", got)
+        scheme = named[channel]
+        if scheme not in SCHEMES:
+            raise InputError("the normalisation of nnU-Net must be known", scheme, ", ".join(SCHEMES))
+        if scheme == "CTNormalization":
+            told = self.plans.get("foreground_intensity_properties_per_channel", {}).get(str(channel), {})
+            low, high, mean, std = (float(told[name]) for name in BOUNDS)
+            return {"scheme": scheme, "low": low, "high": high, "mean": mean, "std": std}
+        return {"scheme": scheme} | ({"inside": True} if scheme == "ZScoreNormalization" and inside[channel] else {})
 
     def _resampling(self) -> dict[str, Any]:
         way = self.settings.get("resampling_fn_data", "resample_data_or_seg_to_shape")

@@ -27,7 +27,7 @@ def stitched_logits(
     tick: Tick = lambda windows: None,
     held: int = HELD_BYTES,
 ) -> Iterator[tuple[Place, torch.Tensor]]:
-    """Boxes of a scan (channels, I, J, K) and their logits (classes, box), as MONAI's sliding window gives them for the whole.
+    """Boxes of a scan (channels, I, J, K) and their logits (classes, box), as by MONAI's sliding window of the whole.
 
     held: bytes of logits that may wait for more windows, or those of one window if that is more. Where all would not
     fit, the scan is put together in columns, at whose borders windows are run again.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ AIR_HU, TISSUE_HU = -1024.0, 40.0
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """A scan on the model's grid, (1, I, J, K) float32 as the network sees it."""
+    """A scan on the model's grid, (channels, I, J, K) float32 as the network sees it."""
 
     image: MetaTensor
 
@@ -37,12 +38,24 @@ class Scan:
         return Volume(np.asarray(voxels), self.affine)
 
 
-def load_scan(bundle: Bundle, path: Path) -> Scan:
-    """Check the file, then run the bundle's chain on it. InputError if the file is not a sound scan."""
-    header = volumes.check_scan(path)
+def check_images(bundle: Bundle, images: Sequence[Path]) -> None:
+    """InputError unless there is a file for each of the model's channels."""
+    if len(images) != len(bundle.channels):
+        named = f" ({', '.join(bundle.channels)})" if len(bundle.channels) > 1 else ""
+        got = f"{len(images)}: {', '.join(image.name for image in images)}"
+        raise InputError(
+            f"a scan must have an image for each channel of {bundle.name}", got[:200], f"{len(bundle.channels)}{named}"
+        )
+
+
+def load_scan(bundle: Bundle, *images: Path) -> Scan:
+    """Check the files, one a channel, then run the bundle's chain on them. InputError if they are no sound scan."""
+    check_images(bundle, images)
+    header, path = volumes.check_channels(images), images[0]
     chain = bundle.preprocessing()
     try:
-        image = chain({"image": str(path)})["image"]
+        # Of several files MONAI's readers make the channels of one image.
+        image = chain({"image": str(path) if len(images) == 1 else [*map(str, images)]})["image"]
     except Exception as error:  # chains from elsewhere fail in ways of their own
         raise InputError("the model's chain must run on a scan as image", reason(error.__cause__ or error)) from None
     if not issubclass(type(image), MetaTensor):
@@ -51,8 +64,9 @@ def load_scan(bundle: Bundle, path: Path) -> Scan:
     if not np.allclose(read, header.affine, rtol=1e-4, atol=1e-3):
         # MONAI then takes the qform, or the pixdim alone: the results would lie elsewhere than the scan is shown.
         raise InputError("a scan's sform, qform and pixdim must agree", f"{path.name}, whose own differ")
-    if image.ndim != 4 or image.shape[0] != 1:
-        raise InputError("the model's chain must give one channel", f"shape {tuple(image.shape)}")
+    if image.ndim != 4 or image.shape[0] != len(images):
+        wanted = "one channel" if len(images) == 1 else f"{len(images)} channels"
+        raise InputError(f"the model's chain must give {wanted}", f"shape {tuple(image.shape)}")
     return Scan(image.float())
 
 
@@ -72,8 +86,11 @@ def on_grid_of(labels: Volume, original: Volume) -> Volume:
 def scaled(bundle: Bundle, hounsfield: float) -> float | None:
     """What the bundle's intensity transforms make of one HU value: the air of integrated gradients.
 
-    None where that depends on the rest of the scan, as with normalisation to its mean.
+    None where that depends on the rest of the scan, as with normalisation to its mean, and of several channels, such
+    as the sequences of an MRI, which have no HU in common.
     """
+    if len(bundle.channels) > 1:
+        return None
     chain = bundle.preprocessing().flatten().transforms
     intensity = Compose([t for t in chain if type(t).__module__.startswith("monai.transforms.intensity")])
     beside = ((0.0, 100.0, 1000.0), (-4000.0, -50.0, 4000.0))  # air is the least of one scan, not of the other

@@ -1,8 +1,8 @@
 """DuckDB in memory over the files of a data root: views to read, nothing to write.
 
-The views are `cases`, `importance`, `agreement`, `ablation_agreement`, `runs`, `outliers` and `lists`. The schema
-`store` holds what they are made of: a table of typed metadata for each cohort, a view of one run's numbers for each
-run, the order of organs.
+The views are `cases`, `importance`, `importance_by_channel`, `agreement`, `ablation_agreement`, `runs`, `outliers` and
+`lists`. The schema `store` holds what they are made of: a table of typed metadata for each cohort, a view of one run's
+numbers for each run, the order of organs.
 """
 
 from __future__ import annotations
@@ -46,6 +46,17 @@ SIGNED = """
         CASE WHEN voxels > 0 AND '{sign}' = 'abs' THEN mass_se END AS mass_se,
         CASE WHEN voxels > 0 AND '{sign}' = 'abs' THEN organ_mass_se END AS organ_mass_se
     FROM {source}"""
+SPLIT = """
+    SELECT case_id, 'organs' AS region_set, target, region, '{sign}' AS sign,
+        CASE WHEN voxels > 0 THEN {phi} / nullif({total}, 0) END AS mass,
+        {phi} / nullif(voxels, 0) AS mean, voxels, absent,
+        CASE WHEN voxels > 0 AND region <> 'background' THEN {phi} / nullif({organs}, 0) END AS organ_mass,
+        CASE WHEN voxels > 0 AND '{sign}' = 'abs' THEN channel_mass_se END AS mass_se,
+        NULL::DOUBLE AS organ_mass_se, coalesce(channel, '') AS channel
+    FROM {source}"""
+"""A row for each input channel. Shares are of the attribution on all regions and channels, so that they add up."""
+WHOLE = "SELECT *, '' AS channel FROM {view}"
+"""Attribution that is not split: all of it is that of one channel, which has no name."""
 MASKED = """
     SELECT case_id, region_set, target, region, '{sign}' AS sign,
         CASE WHEN voxels > 0 THEN {phi} / nullif({total}, 0) END AS mass,
@@ -83,6 +94,7 @@ ORGAN_COLUMNS = {
     "cohort": pa.string(), "run": pa.string(), "name": pa.string(), "target": pa.bool_(), "position": pa.int64(),
     "joined": pa.string(),
 }  # fmt: skip
+CHANNEL_COLUMNS = {"cohort": pa.string(), "run": pa.string(), "channel": pa.string(), "position": pa.int64()}
 LIST_COLUMNS = {"cohort": pa.string(), "list": pa.string(), "case_id": pa.string()}
 OUTLIER_COLUMNS = {
     "case_id": pa.string(), "target": pa.string(), "detector": pa.string(), "score": pa.float64(),
@@ -142,6 +154,11 @@ def cohort_table(cohort: str) -> str:
 def run_view(cohort: str, run: str) -> str:
     """The view of one run's importance; `agreement_view` is that of its agreement."""
     return _internal("importance", cohort, run)
+
+
+def channel_view(cohort: str, run: str) -> str:
+    """The view of one run's importance on the organs, a row for each input channel that it is split among."""
+    return _internal("channels", cohort, run)
 
 
 def region_view(cohort: str, run: str) -> str:
@@ -292,11 +309,15 @@ def _say_left_out(run: Path) -> None:
 def _add_runs(con: duckdb.DuckDBPyConnection, root: Path, listed: dict[str, set[str]]) -> list[Path]:
     """The views of all runs. Returns the files that they read."""
     rows, organs, places, masked, infos, files = [], [], [], [], [], []
+    channels: list[dict[str, Any]] = []
     for folder in _run_folders(root):
         place, info = (folder.parent.name, folder.name), read_json(folder / "run.json")
         cache = parquet_cache.current(folder)
         _add_run(con, place, cache, info.get("values") == "shares")
-        files += [part for part in (cache.importance, cache.agreement) if isinstance(part, Path)] if cache else []
+        parts = (cache.importance, cache.agreement, cache.by_channel) if cache else ()
+        files += [part for part in parts if isinstance(part, Path)]
+        for position, name in enumerate(_named_channels(info, cache)):
+            channels.append({"cohort": place[0], "run": place[1], "channel": name, "position": position})
         masked += [place] if _add_regions(con, place, folder) else []
         rows.append(_run_row(place, info, cache, listed.get(place[0], set())))
         organs += _organ_rows(place, info, cache, root)
@@ -304,14 +325,25 @@ def _add_runs(con: duckdb.DuckDBPyConnection, root: Path, listed: dict[str, set[
         infos.append((place, info))
     _insert(con, "store.runs", pa.Table.from_pylist(rows, pa.schema(RUN_COLUMNS)))
     _insert(con, "store.organs", pa.Table.from_pylist(organs, pa.schema(ORGAN_COLUMNS)))
+    _insert(con, "store.channels", pa.Table.from_pylist(channels, pa.schema(CHANNEL_COLUMNS)))
     con.execute("CREATE VIEW runs AS FROM store.runs")
     local = "case_id, region_set, target, region, sign, mass, mean, voxels, absent, organ_mass, mass_se, organ_mass_se"
     views = [(place, run_view(*place)) for place in places] + [(place, region_view(*place)) for place in masked]
     _add_view(con, "importance", local, views, NOTHING)
+    split = [(place, channel_view(*place)) for place in places]
+    split += [(place, f"({WHOLE.format(view=region_view(*place))})") for place in masked]
+    _add_view(con, "importance_by_channel", f"{local}, channel", split, WHOLE.format(view=f"({NOTHING})"))
     scores = [(place, agreement_view(*place)) for place in places]
     _add_view(con, "agreement", "case_id, target, dice, iou", scores, NO_AGREEMENT)
     _add_ablations(con, infos)
     return files
+
+
+def _named_channels(info: dict[str, Any], cache: Cache | None) -> list[str]:
+    """Channels that a run's attribution is split among, in the model's order."""
+    stored, told = cache.content.channels if cache else (), info.get("channels")
+    ordered = [name for name in told if name in stored] if isinstance(told, list) else []
+    return [*ordered, *(name for name in stored if name not in ordered)]
 
 
 def _add_ablations(con: duckdb.DuckDBPyConnection, runs: list[tuple[tuple[str, str], dict[str, Any]]]) -> None:
@@ -347,12 +379,17 @@ def _add_view(
 def _add_run(con: duckdb.DuckDBPyConnection, place: tuple[str, str], cache: Cache | None, shares: bool) -> None:
     if cache is None:
         con.execute(f"CREATE VIEW {run_view(*place)} AS {NOTHING}")
+        con.execute(f"CREATE VIEW {channel_view(*place)} AS {WHOLE.format(view=run_view(*place))}")
         con.execute(f"CREATE VIEW {agreement_view(*place)} AS {NO_AGREEMENT}")
         return
     source = _source(con, _internal("rows/importance", *place), cache.importance)
     con.execute(
         f"CREATE VIEW {run_view(*place)} AS {SHARED.format(source=source) if shares else _signed(SIGNED, source)}"
     )
+    split = WHOLE.format(view=run_view(*place))
+    if cache.by_channel is not None:
+        split = _signed(SPLIT, _source(con, _internal("rows/channels", *place), cache.by_channel))
+    con.execute(f"CREATE VIEW {channel_view(*place)} AS {split}")
     source = _source(con, _internal("rows/agreement", *place), cache.agreement)
     con.execute(f"CREATE VIEW {agreement_view(*place)} AS SELECT case_id, target, dice, iou FROM {source}")
 

@@ -113,7 +113,7 @@ def _cohorts(root: Path) -> Iterator[Finding]:
         except InputError as error:
             yield Finding(place, str(error), "mend cases.csv")
             continue
-        gone = [case.case_id for case in cases for file in (case.image, case.label) if file and not file.is_file()]
+        gone = [case.case_id for case in cases for file in (*case.images, case.label) if file and not file.is_file()]
         if gone:
             some = ", ".join(gone[:5]) + (" …" if len(gone) > 5 else "")
             yield Finding(place, f"files of {some} are not where cases.csv says", "bring them back, or mend cases.csv")

@@ -54,8 +54,9 @@ class Checked:
 def check_cohort(root: Path, cohort: str, labels: LabelSet, report: Report) -> Checked:
     """Read every scan and label map of a cohort to its last byte. InputError: there is no such cohort.
 
-    Wrong, so that a case cannot be used: no file, a damaged one, another grid, labels that the set does not have. Odd:
-    thick or stretched voxels, no air, an unusual field of view, the voxels of another case, organs without a voxel.
+    Wrong, so that a case cannot be used: no file, a damaged one, another grid, also of a channel, labels that the set
+    does not have. Odd: thick or stretched voxels, no air, an unusual field of view, the voxels of another case, organs
+    without a voxel.
     """
     cases, rows = list_cases(root, cohort), []
     seen: dict[str, str] = {}
@@ -77,13 +78,16 @@ def _looked_at(
 ) -> dict[str, object]:
     if case.image is None:
         raise InputError("a case needs an image", "none")
+    if case.further:
+        volumes.check_channels(case.images)
     header, volume = volumes.check_header(case.image), volumes.to_ras(volumes.read_volume(case.image))
     edges = np.array(header.spacing)
     low, high = float(volume.array.min()), float(volume.array.max())
     odd = [f"voxels of {edges.max():.3g} mm"] if edges.max() > THICK_MM else []
     stretch = edges.max() / edges.min()
     odd += [f"voxels {stretch:.1f} times as long as wide"] if stretch > STRETCHED else []
-    odd += ["values without air: no HU?"] if low > LEAST_AIR else []
+    # Several channels are sequences of an MRI or other images, which have no HU.
+    odd += ["values without air: no HU?"] if low > LEAST_AIR and not case.further else []
     odd += [f"the voxels of {other}"] if (other := seen.get(digest := _digest(volume))) else []
     seen.setdefault(digest, case.case_id)
     row: dict[str, object] = {"shape": "×".join(map(str, header.shape)), "lowest": low, "highest": high}

@@ -22,23 +22,35 @@ from agg2exp_core.files import locked, state, write_text
 from agg2exp_core.organs import load_label_set, part_ids
 from agg2exp_core.records import InputError, Volume
 from agg2exp_core.settings import SHIPPED, checked_id
-from agg2exp_core.store.layouts import Layout, read_layout, scans_of
+from agg2exp_core.store.layouts import Layout, ending, read_layout, scans_of
 from agg2exp_core.tables import read_table
 
 COLUMNS = ("case_id", "image", "label")
+BETWEEN = ";"
+"""Between the images of a case's channels, in the model's order of channels."""
+
 Report = Callable[[int, int, str], None]
 CONVERTED, JOINED = "converted_images", "joined_labels"
-"""Folders, beside the list, of scans that were no NIfTI files, and of label maps joined from a file for each class."""
+"""Folders, beside the list, of scans that were no 3D NIfTI files, and of label maps joined from files of classes."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One scan of a cohort. image and label are paths; None where nothing is stored. metadata as text."""
+    """One scan of a cohort. image and label are paths; None where nothing is stored. metadata as text.
+
+    further: images of the channels after the first, such as the other sequences of an MRI, in the model's order.
+    """
 
     case_id: str
     image: Path | None
     label: Path | None
     metadata: dict[str, str]
+    further: tuple[Path, ...] = ()
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """An image a channel; none where nothing is stored."""
+        return () if self.image is None else (self.image, *self.further)
 
 
 def list_cohorts(root: Path) -> list[str]:
@@ -85,8 +97,10 @@ def _by_id(root: Path, cohort: str, of: tuple[int, ...]) -> dict[str, Case]:
 
 def _case(base: Path, row: dict[str, str]) -> Case:
     """base: the folder that the row's paths are relative to."""
-    image, label = (base / row[name] if row[name] else None for name in ("image", "label"))
-    return Case(row["case_id"], image, label, {name: value for name, value in row.items() if name not in COLUMNS})
+    images = [base / part.strip() for part in row["image"].split(BETWEEN) if part.strip()]
+    label = base / row["label"] if row["label"] else None
+    metadata = {name: value for name, value in row.items() if name not in COLUMNS}
+    return Case(row["case_id"], images[0] if images else None, label, metadata, tuple(images[1:]))
 
 
 @dataclass(frozen=True)
@@ -125,9 +139,15 @@ def add_cohort(
         notes: list[str] = []
         if not maps:
             maps, notes = _joined(root, path.parent, layout, brought, unfinished, report)
-        scans, maps = (_named_folder(files, path.parent, unfinished) for files in (layout.scans, maps))
+        further = {(case_id, at): file for case_id, files in layout.further.items() for at, file in enumerate(files)}
+        scans, further, maps = (
+            _named_folder(files, path.parent, unfinished) for files in (layout.scans, further, maps)
+        )
         rows = [
-            {"case_id": case_id, "image": _relative(scan, path.parent, root)}
+            {
+                "case_id": case_id,
+                "image": _image(case_id, scan, further, lambda file: _relative(file, path.parent, root)),
+            }
             | {"label": _relative(maps[case_id], path.parent, root) if case_id in maps else ""}
             | extra.get(case_id, {})
             for case_id, scan in scans.items()
@@ -135,6 +155,16 @@ def add_cohort(
         _write_new(path, [*COLUMNS, *columns], rows)
         unfinished.pop_all()
     return len(rows), notes
+
+
+def _image(case_id: str, scan: Path, further: Mapping[Any, Path], written: Callable[[Path], str]) -> str:
+    """The cell of a case's images. further: by case and number. InputError: a path that cannot stand in a list."""
+    files = [scan, *(file for (owner, _), file in further.items() if owner == case_id)]
+    texts = [written(file) for file in files]
+    for text in texts:
+        if BETWEEN in text:
+            raise InputError(f"paths of images must be without {BETWEEN}, which stands between channels", text[-80:])
+    return BETWEEN.join(texts)
 
 
 def _label_maps(brought: Brought, layout: Layout) -> dict[str, Path]:
@@ -164,26 +194,34 @@ def _own_folder(folder: Path, unfinished: ExitStack) -> Path:
     return hidden
 
 
-def _named_folder(files: Mapping[str, Path], base: Path, unfinished: ExitStack) -> dict[str, Path]:
+def _named_folder(files: Mapping[Any, Path], base: Path, unfinished: ExitStack) -> dict[Any, Path]:
     """The same files after the hidden folder that they were made in, if they were, has got its name."""
     for name in (CONVERTED, JOINED):
         for hidden in {file.parent for file in files.values() if file.parent.name.startswith(f".{name}.")}:
-            hidden.rename(base / name)
-            unfinished.callback(shutil.rmtree, base / name)
+            if hidden.exists():  # others of these files may have been named before
+                hidden.rename(base / name)
+                unfinished.callback(shutil.rmtree, base / name)
             files = {key: base / name / file.name if file.parent == hidden else file for key, file in files.items()}
     return dict(files)
 
 
 def _converted(layout: Layout, base: Path, unfinished: ExitStack, report: Report) -> Layout:
-    """With NIfTI files in place of series and NRRD files."""
+    """With 3D NIfTI files in place of series, NRRD files and files of several channels."""
     if not layout.foreign:
         return layout
     from agg2exp_core.foreign import read_nrrd, read_series  # takes a moment, and few need it
 
-    folder, scans = _own_folder(base / CONVERTED, unfinished), dict(layout.scans)
+    folder, scans, further = _own_folder(base / CONVERTED, unfinished), dict(layout.scans), dict(layout.further)
     for number, (case_id, files) in enumerate(layout.foreign.items()):
         report(number, len(layout.foreign), f"{case_id}, converting")
         try:
+            if ending(files[0].name) is not None:
+                scans[case_id], *others = volumes.split_channels(files[0], folder)
+                if len(others) + 1 != layout.channels:
+                    got, wanted = f"{len(others) + 1} volumes in {files[0].name}", f"{layout.channels}"
+                    raise InputError("a file must hold the channels that dataset.json names", got, wanted)
+                further[case_id] = others
+                continue
             volume = read_nrrd(files[0]) if files[0].suffix == ".nrrd" else read_series(files)
             volumes.checked_spacing(volume.affine, volume.array.shape)
         except InputError as error:
@@ -191,7 +229,7 @@ def _converted(layout: Layout, base: Path, unfinished: ExitStack, report: Report
         scans[case_id] = folder / f"{case_id}.nii.gz"
         volumes.write_volume(scans[case_id], volume)
         volumes.check_scan(scans[case_id])
-    return replace(layout, scans=scans)
+    return replace(layout, scans=scans, further=further)
 
 
 def _joined(

@@ -26,7 +26,8 @@ class Layout:
     """Files of each case by its id. parts: in place of a label map, a file for each class by the class's name.
 
     metadata: rows of text; columns: their names. foreign: scans of other formats, which have to be converted; the
-    files of a DICOM series, or one of NRRD.
+    files of a DICOM series, one of NRRD, or one of NIfTI that holds all channels. further: where each channel has a
+    file, those of the channels after the first. channels: how many a scan has.
     """
 
     scans: Mapping[str, Path]
@@ -35,6 +36,8 @@ class Layout:
     parts: Mapping[str, Mapping[str, Path]] = field(default_factory=dict)
     metadata: Mapping[str, dict[str, str]] = field(default_factory=dict)
     columns: tuple[str, ...] = ()
+    further: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    channels: int = 1
 
 
 def read_layout(folder: Path) -> Layout:
@@ -56,17 +59,18 @@ def scans_of(folder: Path) -> dict[str, Path]:
         raise InputError("a folder must be there", str(folder))
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        ending = _ending(path.name)
-        if ending is None or path.name.startswith(".") or not path.is_file():
+        end = ending(path.name)
+        if end is None or path.name.startswith(".") or not path.is_file():
             continue
-        case_id = checked_id("a scan's name, without its ending,", path.name[: -len(ending)])
+        case_id = checked_id("a scan's name, without its ending,", path.name[: -len(end)])
         if case_id in found:
             raise InputError("every case must have one file", f"{found[case_id].name} and {path.name}")
         found[case_id] = path.resolve()
     return found
 
 
-def _ending(name: str) -> str | None:
+def ending(name: str) -> str | None:
+    """That of a NIfTI file's name."""
     return next((ending for ending in SCANS if name.lower().endswith(ending)), None)
 
 
@@ -114,33 +118,45 @@ def _dataset(folder: Path) -> Layout:
     if not isinstance(about, dict):
         raise InputError(f"{DATASET} must hold an object", type(about).__name__)
     channels = about.get("channel_names") or about.get("modality") or {"0": "CT"}
-    if not isinstance(channels, dict) or len(channels) > 1:
-        raise InputError(f"{DATASET} must name one channel", str(channels)[:80], '{"0": "CT"}')
-    split = _numbered(folder) if "channel_names" in about else _listed(folder, about)
+    if not isinstance(channels, dict):
+        raise InputError(f"{DATASET} must name the channels", str(channels)[:80], '{"0": "T1", "1": "T2"}')
+    count, further = len(channels), dict[str, Sequence[Path]]()
+    split = _numbered(folder, count, further) if "channel_names" in about else _listed(folder, about, count, further)
     scans = {name: scan for cases in split.values() for name, (scan, _) in cases.items()}
     if not scans:
         raise InputError(f"{DATASET} must stand beside imagesTr", f"no scan in {folder.name}", "imagesTr, labelsTr")
     labels = {name: label for cases in split.values() for name, (_, label) in cases.items() if label is not None}
     metadata = {name: {"split": kind} for kind, cases in split.items() for name in cases}
-    return Layout(scans, labels=labels, metadata=metadata, columns=("split",))
+    told: dict[str, Any] = {"labels": labels, "metadata": metadata, "columns": ("split",), "channels": count}
+    if count > 1 and not further:  # the Decathlon's files hold all channels
+        return Layout({}, {name: [scan] for name, scan in scans.items()}, **told)
+    return Layout(scans, further=further, **told)
 
 
 Split = dict[str, dict[str, tuple[Path, Path | None]]]
 """train or test → case → scan and label map."""
 
 
-def _numbered(folder: Path) -> Split:
-    """nnU-Net's: `imagesTr/<case>_0000.nii.gz`."""
+def _numbered(folder: Path, channels: int, further: dict[str, Sequence[Path]]) -> Split:
+    """nnU-Net's: `imagesTr/<case>_0000.nii.gz`, and a further file, `_0001` …, for each channel after the first.
+
+    further: is given those. InputError: a case without one of its channels, or with one too many.
+    """
+    ends = [f"_{number:04}" for number in range(channels)]
     split: Split = {}
     for kind, images, labels in (("train", "imagesTr", "labelsTr"), ("test", "imagesTs", "labelsTs")):
         maps = scans_of(folder / labels) if (folder / labels).is_dir() else {}
         scans = scans_of(folder / images) if (folder / images).is_dir() else {}
-        strangers = [name for name in scans if not name.endswith(FIRST_CHANNEL)]
+        strangers = [name for name in scans if name[-len(FIRST_CHANNEL) :] not in ends]
         if strangers:
-            raise InputError(f"scans of nnU-Net's layout must end in {FIRST_CHANNEL}", strangers[0])
+            raise InputError(f"scans of nnU-Net's layout must end in {' or '.join(ends)}", strangers[0])
         split[kind] = {}
-        for name, scan in scans.items():
-            _add(split, kind, name.removesuffix(FIRST_CHANNEL), (scan, maps.get(name.removesuffix(FIRST_CHANNEL))))
+        for name in dict.fromkeys(name[: -len(FIRST_CHANNEL)] for name in scans):
+            if lacking := [end for end in ends if name + end not in scans]:
+                raise InputError("every case must have a file for each channel", f"{name} without {lacking[0]}")
+            _add(split, kind, name, (scans[name + ends[0]], maps.get(name)))
+            if channels > 1:
+                further[name] = [scans[name + end] for end in ends[1:]]
     return split
 
 
@@ -150,8 +166,11 @@ def _add(split: Split, kind: str, name: str, files: tuple[Path, Path | None]) ->
     split[kind][name] = files
 
 
-def _listed(folder: Path, about: Mapping[str, Any]) -> Split:
-    """The Decathlon's: every file named in `training` and `test`; nnU-Net's first version numbers the files alone."""
+def _listed(folder: Path, about: Mapping[str, Any], channels: int, further: dict[str, Sequence[Path]]) -> Split:
+    """The Decathlon's: every file named in `training` and `test`; nnU-Net's first version numbers the files alone.
+
+    further: is given the files of channels after the first, where those are numbered.
+    """
     split: Split = {"train": {}, "test": {}}
     for kind, key in (("train", "training"), ("test", "test")):
         rows = about.get(key) or []
@@ -159,10 +178,12 @@ def _listed(folder: Path, about: Mapping[str, Any]) -> Split:
             raise InputError(f"{DATASET} must list its {key} cases", type(rows).__name__)
         for row in rows:
             image, label = (row.get("image"), row.get("label")) if isinstance(row, dict) else (row, None)
-            ending = _ending(str(image)) or ""
-            stem = str(image).removesuffix(ending)
-            scan = _inside(folder, str(image), f"{stem}{FIRST_CHANNEL}{ending}")
+            end = ending(str(image)) or ""
+            stem = str(image).removesuffix(end)
+            scan = _inside(folder, str(image), f"{stem}{FIRST_CHANNEL}{end}")
             name = checked_id("a scan's name, without its ending,", Path(stem).name)
+            if channels > 1 and scan.name == f"{name}{FIRST_CHANNEL}{end}":
+                further[name] = [_inside(folder, f"{stem}_{number:04}{end}") for number in range(1, channels)]
             _add(split, kind, name, (scan, None if label is None else _inside(folder, str(label))))
     return split
 

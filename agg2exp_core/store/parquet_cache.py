@@ -1,5 +1,7 @@
 """A run's numbers as Parquet beside it: importance.parquet and agreement.parquet, made again when its cases change.
 
+Where attribution is split among input channels, importance.parquet holds the sums over them, which is what the view
+`importance` tells, and importance_by_channel.parquet a row for each.
 The CSV files of the cases are the truth. A cache that is missing, stale or not as its <name>.sha256 says is built from
 them; where it cannot be written, the tables stay in memory.
 """
@@ -11,6 +13,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import time
 import uuid
 from contextlib import suppress
@@ -43,10 +46,13 @@ NOT_PREDICTED, NO_REGION = "not predicted", "region not predicted"
 NAMES = {"target": pa.string(), "region": pa.string()}
 ERRORS = ("mass_se", "organ_mass_se")
 """Which older files do not have."""
+CHANNELS = {"channel": pa.string(), "channel_mass_se": pa.float64()}
+"""Which files have where attribution is split among input channels."""
 SUMS = NAMES | {
     **dict.fromkeys(("positive", "negative"), pa.float64()),
     **{"voxels": pa.int64(), "absent": pa.string()},
     **dict.fromkeys(ERRORS, pa.float64()),
+    **CHANNELS,
 }
 SHARES = NAMES | {"mass": pa.float64(), "mean": pa.float64()}
 AGREEMENT = {"target": pa.string(), "dice": pa.float64(), "iou": pa.float64()}
@@ -62,6 +68,7 @@ class Content:
     """What a cache holds. targets, regions: in the order of the files. damaged: case → why it is left out.
 
     kind: layout and whether it holds shares. seen: finished case → modification time (ns) and size of its manifest.
+    channels: of the input, where attribution is split among several.
     """
 
     kind: list[int]
@@ -69,6 +76,7 @@ class Content:
     targets: tuple[str, ...] = ()
     regions: tuple[str, ...] = ()
     damaged: dict[str, str] = field(default_factory=dict)
+    channels: tuple[str, ...] = ()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -78,11 +86,12 @@ class Content:
 
 @dataclass(frozen=True, eq=False)
 class Cache:
-    """One run's numbers, and what is in them."""
+    """One run's numbers, and what is in them. by_channel: importance with a row for each channel, if there are any."""
 
     content: Content
     importance: Numbers
     agreement: Numbers
+    by_channel: Numbers | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +135,7 @@ def _holds_shares(run: Path) -> bool:
 
 
 def _stamp(run: Path, cache: Cache | None) -> tuple[int, ...]:
-    files = [run / name for name in ("run.json", "cases", "importance.parquet", "agreement.parquet")]
+    files = [run / name for name in ("run.json", "cases", *(path.name for path in _files(run)))]
     left_out = cache.content.damaged if cache is not None else ()
     perhaps_mended = [run / "cases" / case / name for case in left_out for name in ("importance.csv", "agreement.csv")]
     return (*map(_mtime, files), *map(_touched, perhaps_mended))
@@ -147,16 +156,23 @@ def _mtime(path: Path) -> int:
         return 0
 
 
+def _files(run: Path) -> tuple[Path, Path, Path]:
+    """Of importance, agreement and importance by channel."""
+    importance, agreement = run / "importance.parquet", run / "agreement.parquet"
+    return importance, agreement, run / "importance_by_channel.parquet"
+
+
 def _looked_up(run: Path) -> Cache | None:
     shares = _holds_shares(run)
     seen = _finished(run / "cases")
     if not seen:
         return None
-    files = run / "importance.parquet", run / "agreement.parquet"
+    files = _files(run)
     old = [_content(path) for path in files]
-    known = old[0] if old[0] == old[1] and old[0] is not None and old[0].kind == [LAYOUT, shares] else None
+    alike = old[0] == old[1] and (old[0] is None or not old[0].channels or old[0] == old[2])
+    known = old[0] if alike and old[0] is not None and old[0].kind == [LAYOUT, shares] else None
     if known is not None and known.seen == seen and not _any_mended(run / "cases", known, shares):
-        return Cache(known, *files)
+        return Cache(known, files[0], files[1], files[2] if known.channels else None)
     kept = _kept(files, known, seen) if known is not None else None
     return _stored(run, _built(run / "cases", seen, shares, kept))
 
@@ -182,7 +198,8 @@ def _content(path: Path) -> Content | None:
         if _digest(path, path.stat().st_size, _mtime(path)) != _sum_file(path).read_text().split(maxsplit=1)[0]:
             return None
         stored = json.loads(pq.read_metadata(path).metadata[KEY])
-        return Content(**stored | {name: tuple(stored[name]) for name in ("targets", "regions")})
+        names = {name: tuple(stored.get(name, ())) for name in ("targets", "regions", "channels")}
+        return Content(**stored | names)
     except (OSError, ValueError, TypeError, LookupError, pa.ArrowException):
         return None
 
@@ -201,18 +218,29 @@ def _sum_file(path: Path) -> Path:
 # ---- building --------------------------------------------------------------------------------------
 
 
-def _kept(files: tuple[Path, Path], known: Content, seen: dict[str, list[int]]) -> Kept | None:
+def _kept(files: tuple[Path, Path, Path], known: Content, seen: dict[str, list[int]]) -> Kept | None:
     """What an older cache holds of cases that have not changed since: a growing run is not read again and again."""
     names = [name for name, status in known.seen.items() if seen.get(name) == status and name not in known.damaged]
-    columns = _columns(known.kind[1]), AGREEMENT
+    sources = (files[2] if known.channels else files[0], _columns(known.kind[1])), (files[1], AGREEMENT)
     try:
-        importance, agreement = (
-            _of_cases(pq.read_table(path, columns=[*kinds, "case_id"]), names, kinds)
-            for path, kinds in zip(files, columns, strict=True)
-        )
+        importance, agreement = (_of_cases(_stored_rows(path, kinds), names, kinds) for path, kinds in sources)
     except (OSError, pa.ArrowException):
         return None
     return Kept(frozenset(names), importance, agreement)
+
+
+def _stored_rows(path: Path, columns: dict[str, Any]) -> pa.Table:
+    """The columns of the CSV files and case_id; empty ones for channels where attribution is not split."""
+    there = [name for name in columns if name not in CHANNELS or name in pq.read_schema(path).names]
+    return _completed(pq.read_table(path, columns=[*there, "case_id"]), columns).select([*columns, "case_id"])
+
+
+def _completed(table: pa.Table, columns: dict[str, Any]) -> pa.Table:
+    """With empty columns in the place of those that a file need not have."""
+    for name, kind in columns.items():
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(len(table), kind))
+    return table
 
 
 def _of_cases(table: pa.Table, names: list[str], columns: dict[str, Any]) -> pa.Table:
@@ -235,9 +263,14 @@ def _built(folder: Path, seen: dict[str, list[int]], shares: bool, kept: Kept | 
                 importance.append(tables[0])
                 agreement.append(tables[1])
     _tell(damaged, folder.parent.name)
-    rows, targets, regions = _sorted_sums(pa.concat_tables(importance), shares)
-    content = Content([LAYOUT, shares], seen, targets, regions, damaged)
-    return Cache(content, rows, _sorted_agreement(pa.concat_tables(agreement)))
+    table, by_channel = pa.concat_tables(importance), None
+    channels: tuple[str, ...] = ()
+    if not shares and table["channel"].null_count < len(table):
+        channels = tuple(name for name in pc.unique(table["channel"]).to_pylist() if name is not None)
+        by_channel, table = _sorted_sums(table, shares)[0], _over_channels(table)
+    rows, targets, regions = _sorted_sums(table.drop_columns([*CHANNELS]) if not shares else table, shares)
+    content = Content([LAYOUT, shares], seen, targets, regions, damaged, channels)
+    return Cache(content, rows, _sorted_agreement(pa.concat_tables(agreement)), by_channel)
 
 
 def _tell(damaged: dict[str, str], run: str) -> None:
@@ -275,15 +308,12 @@ def read_numbers(path: Path, columns: dict[str, Any]) -> pa.Table:
     """Rows of a CSV whose columns and types are known; empty fields are null."""
     content = path.read_bytes()
     header = content.partition(b"\n")[0].decode(errors="replace").split(",")
-    there = [name for name in columns if name not in ERRORS or name in header]
+    there = [name for name in columns if name not in (*ERRORS, *CHANNELS) or name in header]
     convert = csv.ConvertOptions(
         column_types=columns, include_columns=there, null_values=[""], strings_can_be_null=True
     )
     # From memory: given a path, or told to use one thread, Arrow took ten times as long for a small file.
-    table = csv.read_csv(pa.BufferReader(content), convert_options=convert)
-    for name in columns:
-        if name not in there:
-            table = table.append_column(name, pa.nulls(len(table), pa.float64()))
+    table = _completed(csv.read_csv(pa.BufferReader(content), convert_options=convert), columns).select([*columns])
     for name, kind in columns.items():
         if kind == pa.float64() and not pc.all(pc.is_finite(table[name]), min_count=0).as_py():
             raise InputError("numbers must be finite", f"{path.name}, column {name}")
@@ -307,9 +337,25 @@ def _sorted_sums(table: pa.Table, shares: bool) -> tuple[pa.Table, tuple[str, ..
     owner = case.indices.to_numpy() * max(len(targets), 1) + target.indices.to_numpy()
     organ = pc.not_equal(table["region"], BACKGROUND).to_numpy()
     numbers = _share_columns(table, owner, organ) if shares else _sum_columns(table, owner, organ)
-    order = np.lexsort([codes.indices.to_numpy() for codes in (case, region, target)])
+    keys = [case, region, target]
+    if "channel" in table.column_names and not shares:
+        channel = _coded(table, "channel")
+        numbers |= {"channel": channel, "channel_mass_se": table["channel_mass_se"]}
+        keys.insert(0, channel)
+    order = np.lexsort([codes.indices.to_numpy() for codes in keys])
     rows = pa.table({"target": target, "region": region, "case_id": case, **numbers}).take(pa.array(order))
     return rows, targets, regions
+
+
+def _over_channels(table: pa.Table) -> pa.Table:
+    """One row for each case, target and region: sums over the channels; all else is the same in each of them."""
+    keys = ["target", "region", "case_id"]
+    summed = [(name, "sum", pc.ScalarAggregateOptions(min_count=1)) for name in ("positive", "negative")]
+    alike = [(name, "first") for name in table.column_names if name not in (*keys, "positive", "negative")]
+    # In one thread: rows keep their order, and sums their bits.
+    found = table.group_by(keys, use_threads=False).aggregate([*summed, *alike])
+    plain = found.rename_columns([re.sub("_(sum|first)$", "", name) for name in found.column_names])
+    return plain.select(table.column_names)
 
 
 def _coded(table: pa.Table, column: str, ordered: bool = False) -> pa.DictionaryArray:
@@ -368,14 +414,17 @@ def _sorted_agreement(table: pa.Table) -> pa.Table:
 
 def _stored(run: Path, cache: Cache) -> Cache:
     """The cache on disk; as it is where the root cannot be written."""
-    importance, agreement = run / "importance.parquet", run / "agreement.parquet"
+    importance, agreement, by_channel = _files(run)
     try:
+        if cache.by_channel is not None:
+            _write(by_channel, cache.by_channel, cache.content)
         _write(importance, cache.importance, cache.content)
         _write(agreement, cache.agreement, cache.content)
     except OSError as error:
         logging.info("cache of run %s stays in memory: %s", run.name, error)
         return cache
-    return replace(cache, importance=importance, agreement=agreement)
+    split = None if cache.by_channel is None else by_channel
+    return replace(cache, importance=importance, agreement=agreement, by_channel=split)
 
 
 def _write(path: Path, table: pa.Table, content: Content) -> None:

@@ -19,7 +19,15 @@ import pandas as pd
 
 from agg2exp_core.organs import BACKGROUND
 from agg2exp_core.records import Condition, InputError, Selection
-from agg2exp_core.store.catalog import agreement_view, cohort_table, finite_number, quoted, region_view, run_view
+from agg2exp_core.store.catalog import (
+    agreement_view,
+    channel_view,
+    cohort_table,
+    finite_number,
+    quoted,
+    region_view,
+    run_view,
+)
 
 Connection = duckdb.DuckDBPyConnection
 
@@ -161,6 +169,33 @@ def targets(con: Connection, cohort: str, run: str) -> pd.DataFrame:
     return pd.DataFrame({"target": _organs(con, cohort, run, only_targets=True)}, dtype=object)
 
 
+def channels(con: Connection, cohort: str, run: str) -> list[str]:
+    """Input channels that a run's attribution is split among, in the model's order; none where it is not."""
+    _check_run(con, cohort, run)
+    sql = "SELECT channel FROM store.channels WHERE cohort = $1 AND run = $2 ORDER BY position"
+    return _column(con, sql, [cohort, run])
+
+
+def channel_shares(con: Connection, selection: Selection) -> pd.DataFrame:
+    """target, channel, value, n: the mean over passing cases of each channel's share of a target's attribution.
+
+    Means of shares add up to 1 over the channels; medians would not. Of the regions that the selection counts.
+    """
+    _check_selection(con, selection)
+    passing, values = _passing(con, selection)
+    value = "mass" if selection.background else "organ_mass"
+    sql = f"""
+        WITH shares AS (
+            SELECT case_id, target, channel, sum({value}) AS share FROM {channel_view(*_place(selection))}
+            WHERE sign = '{selection.sign}' AND case_id IN ({passing}) GROUP BY case_id, target, channel)
+        SELECT target, channel, avg(share) AS value, count(share) AS n FROM shares
+        JOIN (SELECT name AS target, position AS row FROM store.organs WHERE cohort = $cohort AND run = $run)
+            USING (target)
+        JOIN (SELECT channel, position FROM store.channels WHERE cohort = $cohort AND run = $run) USING (channel)
+        WHERE isfinite(share) GROUP BY target, channel, row, position ORDER BY row, position"""
+    return con.execute(sql, values | {"cohort": selection.cohort, "run": selection.run}).df()
+
+
 def metadata_columns(con: Connection, cohort: str) -> pd.DataFrame:
     """column, kind (number | category), values (sorted; "" for empty), low, high: what cases can be filtered by.
 
@@ -273,10 +308,13 @@ def _place(selection: Selection) -> tuple[str, str]:
 def _errors(con: Connection, selection: Selection, case_id: str, target: str) -> dict[str, float]:
     """Region → standard error of its mass in one case."""
     error = "mass_se" if selection.background else "organ_mass_se"
+    view, values = run_view(*_place(selection)), {"case": case_id, "target": target}
+    if selection.channel:
+        view, values = channel_view(*_place(selection)), values | {"channel": selection.channel}
     sql = f"""
-        SELECT region, {error} FROM {run_view(*_place(selection))}
-        WHERE sign = 'abs' AND case_id = $case AND target = $target AND {error} IS NOT NULL"""
-    return dict(con.execute(sql, {"case": case_id, "target": target}).fetchall())
+        SELECT region, {error} FROM {view} WHERE sign = 'abs' AND case_id = $case AND target = $target
+            AND {error} IS NOT NULL {"AND channel = $channel" if selection.channel else ""}"""
+    return dict(con.execute(sql, values).fetchall())
 
 
 def agreement(con: Connection, cohort: str, run: str, case_id: str) -> pd.DataFrame:
@@ -542,9 +580,14 @@ def _local(con: Connection, selection: Selection, target: str | None = None) -> 
     else:
         columns = "case_id, target, region, absent, voxels, mass, mean"
         values |= {"cohort": selection.cohort, "run": selection.run}
+    view = run_view(*_place(selection))
+    if selection.channel:
+        view = channel_view(*_place(selection))
+        conditions.append("channel = $channel")
+        values["channel"] = selection.channel
     sql = f"""
         SELECT {columns}, CASE WHEN case_id IN ({passing}) THEN {value} END AS value
-        FROM {run_view(selection.cohort, selection.run)} WHERE {" AND ".join(conditions)}"""
+        FROM {view} WHERE {" AND ".join(conditions)}"""
     return (_joined(sql, selection.value) if selection.joined else sql), values
 
 
@@ -660,6 +703,8 @@ def _check_selection(con: Connection, selection: Selection) -> None:
     _check("sign", selection.sign, SIGNS)
     _check("value", selection.value, VALUES)
     _check_run(con, selection.cohort, selection.run)
+    if selection.channel:
+        _check("channel", selection.channel, channels(con, selection.cohort, selection.run))
 
 
 def _check_target(con: Connection, selection: Selection, target: str) -> None:

@@ -21,12 +21,14 @@ from typing import Any
 import numpy as np
 
 from agg2exp_core.files import locked, read_json, sync_file, sync_folder, write_json
-from agg2exp_core.records import InputError, SumTable
+from agg2exp_core.records import ChannelSums, InputError, SumTable
 from agg2exp_core.settings import checked_id
 from agg2exp_core.volumes import sha256
 
 OLDER = ("target", "region", "positive", "negative", "voxels", "absent")
 IMPORTANCE = (*OLDER, "mass_se", "organ_mass_se")
+BY_CHANNEL = (*IMPORTANCE, "channel", "channel_mass_se")
+"""Where attribution is split among input channels, a row for each; the other errors are those of all channels."""
 SHARES = ("target", "region", "mass", "mean")
 AGREEMENT = ("target", "dice", "iou")
 COMPLETENESS = ("target", "attribution_sum", "output_difference", "gap")
@@ -45,11 +47,21 @@ def case_path(root: Path, cohort: str, run: str, case_id: str) -> Path:
     return root / "runs" / checked_id("cohort", cohort) / checked_id("run", run) / "cases" / checked_id("case", case_id)
 
 
-def map_name(target: str) -> str:
-    """A target's attribution map in the folder of a case, as its manifest names it. InputError: a name with a path."""
-    if not target or target != Path(target).name or "\\" in target:
-        raise InputError("an organ's name must name a file, not a path", repr(target))
-    return f"saliency/{target}.nii.gz"
+def map_name(target: str, channel: str = "") -> str:
+    """A target's attribution map in the folder of a case, as its manifest names it. InputError: a name with a path.
+
+    Of several input channels it is their signed sum, and `saliency/<target>/<channel>.nii.gz` that of one.
+    """
+    for name in (target, channel) if channel else (target,):
+        if not name or name != Path(name).name or "\\" in name:
+            raise InputError("an organ's name must name a file, not a path", repr(name))
+    return f"saliency/{target}/{channel}.nii.gz" if channel else f"saliency/{target}.nii.gz"
+
+
+def map_names(manifest: dict[str, Any], target: str) -> list[str]:
+    """All that is stored of a target's attribution: the map, and those of single channels, as the manifest has them."""
+    named = [map_name(target), *(map_name(target, channel) for channel in manifest.get("channels", ()))]
+    return [name for name in named if name in manifest.get("files", {})]
 
 
 def full_maps(manifest: dict[str, Any]) -> list[str]:
@@ -156,24 +168,39 @@ def unlike(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 def write_importance(folder: Path, table: SumTable) -> None:
     """importance.csv: Σ max(a, 0), Σ max(−a, 0), voxels and the standard errors of the mass of each (target, region).
 
-    Sums are empty where a target is absent, errors where nothing is known of them.
+    Sums are empty where a target is absent, errors where nothing is known of them. Of several input channels a row for
+    each: (target, region, channel).
     """
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for row, target in enumerate(table.targets):
         absent = table.absent.get(target, "")
         for column, region in enumerate(table.regions):
-            sums = ("", "") if absent else (_text(table.positive[row, column]), _text(table.negative[row, column]))
             errors = _text(table.mass_se[row, column]), _text(table.organ_mass_se[row, column])
-            rows.append((target, region, *sums, int(table.voxels[column]), absent, *errors))
-    _write(folder / "importance.csv", IMPORTANCE, rows)
+            for positive, negative, *channel in _parts(table, row, column):
+                sums = ("", "") if absent else (_text(positive), _text(negative))
+                rows.append((target, region, *sums, int(table.voxels[column]), absent, *errors, *channel))
+    _write(folder / "importance.csv", IMPORTANCE if table.by_channel is None else BY_CHANNEL, rows)
+
+
+def _parts(table: SumTable, row: int, column: int) -> Iterator[tuple[Any, ...]]:
+    """Positive and negative sum of a target's region; channel by channel, with name and error, where they are split."""
+    split = table.by_channel
+    if split is None:
+        yield table.positive[row, column], table.negative[row, column]
+        return
+    for number, name in enumerate(split.names):
+        at = number, row, column
+        yield split.positive[at], split.negative[at], name, _text(split.mass_se[at])
 
 
 def read_importance(folder: Path) -> SumTable:
     """The sums of one case, as `write_importance` wrote them; older files know no standard errors."""
-    rows = _read(folder / "importance.csv", IMPORTANCE, OLDER)
+    rows = _read(folder / "importance.csv", IMPORTANCE, OLDER, BY_CHANNEL)
+    channels = tuple(dict.fromkeys(row["channel"] for row in rows if "channel" in row))
     targets = tuple(dict.fromkeys(row["target"] for row in rows))
     regions = tuple(dict.fromkeys(row["region"] for row in rows))
-    positive, negative, mass_se, organ_mass_se = np.full((4, len(targets), len(regions)), np.nan)
+    mass_se, organ_mass_se = np.full((2, len(targets), len(regions)), np.nan)
+    parts = np.full((3, max(len(channels), 1), len(targets), len(regions)), np.nan)
     voxels, absent = np.zeros(len(regions), np.int64), {}
     for row in rows:
         at = targets.index(row["target"]), regions.index(row["region"])
@@ -181,9 +208,13 @@ def read_importance(folder: Path) -> SumTable:
         if row["absent"]:
             absent[row["target"]] = row["absent"]
         else:
-            positive[at], negative[at] = float(row["positive"]), float(row["negative"])
+            number = channels.index(row["channel"]) if channels else 0
+            stored = float(row["positive"]), float(row["negative"]), float(row.get("channel_mass_se") or "nan")
+            parts[(slice(None), number, *at)] = stored
             mass_se[at], organ_mass_se[at] = (float(row.get(name) or "nan") for name in IMPORTANCE[-2:])
-    return SumTable(targets, regions, positive, negative, voxels, absent, mass_se, organ_mass_se)
+    split = ChannelSums(channels, *parts) if channels else None
+    positive, negative = parts[:2].sum(axis=1)
+    return SumTable(targets, regions, positive, negative, voxels, absent, mass_se, organ_mass_se, split)
 
 
 def write_agreement(folder: Path, names: Sequence[str], dice: np.ndarray, iou: np.ndarray) -> None:

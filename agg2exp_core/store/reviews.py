@@ -26,7 +26,7 @@ from agg2exp_core.files import locked, read_json, write_json, write_new
 from agg2exp_core.records import InputError
 from agg2exp_core.settings import checked_id
 from agg2exp_core.store import cohorts, results
-from agg2exp_core.volumes import content_sha256
+from agg2exp_core.volumes import images_sha256
 
 VERDICTS = {"accept": "Accept", "correct": "Needs edits", "reject": "Reject", "unsure": "Unsure"}
 """Verdict → its title: use it as it is, after a correction, not at all; or cannot say."""
@@ -391,7 +391,7 @@ def seen_files(root: Path, session: Session, item: Item) -> Seen:
     names = (results.PREDICTION, "importance.csv", results.map_name(item.target))
     if wrong := results.verify(folder, names):
         raise InputError("a case under review must be undamaged", f"{item.case}: {', '.join(wrong)}")
-    scan = content_sha256(case.image)
+    scan = images_sha256(case.images)
     if manifest.get("input_sha256", scan) != scan:
         raise InputError("a case under review must be the scan that was explained", f"{item.case}: another scan")
     prediction, importance, map_ = (manifest["files"].get(name, {}).get("sha256") for name in names)

@@ -186,7 +186,7 @@ def prepare(desk: Desk, question: Question) -> None:
 def seen(desk: Desk, question: Question) -> Seen:
     """Hashes of what the question shows. InputError if the case is not as its manifest says."""
     case = cohorts.find_case(desk.root, desk.session.cohort, question.item.case)
-    files = [*([case.image] if case.image else []), *sorted(desk.result(question.item).rglob("*.*"))]
+    files = [*case.images, *sorted(desk.result(question.item).rglob("*.*"))]
     stamps = str([(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.is_file()])
     all_of_it = _hashes(str(desk.root), desk.session, question.item, stamps)
     return all_of_it if question.evidence else reviews.before_evidence(all_of_it)
