@@ -258,7 +258,7 @@ class Explaining:
             results.write_agreement(new, (), np.empty(0), np.empty(0))
             return
         classes = self.bundle.classes
-        scores = dice_iou(explained.prediction.numpy(), labels, len(classes))
+        scores = dice_iou(explained.prediction.numpy(), labels, len(classes), self.explainer.members)
         results.write_agreement(new, classes, *scores)
 
     def _has(self, folder: Path, manifest: dict[str, Any], target: str) -> bool:
@@ -356,8 +356,13 @@ def _channels(root: Path, bundle: Bundle) -> np.ndarray:
     """The model's output for every value of a label map, whose values are ids of the model's label set.
 
     An organ that the model does not have is background to it, another value no class. Where the label set does not
-    name all its classes, labels are numbered as its outputs are.
+    name all its classes, labels are numbered as its outputs are. Labels of nested regions are those of its training.
     """
+    if bundle.regions is not None:
+        classes = np.full(volumes.MAX_LABEL + 1, len(bundle.classes), np.int32)
+        for label, number in bundle.regions.classes_of.items():
+            classes[label] = number
+        return classes
     try:
         organs = load_label_set(bundle.label_set, root).organs
     except InputError:
@@ -376,7 +381,8 @@ def explainer_of(bundle: Bundle, device: torch.device) -> Explainer:
         # Else convolutions would round to 10 bits without a word, and float32 would not be float32.
         torch.backends.cudnn.allow_tf32 = False
     neutral = scaled(bundle, AIR_HU), scaled(bundle, TISSUE_HU)
-    return Explainer(bundle.network(device), bundle.inferer(), bundle.classes, device, *neutral)
+    members = bundle.regions.members if bundle.regions else ()
+    return Explainer(bundle.network(device), bundle.inferer(), bundle.classes, device, *neutral, members)
 
 
 def check_model(root: Path, model: str, device: str, images: Sequence[Path] = ()) -> tuple[str, Measured]:
@@ -405,6 +411,8 @@ class Segmenting:
     def case(self, case: Case, file: Path, report: Report) -> dict[str, float]:
         """Write the case's label map, on the scan's own grid and orientation; `report` counts windows.
 
+        Of nested regions it has the labels of their training.
+
         Returns millilitres of each organ, as the label map has them.
         """
         images = _images_of(case)
@@ -421,8 +429,11 @@ class Segmenting:
         prediction = scan.volume(organs.cpu())
         labels = on_grid_of(prediction, volumes.read_volume(images[0]))
         file.parent.mkdir(parents=True, exist_ok=True)
+        voxels, regions = count_voxels(labels.array, len(self.bundle.classes)), self.bundle.regions
+        if regions is not None:
+            voxels = np.array([voxels[list(inside)].sum() for inside in regions.members])
+            labels = Volume(np.array(regions.given, np.uint16)[labels.array], labels.affine)
         volumes.write_volume(file, labels)
-        voxels = count_voxels(labels.array, len(self.bundle.classes))
         millilitres = voxels * abs(np.linalg.det(labels.affine[:3, :3])) / 1000
         sizes = zip(self.bundle.classes, millilitres.tolist(), strict=True)
         return {name: size for name, size in sizes if name != BACKGROUND}

@@ -15,21 +15,23 @@ import torch
 from command import run
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from monai.data import MetaTensor
+from monai.inferers import SlidingWindowInferer
 from torch.nn.functional import pad
 
 from agg2exp_core import pipeline
 from agg2exp_core.aggregation.regions import mass
+from agg2exp_core.attribution.attribute import Explainer, Subject, attribute
 from agg2exp_core.model.adding import Wrapping, add_model
-from agg2exp_core.model.bundle import Bundle
+from agg2exp_core.model.bundle import Bundle, Nested
 from agg2exp_core.model.nnunet import CropToNonzerod, EvenInferer, Folds, ResampleCubicd
-from agg2exp_core.model.predict import stitched_logits
-from agg2exp_core.model.preprocess import load_scan, scaled
+from agg2exp_core.model.predict import predicted_organs, stitched_logits
+from agg2exp_core.model.preprocess import load_scan, on_model_grid, scaled
 from agg2exp_core.model.windows import plan_windows
 from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import InputError, Method, Volume
 from agg2exp_core.store import results
 from agg2exp_core.store.cohorts import Case
-from agg2exp_core.volumes import write_volume
+from agg2exp_core.volumes import read_labels, write_volume
 
 OBLIQUE = np.array([[2.9, 0.3, 0.1, -40], [-0.3, 2.4, 0.4, 10], [0.1, -0.3, 4.1, 7], [0, 0, 0, 1.0]])
 BOUNDS = {"percentile_00_5": -900.0, "percentile_99_5": 700.0, "mean": 30.0, "std": 250.0}
@@ -88,7 +90,9 @@ DATASET = {
 def trained(tmp_path: Path) -> Folder:
     """Writes a folder as nnU-Net leaves it, of networks that were not trained."""
 
-    def write(plans: dict[str, Any] | None = None, dataset: dict[str, Any] | None = None, folds: int = 1) -> Path:
+    def write(
+        plans: dict[str, Any] | None = None, dataset: dict[str, Any] | None = None, folds: int = 1, seed: int = 0
+    ) -> Path:
         folder = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
         plans, dataset = plans or _plans(), dataset or DATASET
         folder.mkdir()
@@ -96,24 +100,59 @@ def trained(tmp_path: Path) -> Folder:
         (folder / "dataset.json").write_text(json.dumps(dataset))
         for fold in range(folds):
             (folder / f"fold_{fold}").mkdir()
-            torch.save(_checkpoint(fold), folder / f"fold_{fold}" / "checkpoint_final.pth")
+            weights = _checkpoint(fold, seed, len(dataset["channel_names"]))
+            torch.save(weights, folder / f"fold_{fold}" / "checkpoint_final.pth")
         return folder
 
-    def _checkpoint(fold: int) -> dict[str, Any]:
-        torch.manual_seed(fold)
+    def _checkpoint(fold: int, seed: int, channels: int) -> dict[str, Any]:
+        torch.manual_seed(fold + seed)
         return {
-            "network_weights": network().state_dict(), "trainer_name": "nnUNetTrainer", "current_epoch": 1,
+            "network_weights": network(channels).state_dict(), "trainer_name": "nnUNetTrainer",
             "init_args": {"configuration": "3d_fullres", "fold": fold}, "_best_ema": np.float32(0.5),
-            "inference_allowed_mirroring_axes": (0, 2), "logging": {"losses": [np.float64(0.1), np.float32(0.2)]},
+            "current_epoch": 1, "inference_allowed_mirroring_axes": (0, 2),
+            "logging": {"losses": [np.float64(0.1), np.float32(0.2)]},
         }  # fmt: skip
 
-    def network() -> torch.nn.Module:
-        found = Folds("PlainConvUNet", STAGES | {"n_conv_per_stage": [1, 1]}, 3, 1, (2, 1, 0)).folds[0]
+    def network(channels: int) -> torch.nn.Module:
+        stages = STAGES | {"n_conv_per_stage": [1, 1]}
+        found = Folds("PlainConvUNet", stages, 3, 1, (2, 1, 0), channels=channels).folds[0]
         for parameter in found.parameters():
             torch.nn.init.normal_(parameter, std=0.4)
         return found
 
     return write
+
+
+MRI = {
+    "channel_names": {"0": "T1", "1": "CT"}, "file_ending": ".nii.gz",
+    "labels": {"background": 0, "whole tumor": [1, 2, 3], "core": [2, 3], "enhancing": [3], "ignore": 4},
+    "regions_class_order": [1, 3, 2],
+}  # fmt: skip
+"""Two channels and regions that hold each other. The order is one that must be refused: no region's own labels."""
+BRAIN = MRI | {"labels": MRI["labels"] | {"core": [2, 3], "enhancing": [2]}}
+"""The same with an order that serves: the core's label is 3, that of what lies in it 2."""
+
+
+def _mri_plans(**changed: Any) -> dict[str, Any]:
+    """T1 by the z-scores of what is not 0, CT by the dataset's intensities."""
+    schemes = {"normalization_schemes": ["ZScoreNormalization", "CTNormalization"], "use_mask_for_norm": [True, False]}
+    return _plans(**schemes | changed) | {"foreground_intensity_properties_per_channel": {"0": {}, "1": BOUNDS}}
+
+
+@pytest.fixture
+def channels(tmp_path: Path, scan: Path) -> list[Path]:
+    """A second channel on the scan's grid, whose zeros are others and enclose some voxels of the first."""
+    first = nib.load(scan)
+    array = np.random.default_rng(1).normal(100, 200, first.shape).astype(np.int16)
+    array[array == 0] = 1
+    array[:4], array[:, :, -1], array[10:13, 10:13, 6:9] = 0, 0, 0
+    holed = np.asarray(first.dataobj).copy()
+    block = holed[2:-1, 3:, 1:]
+    block[block == 0] = 1
+    holed[11, 11, 7] = 0  # in no channel: a hole, which counts as inside
+    write_volume(scan, Volume(holed, OBLIQUE))
+    write_volume(tmp_path / "second.nii.gz", Volume(array, OBLIQUE))
+    return [scan, tmp_path / "second.nii.gz"]
 
 
 @pytest.fixture
@@ -185,10 +224,10 @@ def test_folds_and_mirror_images_are_averaged() -> None:
 # ---- whole folders -----------------------------------------------------------------------------------
 
 
-def _logits(root: Path, folder: Path, scan: Path, wrapping: Wrapping) -> np.ndarray:
+def _logits(root: Path, folder: Path, scan: Path | list[Path], wrapping: Wrapping) -> np.ndarray:
     """(classes, I, J, K) on the model's grid, stitched by the windows of the bundle."""
     bundle = add_model(root, folder, "tiny", wrapping)
-    image = load_scan(bundle, scan)
+    image = load_scan(bundle, *(scan if isinstance(scan, list) else [scan]))
     plan = plan_windows(bundle.inferer(), tuple(image.voxels.shape[1:]), image.voxels)
     logits = torch.empty(len(bundle.classes), *plan.shape)
     for place, part in stitched_logits(bundle.network(torch.device("cpu")), plan, image.voxels):
@@ -230,6 +269,88 @@ def _stitched(bundle: Bundle, image: torch.Tensor) -> torch.Tensor:
     return sums / weights
 
 
+def test_channels_are_normalised_each_by_its_scheme(tmp_path: Path, trained: Folder, channels: list[Path]) -> None:
+    """With the grid as it is: what nnU-Net's formulas make of the voxels, by hand."""
+    spacing = np.linalg.norm(OBLIQUE[:3, :3], axis=0)[::-1].tolist()
+    folder = trained(_mri_plans(spacing=spacing), BRAIN)
+    image = load_scan(add_model(tmp_path / "root", folder, "tiny", Wrapping()), *channels).voxels.numpy()
+    raw = np.stack([np.asarray(nib.load(path).dataobj, dtype=np.float64) for path in channels])[:, 2:]
+    assert image.shape[1:] == raw.shape[1:] and (raw[:, 9, 11, 7] == 0).all()
+    inside = (raw != 0).any(axis=0)
+    inside[9, 11, 7] = True  # which is enclosed
+    expected = raw[0].copy()
+    expected[inside] = (raw[0][inside] - raw[0][inside].mean()) / raw[0][inside].std()
+    np.testing.assert_allclose(image[0], expected, atol=1e-4)
+    np.testing.assert_allclose(image[1], (raw[1].clip(-900, 700) - 30) / 250, atol=1e-4)
+
+
+def test_regions_that_hold_each_other_are_explained(tmp_path: Path, trained: Folder, channels: list[Path]) -> None:
+    """Logits are judged each by itself, the label map is made by class order, a target is all of its region."""
+    root = tmp_path / "root"
+    bundle = add_model(root, trained(_mri_plans(), BRAIN, seed=5), "tiny", Wrapping())
+    assert bundle.classes == ("background", "whole_tumor", "core", "enhancing") and bundle.channels == ("T1", "CT")
+    assert bundle.regions is not None and bundle.regions.members == ((0,), (1, 2, 3), (2, 3), (3,))
+    image = load_scan(bundle, *channels).voxels.requires_grad_()
+    logits = _stitched(bundle, image)
+    prediction = torch.zeros(image.shape[1:], dtype=torch.int64)
+    for number in (1, 2, 3):
+        prediction[logits[number] > 0] = number
+    assert len(prediction.unique()) == 4
+
+    truth = np.random.default_rng(3).integers(0, 5, (22, 26, 15)).astype(np.uint8)
+    write_volume(tmp_path / "label.nii.gz", Volume(truth, OBLIQUE))
+    plan = pipeline.Plan("tiny", Method("gradient"), saliency="float32")
+    case = Case("c", channels[0], tmp_path / "label.nii.gz", {}, (channels[1],))
+    out = pipeline.Explaining(root, plan).case(case, tmp_path / "out", lambda *_: None)
+    np.testing.assert_array_equal(np.asarray(nib.load(out / "prediction.nii.gz").dataobj), prediction)
+    table = results.read_importance(out)
+    for row, name in enumerate(table.targets):
+        mask = torch.isin(prediction, torch.tensor(bundle.regions.members[row]))
+        (oracle,) = torch.autograd.grad((logits[row] * mask).sum(), image, retain_graph=True)
+        for channel, expected in zip(bundle.channels, oracle, strict=True):
+            found = nib.load(out / "saliency" / name / f"{channel}.nii.gz").get_fdata()
+            assert np.abs(found - expected.numpy()).sum() <= 1e-4 * oracle.abs().sum().item()
+        amounts = [float(oracle[:, prediction == region].abs().sum()) for region in range(4)]
+        np.testing.assert_allclose((table.positive + table.negative)[row], amounts, rtol=1e-3)
+    _check_regions(root, case, out)
+
+
+def _check_regions(root: Path, case: Case, out: Path) -> None:
+    """Dice is that of whole regions, and `predict` writes the labels of the training."""
+    bundle = Bundle(root / "models" / "tiny")
+    segmented, scores = out.parent / "segmented.nii.gz", (out / "agreement.csv").read_text().splitlines()[1:]
+    pipeline.Segmenting(bundle, "cpu").case(case, segmented, lambda *_: None)
+    assert np.unique(np.asarray(nib.load(segmented).dataobj)).tolist() == [0, 1, 2, 3]
+    image = load_scan(bundle, *case.images)
+    truth = on_model_grid(read_labels(case.label), image)
+    prediction = np.asarray(nib.load(out / "prediction.nii.gz").dataobj)
+    label_of = np.array([0, 1, 3, 2])
+    for line, labels in zip(scores, ([0], [1, 2, 3], [2, 3], [2]), strict=True):
+        ours, theirs = np.isin(label_of[prediction], labels), np.isin(truth, labels)
+        dice = 2 * (ours & theirs).sum() / (ours.sum() + theirs.sum())
+        assert float(line.split(",")[1]) == pytest.approx(dice)
+
+
+@pytest.mark.parametrize("value", ["dice", "counts"])
+def test_values_of_nested_regions_are_those_of_whole_regions(value: str) -> None:
+    """Of a network that looks at single voxels, what is lost with a slab is what lies in it."""
+    network = Nested(torch.nn.Conv3d(1, 2, 1))  # two regions: above −1, and in it above 1
+    network.network.weight.data.fill_(20.0)
+    network.network.bias.data = torch.tensor([20.0, -20.0])
+    image = torch.tensor([-3.0, 0.0, 3.0, 3.0]).view(1, 4, 1, 1).expand(1, 4, 4, 4).contiguous()
+    explainer = Explainer(
+        network.requires_grad_(False), SlidingWindowInferer((4, 4, 4)), ("background", "whole", "core"),
+        torch.device("cpu"), tissue=-3.0, members=((0,), (1, 2), (2,)),
+    )  # fmt: skip
+    found = attribute(explainer, Subject(image), ("whole",), Method("ablation", value=value), lambda *_: None)
+    effects = np.subtract(*found.tallies["whole"].sums())
+    assert found.prediction[:, 0, 0].tolist() == [0, 1, 2, 2]
+    if value == "counts":  # of 48 voxels of the whole region, 16 are no core's
+        np.testing.assert_allclose(effects, [0, 16, 32], atol=1e-4)
+    else:
+        np.testing.assert_allclose(effects, [0, 1 - 64 / 80, 1 - 32 / 64], atol=1e-4)
+
+
 def test_older_plans_tell_the_same_network(tmp_path: Path, trained: Folder, scan: Path) -> None:
     old = _plans()
     base = old["configurations"]["base"]
@@ -255,7 +376,9 @@ def test_older_plans_tell_the_same_network(tmp_path: Path, trained: Folder, scan
         (_plans(resampling_fn_data="resample_torch_fornnunet"), DATASET, "cubic splines"),
         (_plans() | {"image_reader_writer": "NaturalImage2DIO"}, DATASET, "SimpleITKIO"),
         (_plans(), DATASET | {"channel_names": {"0": "T1", "1": "T2"}}, "scheme for each channel; got 1 for T1, T2"),
-        (_plans(), DATASET | {"labels": {"background": 0, "whole": [1, 2], "core": 2}}, "overlapping regions"),
+        (_plans(), DATASET | {"labels": {"background": 0, "whole": [1, 2], "core": 2}}, "of each region, in the order"),
+        (_mri_plans(), MRI, "order of the regions; got [1, 3, 2]; allowed: whole tumor [1, 2, 3], core [2, 3], enh"),
+        (_mri_plans(), MRI | {"regions_class_order": [1, 2]}, "name a label of each region"),
         (_plans(), DATASET | {"labels": {"background": 0, "heart": 2}}, "count from 0"),
         (_plans(), DATASET | {"labels": {"background": 0, "heart": 1}}, "fold_0: decoder.seg_layers.0.weight"),
         (_with_part(nonlin_kwargs={"negative_slope": 0.2}), DATASET, "its usual parts; got nonlin_kwargs"),
@@ -296,6 +419,32 @@ def test_totalsegmentators_names_get_its_label_set(tmp_path: Path, trained: Fold
 # ---- the oracle --------------------------------------------------------------------------------------
 
 
+def _nnunet_itself(folder: Path, images: list[Path], folds: int, mirrored: bool) -> tuple[Any, np.ndarray]:
+    """nnU-Net's own predictor, and its logits (classes, K, J, I) of a scan."""
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    theirs = nnUNetPredictor(
+        use_mirroring=mirrored, perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False
+    )
+    theirs.initialize_from_trained_model_folder(str(folder), tuple(range(folds)))
+    voxels, told = SimpleITKIO().read_images([*map(str, images)])
+    chain = theirs.configuration_manager.preprocessor_class(verbose=False)
+    managers = theirs.plans_manager, theirs.configuration_manager, theirs.dataset_json
+    data, _, _ = chain.run_case_npy(voxels, None, told, *managers)
+    with pytest.MonkeyPatch.context() as patch:
+        # It sums in half precision, which rounds logits near a scan's corners, where weights are small, to integers.
+        patch.setattr(torch, "half", torch.float32)
+        return theirs, theirs.predict_logits_from_preprocessed_data(torch.from_numpy(data)).numpy()
+
+
+@pytest.fixture
+def nnunet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its settings, without which it warns."""
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(tmp_path))
+
+
 @pytest.mark.oracle
 @pytest.mark.parametrize(
     ("plans", "folds", "mirrored"),
@@ -307,26 +456,26 @@ def test_totalsegmentators_names_get_its_label_set(tmp_path: Path, trained: Fold
     ids=["plain", "folds and mirror images", "axes turned", "finer", "thicker", "z scores"],
 )  # fmt: skip
 def test_logits_are_those_of_nnunet_itself(
-    tmp_path: Path, trained: Folder, scan: Path, monkeypatch: pytest.MonkeyPatch, plans: dict[str, Any], folds: int,
-    mirrored: bool,
-) -> None:  # fmt: skip
+    tmp_path: Path, trained: Folder, scan: Path, nnunet: None, plans: dict[str, Any], folds: int, mirrored: bool
+) -> None:
     folder = trained(plans, folds=folds)
     ours = _logits(tmp_path / "root", folder, scan, Wrapping(mirrored=mirrored))
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.setenv(name, str(tmp_path))
-    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
-    # It sums in half precision, which rounds logits near a scan's corners, where weights are small, to whole numbers.
-    monkeypatch.setattr(torch, "half", torch.float32)
-    theirs = nnUNetPredictor(
-        use_mirroring=mirrored, perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False
-    )
-    theirs.initialize_from_trained_model_folder(str(folder), tuple(range(folds)))
-    voxels, told = SimpleITKIO().read_images([str(scan)])
-    chain = theirs.configuration_manager.preprocessor_class(verbose=False)
-    managers = theirs.plans_manager, theirs.configuration_manager, theirs.dataset_json
-    data, _, _ = chain.run_case_npy(voxels, None, told, *managers)
-    logits = theirs.predict_logits_from_preprocessed_data(torch.from_numpy(data)).numpy()
+    _, logits = _nnunet_itself(folder, [scan], folds, mirrored)
     axes = [2 - place for place in plans["transpose_forward"]]
     np.testing.assert_allclose(ours, logits.transpose(0, *(axes.index(axis) + 1 for axis in range(3))), atol=1e-4)
+
+
+@pytest.mark.oracle
+def test_channels_and_regions_are_those_of_nnunet_itself(
+    tmp_path: Path, trained: Folder, channels: list[Path], nnunet: None
+) -> None:
+    """Each channel normalised by its scheme, one of them inside a mask, and a label map by class order."""
+    folder = trained(_mri_plans(), BRAIN, seed=5)
+    ours = _logits(tmp_path / "root", folder, channels, Wrapping())
+    theirs, logits = _nnunet_itself(folder, channels, 1, False)
+    np.testing.assert_allclose(ours[1:], logits.transpose(0, 3, 2, 1), atol=1e-4)
+    labels = np.asarray(theirs.label_manager.convert_logits_to_segmentation(logits)).transpose(2, 1, 0)
+    regions = Bundle(tmp_path / "root" / "models" / "tiny").regions
+    assert regions is not None and len(np.unique(labels)) == 4
+    predicted = predicted_organs(torch.from_numpy(ours), nested=True).numpy()
+    assert (np.array(regions.given)[predicted] == labels).mean() > 0.9999  # logits of 0 to the last bit may differ

@@ -34,7 +34,7 @@ def perturbed_of(network, scan, features, value="dice", inferer=None, **others) 
         prediction = inferer(scan[None], network)[0].argmax(0)
     targets, _ = masked_targets(Maps(prediction).padded(plan), CLASSES, CLASSES, "prediction")
     replacement = others.pop("replacement", torch.full(scan.shape[1:], 0.3))
-    parts = (StitchedModel(network, plan), targets, scan, replacement, torch.as_tensor(features))
+    parts = (StitchedModel(network, plan), targets, scan, replacement.expand(scan.shape), torch.as_tensor(features))
     return Perturbed(*parts) if value == "logits" else Outcomes(*parts, value=value, **others)
 
 

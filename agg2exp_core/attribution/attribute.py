@@ -50,7 +50,8 @@ Report = Callable[[int, int, str], None]
 class Explainer:
     """A network ready to be explained on a device.
 
-    air, tissue: the scaled values of air and of soft tissue, if the chain gives them one.
+    air, tissue: the scaled values of air and of soft tissue, if the chain gives them one. members: of each class those
+    that lie in it, where classes are regions that may hold each other.
     """
 
     network: torch.nn.Module
@@ -59,6 +60,7 @@ class Explainer:
     device: torch.device
     air: float | None = 0.0
     tissue: float | None = None
+    members: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +162,7 @@ def attribute(
     prediction, outputs = segment(explainer.network, plan, scan, held=_held(scan))
     if outputs != len(explainer.classes):
         raise InputError("a bundle must name every output", f"{len(explainer.classes)} names", f"{outputs} outputs")
-    maps, counter = Maps(prediction, label, drawn), _Counter(report)
+    maps, counter = Maps(prediction, label, drawn, explainer.members), _Counter(report)
     targets, absent = masked_targets(maps.padded(plan), explainer.classes, wanted, method.mask)
     targets = [without_small_windows(target, plan, method.skip) for target in targets]
     model = StitchedModel(explainer.network, plan, counter.tick, method.precision)

@@ -18,7 +18,7 @@ from agg2exp_core.attribution.perturbation import Perturbed, present
 from agg2exp_core.attribution.target import WHOLE, Place
 from agg2exp_core.model.forward import run
 from agg2exp_core.model.mosaic import Mosaic
-from agg2exp_core.model.predict import check_finite, predicted_organs
+from agg2exp_core.model.predict import check_finite, last_wins, predicted_organs
 from agg2exp_core.records import InputError
 
 OUTCOMES = ("dice", "counts")
@@ -30,7 +30,8 @@ HELD_BYTES = 2**30
 class Outcomes(Perturbed):
     """Values of targets of scans in which features are kept or replaced, in the place of sums of logits.
 
-    value: dice: 2 Σ p_k m_k / (Σ p_k + Σ m_k) of the stitched softmax p_k and the mask m_k. counts: voxels of the
+    value: dice: 2 Σ p_k m_k / (Σ p_k + Σ m_k) of the stitched softmax p_k, of nested classes the sigmoid, and the mask
+    m_k. counts: voxels of the
     mask that are predicted as k, less voxels outside that are and were not in the clean scan.
     held_bytes: of logits kept between choices, as many as fit; what does not fit is run again.
     InputError: an unknown value, features that are not numbered from 0 without a gap, logits that are not finite.
@@ -83,8 +84,9 @@ class Outcomes(Perturbed):
     def _box_sums(self, place: Place, logits: torch.Tensor, clean: bool) -> np.ndarray:
         """Of one box's stitched logits (classes, box), (2, targets)."""
         padded = tuple(slice(e.start + b, e.stop + b) for e, b in zip(place, self.model.plan.before, strict=True))
-        chances = logits.softmax(dim=0) if self.value == "dice" else None
-        predicted = predicted_organs(logits)
+        nested = last_wins(self.model.network)
+        chances = (logits.sigmoid() if nested else logits.softmax(dim=0)) if self.value == "dice" else None
+        predicted = predicted_organs(logits, nested)
         if clean:
             self._clean[place] = predicted.to(self._clean.dtype)
         sums = np.zeros((2, len(self.targets)))
@@ -94,8 +96,8 @@ class Outcomes(Perturbed):
                 chance = chances[target.channel]
                 sums[:, index] = [float(one.sum(dtype=torch.float64)) for one in (chance * mask, chance)]
             else:
-                drawn = predicted == target.channel
-                new = drawn & ~mask & (self._clean[place] != target.channel)
+                drawn = target.among(predicted)
+                new = drawn & ~mask & ~target.among(self._clean[place])
                 sums[:, index] = [float((drawn & mask).sum()), float(new.sum())]
         return sums
 

@@ -34,7 +34,8 @@ WHOLE: Place = (slice(None),) * 3
 class Target:
     """One class to explain: its name, its output channel and its mask M_k, asked for place by place: bool (box).
 
-    skipped: numbers of windows that are not looked at. left_out: the share of the mask that is weighed there.
+    members: classes of the prediction that are its own: itself and what lies in it. skipped: numbers of windows that
+    are not looked at. left_out: the share of the mask that is weighed there.
     """
 
     name: str
@@ -42,15 +43,33 @@ class Target:
     mask: Callable[[Place], torch.Tensor]
     skipped: frozenset[int] = frozenset()
     left_out: float = 0.0
+    members: tuple[int, ...] = ()
+
+    def among(self, organs: torch.Tensor) -> torch.Tensor:
+        """Where a map of organs has this class: bool of its shape."""
+        return belongs(organs, self.members or (self.channel,))
+
+
+def belongs(organs: torch.Tensor, classes: Sequence[int]) -> torch.Tensor:
+    """Where a map of organs holds one of these classes."""
+    first, *others = classes
+    found = organs == first
+    for other in others:
+        found |= organs == other
+    return found
 
 
 @dataclass(frozen=True, eq=False)
 class Maps:
-    """What masks are made of, on one grid (I, J, K): prediction and, where there are any, label map and drawn mask."""
+    """What masks are made of, on one grid (I, J, K): prediction and, where there are any, label map and drawn mask.
+
+    members: of each class those that count as it, if not itself alone: what lies in it, where classes are nested.
+    """
 
     prediction: torch.Tensor
     label: torch.Tensor | None = None
     drawn: torch.Tensor | None = None
+    members: tuple[tuple[int, ...], ...] = ()
 
     def mask(self, channel: int, name: str, place: Place = WHOLE) -> torch.Tensor:
         """M_k (box) bool of one class. InputError: an unknown one, or one that needs a map that is not there."""
@@ -58,12 +77,13 @@ class Maps:
             if self.drawn is None:
                 raise InputError(f"mask {name} needs its file", "a case without one", "prediction")
             return self.drawn[place]
-        predicted = self.prediction[place] == channel
+        members = self.members[channel] if self.members else (channel,)
+        predicted = belongs(self.prediction[place], members)
         if name == "prediction":
             return predicted
         if self.label is None:
             raise InputError(f"mask {name} needs a label map", "a case without one", "prediction")
-        labelled = self.label[place] == channel
+        labelled = belongs(self.label[place], members)
         return {
             "label": labelled,
             "tp": predicted & labelled,
@@ -97,7 +117,8 @@ def masked_targets(
             raise InputError("target must be a class of the model", repr(name), f"all, {', '.join(classes)}")
         channel = classes.index(name)
         if maps.mask(channel, mask).any():
-            targets.append(Target(name, channel, partial(maps.mask, channel, mask)))
+            members = maps.members[channel] if maps.members else ()
+            targets.append(Target(name, channel, partial(maps.mask, channel, mask), members=members))
         else:
             absent[name] = MASKS.get(mask, DRAWN_EMPTY)
     return targets, absent

@@ -80,6 +80,19 @@ class Bundle:
             return channel_ids(["image"])  # most bundles have one channel, and need say nothing of it
         return channel_ids(names if len(names) == count else [f"channel {number + 1}" for number in range(count)])
 
+    @cached_property
+    def regions(self) -> RegionLabels | None:
+        """What the classes are made of, where they are regions of a label map that may hold each other."""
+        labels, order = self.metadata.get("regions"), self.metadata.get("regions_class_order")
+        if not labels or not order:
+            return None
+        found = RegionLabels(((0,), *(tuple(map(int, one)) for one in labels)), (0, *map(int, order)))
+        if len(found.labels) != len(self.classes):
+            raise InputError(
+                "a bundle of regions must have a class for each", f"{len(found.labels)}", len(self.classes)
+            )
+        return found
+
     @property
     def label_set(self) -> str:
         """The label set that has the classes' groups and colours."""
@@ -104,6 +117,8 @@ class Bundle:
     def network(self, device: torch.device) -> torch.nn.Module:
         """The trained network in evaluation mode, its parameters frozen: attribution differentiates the input."""
         network = self.bare_network(device)
+        if self.regions is not None:
+            return Nested(network)
         return Opposed(network) if self.lacks_background else network
 
     def bare_network(self, device: torch.device) -> torch.nn.Module:
@@ -169,6 +184,39 @@ class Opposed(torch.nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         logits = self.network(images)
         return torch.cat([-logits.amax(1, keepdim=True), logits], dim=1)
+
+
+class Nested(Opposed):
+    """A network of regions that may hold each other, as nnU-Net trains them: each voxel is in all of positive logit.
+
+    `predict.predicted_organs` gives it to the last of them, so that a tumour's core is not lost in the whole tumour.
+    """
+
+    last_wins = True
+
+
+@dataclass(frozen=True)
+class RegionLabels:
+    """Of each class, background first: the labels that make up its region, and the label that it gives to a voxel.
+
+    A voxel has the label of the last class that it is in: nnU-Net's `regions_class_order`.
+    """
+
+    labels: tuple[tuple[int, ...], ...]
+    given: tuple[int, ...]
+
+    @property
+    def members(self) -> tuple[tuple[int, ...], ...]:
+        """Of each class those classes whose label its region holds: itself, and what lies in it."""
+        return tuple(
+            tuple(other for other, label in enumerate(self.given) if label in labels or other == number)
+            for number, labels in enumerate(self.labels)
+        )
+
+    @property
+    def classes_of(self) -> dict[int, int]:
+        """Label of a label map → the class that its voxels are given to: the last whose region holds it."""
+        return {label: number for number, labels in enumerate(self.labels) for label in labels}
 
 
 def find_bundle(root: Path, model: str) -> Bundle:

@@ -7,6 +7,8 @@ import copy
 import torch
 from monai.inferers import SlidingWindowInferer
 
+from agg2exp_core.model.predict import last_wins
+
 
 class OffDevice(torch.nn.Module):
     """A network on its device for scans that are not on it: windows go there, logits and gradients come back."""
@@ -14,6 +16,7 @@ class OffDevice(torch.nn.Module):
     def __init__(self, network: torch.nn.Module, device: torch.device):
         super().__init__()
         self.network, self.device = network, device
+        self.last_wins = last_wins(network)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         # Half precision was asked for on the kind of device where the images are.

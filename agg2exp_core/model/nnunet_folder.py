@@ -30,6 +30,9 @@ USUAL = {
 }  # fmt: skip
 """Parts that `nnunet` builds. Others could leave no trace in the weights, and would give other logits unnoticed."""
 
+SIGMOID = {"_target_": "Activationsd", "keys": "pred", "sigmoid": True}
+"""What bundles say of classes that are judged each by itself."""
+
 BOUNDS = ("percentile_00_5", "percentile_99_5", "mean", "std")
 
 
@@ -50,11 +53,14 @@ def copy_trained(source: Path, new: Path, folds: Sequence[str], mirrored: bool) 
     axes = first.get("inference_allowed_mirroring_axes") if mirrored else None
     try:
         config, classes = trained.config(len(checkpoints), axes or ()), trained.classes
+        told = trained.inputs | trained.regions
+    except InputError:
+        raise
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise InputError("plans.json and dataset.json must be as nnU-Net v2 writes them", repr(error)[:120]) from None
     write_json(new / "configs" / "inference.json", config)
     about = f"nnU-Net {trained.name}, folds {', '.join(path.parent.name.removeprefix('fold_') for path in checkpoints)}"
-    write_json(new / "configs" / "metadata.json", {"task": f"Segmentation: {about}"} | trained.inputs)
+    write_json(new / "configs" / "metadata.json", {"task": f"Segmentation: {about}"} | told)
     _join_folds(Bundle(new), checkpoints)
     return classes
 
@@ -86,13 +92,35 @@ class Trained:
 
     @property
     def classes(self) -> list[str]:
-        """Names in the order of their labels, without those that training ignored."""
+        """Names in the order of their labels, without those that training ignored; of regions, without background."""
+        if self.regions:
+            return list(self._foreground)
         labels = {name: value for name, value in self.dataset.get("labels", {}).items() if name != "ignore"}
-        if any(isinstance(value, list) for value in labels.values()):
-            raise InputError("classes must exclude each other", "labels of overlapping regions")
         if sorted(labels.values()) != list(range(len(labels))):
             raise InputError("labels of dataset.json must count from 0", sorted(labels.values())[:5])
         return sorted(labels, key=labels.__getitem__)
+
+    @property
+    def _foreground(self) -> dict[str, list[int]]:
+        """Regions in the order of the outputs, and the labels that make up each, where the dataset has regions."""
+        told = {name: value for name, value in self.dataset.get("labels", {}).items() if name != "ignore"}
+        if not any(isinstance(value, list) and len(value) > 1 for value in told.values()):
+            return {}
+        found = {name: value if isinstance(value, list) else [value] for name, value in told.items()}
+        return {name: [int(label) for label in value] for name, value in found.items() if set(value) != {0}}
+
+    @property
+    def regions(self) -> dict[str, Any]:
+        """What the bundle's metadata tells of classes that are regions: nothing where classes exclude each other."""
+        labels, order = list(self._foreground.values()), self.dataset.get("regions_class_order")
+        if not labels:
+            return {}
+        given = order if isinstance(order, list) else []
+        fits = len(given) == len(labels) == len({*given})
+        if not fits or not all(label in inside for label, inside in zip(given, labels, strict=True)):
+            rule = "regions_class_order must name a label of each region, in the order of the regions"
+            raise InputError(rule, str(order)[:80], ", ".join(f"{name} {of}" for name, of in self._foreground.items()))
+        return {"regions": labels, "regions_class_order": given}
 
     def config(self, folds: int, mirrored: Sequence[int]) -> dict[str, Any]:
         """The bundle's inference.json."""
@@ -105,6 +133,7 @@ class Trained:
             "network_def": {"_target_": f"{HERE}.Folds", **network, "axes": self.axes, "mirrored": list(mirrored)},
             "preprocessing": {"_target_": "Compose", "transforms": self._transforms()},
             "inferer": {"_target_": f"{HERE}.EvenInferer", **window},
+            **({"postprocessing": SIGMOID} if self.regions else {}),
         }
 
     @property

@@ -88,13 +88,26 @@ def segment(
             classes = len(logits)
             dtype = torch.uint8 if classes <= 256 else torch.int16
             prediction = torch.empty(plan.shape, dtype=dtype, device=scan.device)
-        prediction[place] = predicted_organs(logits).to(prediction.dtype)
+        prediction[place] = predicted_organs(logits, last_wins(network)).to(prediction.dtype)
     return prediction, classes
 
 
-def predicted_organs(logits: torch.Tensor) -> torch.Tensor:
-    """ŷ(v) = argmax_k z_k(v) of logits (classes, …); ties go to the lower class."""
-    return logits.argmax(dim=0)
+def predicted_organs(logits: torch.Tensor, nested: bool = False) -> torch.Tensor:
+    """ŷ(v) = argmax_k z_k(v) of logits (classes, …); ties go to the lower class.
+
+    nested: of classes that may hold each other it is the last with a positive logit, a probability above a half.
+    """
+    if not nested:
+        return logits.argmax(dim=0)
+    found = torch.zeros(logits.shape[1:], dtype=torch.int64, device=logits.device)
+    for number, one in enumerate(logits[1:], 1):
+        found[one > 0] = number
+    return found
+
+
+def last_wins(network: torch.nn.Module) -> bool:
+    """Whether the network's classes may hold each other, so that a voxel is given to the last that it is in."""
+    return bool(getattr(network, "last_wins", False))
 
 
 def pick_device(name: str) -> torch.device:
