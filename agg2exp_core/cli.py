@@ -312,19 +312,30 @@ def worker(device: Device = "auto", data: Root = None) -> None:
 def aggregate(
     cohort: Annotated[str, typer.Option("--cohort", help="A cohort.")],
     run: Annotated[str, typer.Option("--run", help="A run of it with stored attribution maps.")],
-    masks: Annotated[Path, typer.Option("--masks", help="Folder of <case_id>.nii.gz; names.csv names their labels.")],
+    masks: Annotated[
+        Path,
+        typer.Option(
+            "--masks", help="Folder of <case_id>.nii.gz, whose labels names.csv names, or <case_id>/<region>.nii.gz."
+        ),
+    ],
     name: Annotated[str, typer.Option("--name", help="Name of the region set, such as pathology.")],
+    logits: Annotated[
+        str, typer.Option(help="Files hold logits, a channel a region: exclusive (the first is none) or overlapping.")
+    ] = "",
+    ids: Annotated[str, typer.Option(help="Only these labels, separated by commas.")] = "",
+    joined: Annotated[bool, typer.Option("--joined", help="All of them are one region.")] = False,
     data: Root = None,
 ) -> None:
     """Sum a run's stored attribution over masks of its cases, such as pathologies: a region set beside the organs."""
-    from agg2exp_core import masked
+    from agg2exp_core import mask_files, masked
 
     root = data_root(data)
     with progress("Masks") as report:
         folder = masked.find_run(root, cohort, run)
-        found = masked.find_masks(root, cohort, masks, name, report)
+        reading = mask_files.Reading(name, logits, _ids(ids), joined)
+        found = mask_files.find_masks(root, cohort, masks, reading, report)
         summary = masked.sum_masks(folder, found, report)
-    _say_summed(name, ", ".join(found.regions.values()), summary)
+    _say_summed(name, ", ".join(dict.fromkeys(found.regions.values())), summary)
     _say_refused(summary.refused, len(found.files))
 
 
@@ -899,6 +910,13 @@ def _namer(key: Path | None) -> Callable[[str], str] | None:
 def _volumes_csv(sizes: dict[str, dict[str, float]]) -> str:
     rows = [f"{case_id},{organ},{size:.3f}\n" for case_id, organs in sizes.items() for organ, size in organs.items()]
     return "case_id,organ,millilitres\n" + "".join(rows)
+
+
+def _ids(text: str) -> tuple[int, ...]:
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not all(word.isdecimal() for word in words):
+        raise InputError("--ids must be whole numbers separated by commas", repr(text))
+    return tuple(map(int, words))
 
 
 def _numbers(option: str, text: str, count: int, least: float = -math.inf) -> tuple[float, ...]:

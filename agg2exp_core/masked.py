@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,31 +13,17 @@ from agg2exp_core import volumes
 from agg2exp_core.aggregation.masks import on_grid
 from agg2exp_core.aggregation.regions import count_voxels, region_sums
 from agg2exp_core.files import read_json
+from agg2exp_core.mask_files import Masks
 from agg2exp_core.records import InputError, Volume
 from agg2exp_core.settings import checked_id
 from agg2exp_core.store import results
-from agg2exp_core.store.cohorts import read_cases
-from agg2exp_core.store.layouts import scans_of
-from agg2exp_core.store.region_sets import MaskedSum, checked_set, write_case
-from agg2exp_core.tables import read_table
-
-MOST_REGIONS = 256
-"""A map with more labels than these is a scan or an atlas brought by mistake, and no mask."""
+from agg2exp_core.store.region_sets import MaskedSum, write_case
 
 EMPTY, NOT_IN_MASK, TOO_SMALL = "the mask is empty", "not in the mask", "too small for the model's grid"
 NO_MASK, NOT_EXPLAINED, NO_MAP = "no mask", "not explained in this run", "no stored attribution map"
 ONLY_TO_VIEW = "maps only to look at: explain with --saliency-dtype float16"
 
 Report = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class Masks:
-    """Masks of a cohort's cases: the region set's name, case → file, and label → region."""
-
-    name: str
-    files: dict[str, Path]
-    regions: dict[int, str]
 
 
 @dataclass
@@ -61,27 +47,6 @@ def find_run(root: Path, cohort: str, run: str) -> Path:
         known = sorted(path.parent.name for path in base.glob("[!.]*/run.json"))
         raise InputError(f"run must be one of cohort {cohort}", repr(run), ", ".join(known) or "none yet")
     return base / run
-
-
-def find_masks(root: Path, cohort: str, folder: Path, name: str, report: Report) -> Masks:
-    """The masks `<case_id>.nii.gz` of a folder, each read once: whole numbers, of cases of the cohort, few labels.
-
-    Regions are named by `names.csv` (id,name) in the folder, which then has to name every label; else a single label
-    is NAME and several are NAME 1, NAME 2 … InputError for anything else, before a sum is taken.
-    """
-    checked_set(name)
-    known = set(read_cases(root, cohort)["case_id"])
-    files = scans_of(folder)
-    strangers = sorted(set(files) - known)
-    if strangers:
-        raise InputError(f"every mask must be named as a case of cohort {cohort}", ", ".join(strangers[:3]))
-    if not files:
-        raise InputError("a region set needs masks named <case_id>.nii.gz", f"none in {folder.name}")
-    labels: set[int] = set()
-    for index, (case_id, path) in enumerate(files.items()):
-        report(index, 2 * len(files), f"{case_id}, reading the mask")
-        labels |= _labels(path)
-    return Masks(name, files, _named(folder / "names.csv", name, sorted(labels)))
 
 
 def sum_masks(run: Path, masks: Masks, report: Report) -> Summary:
@@ -113,16 +78,14 @@ def case_sums(folder: Path, masks: Masks, case_id: str, targets: tuple[str, ...]
     and so a sum too; a mass by twice that at most, in practice far less.
     """
     manifest = results.read_manifest(folder) or {}
-    files = manifest.get("files", {})
-    mask, digest = volumes.read_labels(masks.files[case_id]), volumes.content_sha256(masks.files[case_id])
-    grid, regions, rows = None, np.empty(0), []
+    files, digest, on = manifest.get("files", {}), masks.digest(case_id), None
+    rows: list[MaskedSum] = []
     for target in targets:
         name = results.map_name(target)
         split = [file for file in results.map_names(manifest, target) if file != name]
         maps = [volumes.read_volume(folder / file) for file in split or [name]]
-        if grid is None:
-            grid, regions = maps[0], _numbered(on_grid(mask, maps[0]), masks)
-        rows += _target_sums(maps, regions, _reasons(mask, masks), (target, digest, files[name]["sha256"]))
+        on = on or _on_grid(masks, case_id, maps[0])
+        rows += _target_sums(maps, on, (target, digest, files[name]["sha256"]))
     return rows
 
 
@@ -144,79 +107,63 @@ def _add_case(run: Path, masks: Masks, case_id: str, summary: Summary) -> None:
     problems = results.verify(folder, ["importance.csv", *kept])
     if problems:
         raise InputError("a case's results must be as its manifest says", ", ".join(problems))
-    write_case(run, masks.name, case_id, case_sums(folder, masks, case_id, tuple(stored)))
+    write_case(run, masks.reading.name, case_id, case_sums(folder, masks, case_id, tuple(stored)))
     absent = results.read_importance(folder).absent
     summary.cases.append(case_id)
     summary.targets += len(stored)
     summary.without += sum(name not in stored and name not in absent for name in manifest["targets"])
 
 
-def _numbered(labels: np.ndarray, masks: Masks) -> np.ndarray:
-    """Labels as 1, 2 … in the order of the regions; what is none of them is 0."""
-    numbers = np.zeros(max(int(labels.max()), *masks.regions) + 1, np.int32)
-    numbers[list(masks.regions)] = np.arange(1, len(masks.regions) + 1)
+@dataclass(frozen=True, eq=False)
+class _Regions:
+    """On the attribution's grid: maps (I, J, K) of numbers, 1 … in the order of `reasons`, each region in one of them.
+
+    reasons: region → why it would have no voxel there.
+    """
+
+    layers: list[np.ndarray]
+    reasons: dict[str, str]
+
+
+def _on_grid(masks: Masks, case_id: str, grid: Volume) -> _Regions:
+    names = list(dict.fromkeys(masks.regions.values()))
+    layers, there = [], set()
+    for mask in masks.layers(case_id):
+        there |= set(np.unique(mask.array).tolist()) - {0}
+        layers.append(_numbered(on_grid(mask, grid), masks.regions, names))
+    if masks.reading.joined:
+        layers = [np.maximum.reduce(layers)]
+    seen = {masks.regions[label] for label in there if label in masks.regions}
+    missing = NOT_IN_MASK if there else EMPTY
+    return _Regions(layers, {region: TOO_SMALL if region in seen else missing for region in names})
+
+
+def _numbered(labels: np.ndarray, regions: Mapping[int, str], names: list[str]) -> np.ndarray:
+    """Labels as the numbers of their regions, from 1; what is none of them is 0."""
+    numbers = np.zeros(max(int(labels.max()), *regions) + 1, np.uint16)
+    numbers[list(regions)] = [names.index(region) + 1 for region in regions.values()]
     return numbers[labels]
 
 
-def _reasons(mask: Volume, masks: Masks) -> dict[str, str]:
-    """Region → why it would have no voxel on the attribution's grid."""
-    there = set(np.unique(mask.array).tolist()) - {0}
-    missing = NOT_IN_MASK if there else EMPTY
-    return {region: TOO_SMALL if label in there else missing for label, region in masks.regions.items()}
-
-
-def _target_sums(
-    maps: list[Volume], regions: np.ndarray, reasons: dict[str, str], names: tuple[str, str, str]
-) -> list[MaskedSum]:
-    """A row a region. maps: of each channel. regions: (I, J, K), 1 … in the order of `reasons`.
-
-    names: target, hashes of mask and saliency.
-    """
-    target, *digests = names
-    count = len(reasons) + 1
-    found = [region_sums(one.array[None], regions, count) for one in maps]
-    positive, negative = np.sum(found, axis=0)[:, 0]
-    voxels = count_voxels(regions, count)
-    totals = float(positive.sum()), float(negative.sum())
+def _target_sums(maps: list[Volume], regions: _Regions, names: tuple[str, str, str]) -> list[MaskedSum]:
+    """A row a region. maps: of each channel. names: target, hashes of masks and saliency."""
+    target, masks_digest, map_digest = names
+    count = len(regions.reasons) + 1
+    positive, negative = sums = np.zeros((2, count))
+    voxels, totals = np.zeros(count, np.int64), (0.0, 0.0)
+    for layer in regions.layers:
+        found = np.sum([region_sums(one.array[None], layer, count) for one in maps], axis=0)[:, 0]
+        # All layers have the whole scan, in the regions' voxels and in the rest of it.
+        totals = float(found[0].sum()), float(found[1].sum())
+        sums += found
+        voxels += count_voxels(layer, count)
     rows = []
-    for number, (region, reason) in enumerate(reasons.items(), 1):
+    for number, (region, reason) in enumerate(regions.reasons.items(), 1):
         there = voxels[number] > 0
-        sums: tuple[Any, Any] = (float(positive[number]), float(negative[number])) if there else (None, None)
+        own: tuple[Any, Any] = (float(positive[number]), float(negative[number])) if there else (None, None)
         rows.append(
             MaskedSum(
-                target, region, *sums, int(voxels[number]), *totals, "" if there else reason, digests[0], digests[1]
+                target, region, *own, int(voxels[number]), *totals, "" if there else reason, masks_digest, map_digest
             )
         )
     return rows
-
-
-# ---- names -----------------------------------------------------------------------------------------
-
-
-def _labels(path: Path) -> set[int]:
-    """Labels of a mask but 0. InputError: it is none, or has too many."""
-    try:
-        labels = set(np.unique(volumes.read_labels(path).array).tolist()) - {0}
-    except InputError as error:
-        raise InputError("every mask must be a sound label map", f"{path.name}: {error}") from None
-    if len(labels) > MOST_REGIONS:
-        raise InputError("a mask must be binary or hold few labels", f"{path.name}: {len(labels)}", MOST_REGIONS)
-    return labels
-
-
-def _named(file: Path, name: str, labels: list[int]) -> dict[int, str]:
-    """Label → region, of all masks together, so that a region has one name in every case."""
-    if not file.is_file():
-        if len(labels) < 2:
-            return dict.fromkeys(labels or [1], name)
-        return {label: f"{name} {label}" for label in labels}
-    rows = read_table(file, ("id", "name")).to_dict("records")
-    named = {row["id"].strip(): row["name"].strip() for row in rows}
-    if len(set(named.values())) < len(named) or "" in named.values():
-        raise InputError("names.csv must name every label, each by a name of its own", ", ".join(named.values()))
-    unknown = [str(label) for label in labels if str(label) not in named]
-    if unknown:
-        raise InputError("names.csv must name every label of the masks", ", ".join(unknown[:5]), ", ".join(named))
-    if not all(label.isdecimal() and 0 < int(label) <= volumes.MAX_LABEL for label in named):
-        raise InputError("names.csv needs whole numbers as ids", ", ".join(named), f"1 to {volumes.MAX_LABEL}")
-    return {int(label): region for label, region in named.items()}

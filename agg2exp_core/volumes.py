@@ -83,8 +83,28 @@ def check_channels(images: Sequence[Path]) -> ScanHeader:
 
 def is_stacked(path: Path) -> bool:
     """Whether a file holds several volumes along a fourth axis, as the Decathlon keeps channels. Reads the header."""
+    return count_channels(path) > 1
+
+
+def count_channels(path: Path) -> int:
+    """How many volumes a file holds: one, or those of a fourth axis. Reads the header."""
     with _opened(Path(path), stacked=True) as (header, _):
-        return header.channels > 1
+        return header.channels
+
+
+def read_channels(path: Path) -> Iterator[Volume]:
+    """The checked volumes of a 3D or 4D file, one after the other, as `read_volume`; only one is held."""
+    with _opened(Path(path), stacked=True) as (header, stream):
+        size, at = math.prod(header.shape), 0
+        flat = np.empty(size, np.float32)
+        for values in _finite_chunks(header, stream):
+            while len(values):
+                part, values = values[: size - at], values[size - at :]
+                flat[at : at + len(part)] = part
+                at += len(part)
+                if at == size:
+                    yield Volume(flat.reshape(header.shape, order="F"), header.affine)
+                    flat, at = np.empty(size, np.float32), 0
 
 
 def split_channels(path: Path, folder: Path) -> list[Path]:
@@ -185,9 +205,9 @@ def content_sha256(path: Path) -> str:
     Raises InputError for a header that check_scan refuses; reads no further than that header declares.
     """
     digest = hashlib.sha256()
-    with _opened(Path(path)) as (header, stream):
+    with _opened(Path(path), stacked=True) as (header, stream):
         stream.seek(0)
-        left = header.offset + math.prod(header.shape) * header.dtype.itemsize
+        left = header.offset + math.prod(header.shape) * header.channels * header.dtype.itemsize
         while left and (block := stream.read(min(left, 2**20))):
             digest.update(block)
             left -= len(block)

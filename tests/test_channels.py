@@ -17,6 +17,7 @@ from tiny import CLASSES, explainer_of, inferer_of
 from agg2exp_core import masked, pipeline, volumes
 from agg2exp_core.attribution.attribute import METHODS, Explanation, Subject, attribute
 from agg2exp_core.attribution.smoothgrad import noisy_copies
+from agg2exp_core.mask_files import Reading, find_masks
 from agg2exp_core.model.adding import Wrapping, add_model
 from agg2exp_core.model.bundle import Bundle, channel_ids, save_weights
 from agg2exp_core.model.preprocess import load_scan
@@ -431,7 +432,7 @@ def test_masks_are_summed_channel_by_channel_and_maps_made_small(explained: Path
     assert run("aggregate", *words, "--masks", tmp_path / "masks", "--name", "all") == 0
     folder = explained / "runs" / "mri" / "brats-gradient" / "cases" / "a"
     table = results.read_importance(folder)
-    masks = masked.find_masks(explained, "mri", tmp_path / "masks", "all", silent)
+    masks = find_masks(explained, "mri", tmp_path / "masks", Reading("all"), silent)
     rows = masked.case_sums(folder, masks, "a", table.targets)
     np.testing.assert_allclose([row.positive for row in rows], table.positive.sum(axis=1), rtol=1e-5)
     assert run("export", "saliency", *words, "--out", tmp_path / "exported") == 0

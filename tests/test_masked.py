@@ -6,6 +6,7 @@ import json
 import logging
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from command import run
@@ -13,6 +14,7 @@ from command import run
 from agg2exp_core import maps, masked, volumes
 from agg2exp_core.aggregation.masks import on_grid
 from agg2exp_core.aggregation.regions import count_voxels, region_sums
+from agg2exp_core.mask_files import Masks, Reading
 from agg2exp_core.records import Condition, InputError, Selection, SumTable, Volume
 from agg2exp_core.store import catalog, cohorts, queries, region_sets, results
 
@@ -74,7 +76,8 @@ def root(tmp_path: Path) -> Path:
 
 def aggregate(root: Path, name: str = "lesion", **others: object) -> int:
     words = {"cohort": "c", "run": "r", "masks": root.parent / "masks", "data": root} | others
-    return run("aggregate", "--name", name, *[word for pair in words.items() for word in (f"--{pair[0]}", pair[1])])
+    said = (word for option, value in words.items() for word in (f"--{option}", value) if word != "")
+    return run("aggregate", "--name", name, *said)
 
 
 # ---- sums ------------------------------------------------------------------------------------------
@@ -85,7 +88,7 @@ def test_three_voxels_by_hand(tmp_path: Path) -> None:
     root = tmp_path / "root"
     explained(root, "a", np.array([[[2.0, -1.0, 1.0]]]), np.array([[[1, 1, 0]]], np.uint8), ("heart",))
     volumes.write_volume(tmp_path / "a.nii.gz", grid(np.array([[[1, 1, 0]]], np.uint8)))
-    masks = masked.Masks("lesion", {"a": tmp_path / "a.nii.gz"}, {1: "lesion"})
+    masks = Masks(Reading("lesion"), {"a": {0: tmp_path / "a.nii.gz"}}, {1: "lesion"})
     (row,) = masked.case_sums(root / "runs" / "c" / "r" / "cases" / "a", masks, "a", ("heart",))
     assert (row.positive, row.negative, row.voxels) == (2, 1, 2)
     assert (row.positive_total, row.negative_total, row.absent) == (3, 1, "")
@@ -188,6 +191,87 @@ def test_labels_are_named_by_number_or_by_names_csv(root: Path) -> None:
     found = rows_of(root)
     assert found["a", "effusion"] == (4, None) and found["b", "nodule"] == (20, None)
     assert found["a", "nodule"] == (0, "not in the mask") and found["b", "metal"] == (0, "not in the mask")
+
+
+def shares_of(root: Path, name: str = "lesion") -> dict[str, tuple[float, int]]:
+    """Of the heart's attribution in case a: mass and voxels of each region that is there."""
+    sql = """
+        SELECT region, mass, voxels FROM importance
+        WHERE region_set = $1 AND case_id = 'a' AND sign = 'abs' AND absent IS NULL"""
+    return {row[0]: row[1:] for row in catalog.connect(root).execute(sql, [name]).fetchall()}
+
+
+def by_hand(inside: np.ndarray) -> tuple[float, int]:
+    saliency = np.abs(random_case(0)[0].astype(np.float64))
+    return pytest.approx(float(saliency[inside].sum() / saliency.sum()), abs=1e-6), int(inside.sum())
+
+
+def boxes() -> tuple[np.ndarray, np.ndarray]:
+    """Two regions that overlap."""
+    one, two = np.zeros(SHAPE, bool), np.zeros(SHAPE, bool)
+    one[1:4], two[2:6, :3] = True, True
+    return one, two
+
+
+def write_logits(root: Path, *channels: np.ndarray) -> None:
+    """Of case a, in the place of all masks; one channel is a 3D file."""
+    for path in (root.parent / "masks").iterdir():
+        path.unlink()
+    array = np.stack(channels, axis=-1).astype(np.float32)
+    nib.save(nib.Nifti1Image(array[..., 0] if len(channels) == 1 else array, AFFINE), root.parent / "masks/a.nii.gz")
+
+
+def test_regions_of_files_of_their_own_may_overlap(root: Path) -> None:
+    one, two = boxes()
+    for path in (root.parent / "masks").iterdir():
+        path.unlink()
+    (root.parent / "masks" / "a").mkdir()
+    for name, inside in (("effusion", one), ("nodule", two)):
+        volumes.write_volume(root.parent / "masks" / "a" / f"{name}.nii.gz", grid(inside.astype(np.uint8)))
+    assert aggregate(root) == 0
+    assert shares_of(root) == {"effusion": by_hand(one), "nodule": by_hand(two)}
+    assert aggregate(root, "both", joined="") == 0
+    assert shares_of(root, "both") == {"both": by_hand(one | two)}  # what lies in both counts once
+    assert aggregate(root, "nodules", ids="2") == 0 and shares_of(root, "nodules") == {"nodule": by_hand(two)}
+
+
+def test_logits_are_masks_by_the_largest_or_each_above_zero(root: Path) -> None:
+    one, two = boxes()
+    write_logits(root, np.zeros(SHAPE), np.where(one, 2.0, -1.0), np.where(two, 3.0, -1.0))
+    (root.parent / "masks" / "names.csv").write_text("id,name\n1,effusion\n2,nodule\n")
+    assert aggregate(root, logits="exclusive") == 0
+    assert shares_of(root) == {"effusion": by_hand(one & ~two), "nodule": by_hand(two)}
+    assert aggregate(root, "nodules", logits="exclusive", ids="2") == 0
+    assert shares_of(root, "nodules") == {"nodule": by_hand(two)}
+    write_logits(root, np.where(one, 0.1, -0.1), np.where(two, 3.0, 0.0))
+    assert aggregate(root, "split", logits="overlapping") == 0
+    assert shares_of(root, "split") == {"split 1": by_hand(one), "split 2": by_hand(two)}
+    write_logits(root, np.where(one, 0.1, -0.1))
+    assert aggregate(root, "alone", logits="overlapping") == 0 and shares_of(root, "alone") == {"alone": by_hand(one)}
+
+
+def _both_kinds(root: Path) -> None:
+    (root.parent / "masks" / "b").mkdir()
+    volumes.write_volume(root.parent / "masks" / "b" / "nodule.nii.gz", grid(np.ones(SHAPE, np.uint8)))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "more", "told"),
+    [
+        (_both_kinds, {}, "masks must be a file a case or a folder a case"),
+        (lambda root: write_logits(root, np.ones(SHAPE)), {"logits": "exclusive"}, "a channel for no region"),
+        (lambda root: write_logits(root, np.full(SHAPE, 0.5)), {}, "sound label map"),
+        (lambda root: write_logits(root, *np.ones((2, *SHAPE))), {}, "sound label map"),
+        (lambda root: write_logits(root, np.full(SHAPE, np.nan)), {"logits": "overlapping"}, "finite"),
+        (lambda _: None, {"logits": "sigmoid"}, "got 'sigmoid'; allowed: exclusive, overlapping"),
+        (lambda _: None, {"ids": "3"}, "ids must be labels of the masks; got 3; allowed: 1"),
+        (lambda _: None, {"ids": "-1"}, "--ids must be whole numbers"),
+    ],
+)
+def test_masks_that_are_not_what_was_said_are_refused(root: Path, capsys, spoil, more, told) -> None:
+    spoil(root)
+    assert aggregate(root, **more) == 2
+    assert told in capsys.readouterr().err and nothing_written(root)
 
 
 def test_an_empty_mask_is_absent_and_never_zero(root: Path) -> None:
