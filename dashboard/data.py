@@ -124,6 +124,15 @@ def targets(root: Path, cohort: str, run: str) -> list[str]:
     return list(_ask(root, "targets", cohort, run)["target"])
 
 
+def channels(root: Path, cohort: str, run: str) -> list[str]:
+    """Input channels that the run's attribution is split among; none where it is not."""
+    return list(_ask(root, "channels", cohort, run))
+
+
+def channel_shares(root: Path, selection: Selection) -> pd.DataFrame:
+    return _ask(root, "channel_shares", selection)
+
+
 def organ_names(root: Path, cohort: str, run: str) -> list[str]:
     return list(_ask(root, "organ_names", cohort, run))
 

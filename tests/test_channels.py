@@ -9,9 +9,12 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from command import run
+from pages import opened, texts
+from streamlit.testing.v1 import AppTest
 from tiny import CLASSES, explainer_of, inferer_of
 
 from agg2exp_core import masked, pipeline, volumes
@@ -27,6 +30,10 @@ from agg2exp_core.records import PERTURBING, InputError, Method, Selection, Volu
 from agg2exp_core.store import catalog, cohorts, parquet_cache, queries, results
 from agg2exp_core.store.cohort_check import check_cohort
 from agg2exp_core.store.cohorts import Case
+from dashboard.charts.channels import channel_bars
+from dashboard.viewer import scene
+from dashboard.viewer.layers import WINDOWS, windows_of
+from dashboard.views import case as case_page
 
 SHAPE = (13, 8, 6)  # longer than, equal to and shorter than a window of 8³
 GRADIENTS = [name for name in METHODS if name not in PERTURBING]
@@ -440,3 +447,63 @@ def test_masks_are_summed_channel_by_channel_and_maps_made_small(explained: Path
     assert run("thin", *words) == 0
     assert not results.verify(folder) and nib.load(next(folder.rglob("FLAIR.nii.gz"))).get_data_dtype() == np.int16
     assert run("check", "--data", explained) == 0
+
+
+# ---- pages -------------------------------------------------------------------------------------------
+
+
+def addressed(app: AppTest) -> str:
+    """The channel that the address names."""
+    named = app.query_params.get("channel", "")
+    return str(named[0] if isinstance(named, list) else named)
+
+
+def shown(app: AppTest) -> dict[str, str]:
+    return {box.label: box.value for box in app.selectbox}
+
+
+def test_the_case_page_shows_all_channels_or_one(explained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+    loaded = scene.load_scene
+    monkeypatch.setattr(
+        case_page, "load_scene", lambda of, labels: (asked.append((of.image.name, of.channel)), loaded(of, labels))[1]
+    )
+    target = results.read_importance(explained / "runs" / "mri" / "brats-gradient" / "cases" / "a").targets[0]
+    link = {"cohort": "mri", "run": "brats-gradient", "case": "a", "target": target}
+    app = opened(monkeypatch, explained, "case", link)
+    assert shown(app)["Channel"] == "*" and addressed(app) == "*"
+    assert asked[-1] == ("a_0000.nii.gz", "")
+    said = texts(app)
+    assert "In T1 Gd" in said and "In FLAIR" in said and "the signed sum of T1 Gd, FLAIR" in said
+    app.selectbox(key="case_channel").set_value("FLAIR").run()
+    assert not app.exception and addressed(app) == "FLAIR"
+    assert asked[-1] == ("a_0001.nii.gz", "FLAIR") and "in FLAIR, organ by organ" in texts(app)
+    assert "signed sum" not in texts(app)
+    again = opened(monkeypatch, explained, "case", link | {"channel": "T1_Gd"})
+    assert shown(again)["Channel"] == "T1_Gd" and asked[-1] == ("a_0000.nii.gz", "T1_Gd")
+    whole = opened(monkeypatch, explained, "case", link | {"run": "brats-ablation"})
+    assert "Channel" not in shown(whole) and not addressed(whole)
+
+
+def test_the_cohort_page_shows_channels_where_there_are_some(explained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for run_id, there in (("brats-gradient", True), ("brats-ablation", False)):
+        said = texts(opened(monkeypatch, explained, "cohort", {"cohort": "mri", "run": run_id}))
+        assert ("Which input channel the evidence is in" in said) == there
+
+
+def test_bars_of_channels_stand_in_the_order_of_the_model() -> None:
+    shares = pd.DataFrame(
+        {"target": ["heart", "heart", "aorta", "aorta"], "channel": ["T2", "T1_Gd"] * 2, "value": [0.9, 0.1, 0.5, 0.5]}
+    )
+    figure = channel_bars(shares, load_label_set("thorax17"), ["aorta", "heart"])
+    assert [bar.name for bar in figure.data] == ["T2", "T1 Gd"]
+    assert list(figure.data[0].x) == [50, 90] and list(figure.data[1].text) == ["50 %", "10 %"]
+    assert figure.data[0].hovertext[1] == "<b>Heart</b>: 90.0 % in T2"
+
+
+def test_images_that_are_not_in_hu_have_a_window_of_their_own() -> None:
+    assert windows_of(np.array([[[-160, 0, 60]]], np.int16)) is WINDOWS
+    mri = np.zeros((20, 20, 20), np.int16)
+    mri[5:15] = np.linspace(200, 1200, 4000).reshape(10, 20, 20)
+    (window,) = windows_of(mri).values()
+    assert window.level == pytest.approx(700, abs=5) and window.width == pytest.approx(980, abs=10)

@@ -29,6 +29,26 @@ WINDOWS = {
     "bone": Window("Bone", 2500, 480),
 }
 
+OWN = "own"
+LEAST_FAT = -100
+"""A CT in HU has fat or air, which lie below; other images, such as those of an MRI, have no window in common."""
+SAMPLED = 2**20
+"""Voxels from which an image's own window is taken."""
+
+
+def windows_of(voxels: np.ndarray) -> dict[str, Window]:
+    """HU windows or, where the values are none in HU, the image's own: from its 1st to its 99th percentile.
+
+    Zeros are left out, which surround a body or a brain that was cut out.
+    """
+    if int(voxels.min()) < LEAST_FAT:
+        return WINDOWS
+    some = voxels.reshape(-1, order="A")[:: max(voxels.size // SAMPLED, 1)]
+    there = some[some != 0]
+    low, high = np.percentile(there, (1, 99)) if len(there) else (0.0, 1.0)
+    return {OWN: Window("Whole range", max(float(high - low), 1.0), float(low + high) / 2)}
+
+
 # From transparent to strong; lightness grows with strength in both directions, so that the two
 # signs and their strength are also told apart without colour vision (blue against orange).
 _POSITIVE = ("#7a2e00", "#c65102", "#f28211", "#ffa733", "#ffd166")

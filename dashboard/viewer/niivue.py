@@ -110,11 +110,12 @@ def viewer_data(maps: Sequence[Shown], key: str, start: Voxel) -> dict[str, Any]
         "target": scene.target,
         "start": list(start),
         "at": st.session_state.get(_at(key)),
-        "windows": [{"name": name, **window.__dict__} for name, window in layers.WINDOWS.items()],
+        "windows": [{"name": name, **window.__dict__} for name, window in scene.windows.items()],
         "window": scene.window,
+        "unit": scene.unit,
         "mode": "signed",
         "palettes": {name: layers.stops(name) for name in ("positive", "negative", "absolute")},
-        "words": f"{slices.CONVENTION} {KEYS}",
+        "words": f"{slices.CONVENTION} {KEYS if scene.unit else KEYS.replace('HU window', 'grey window')}",
     }
 
 

@@ -16,6 +16,7 @@ from agg2exp_core.records import InputError, Volume
 from agg2exp_core.store import results
 from dashboard.charts.common import organ_of
 from dashboard.viewer import slices
+from dashboard.viewer.layers import Window, windows_of
 from dashboard.viewer.stage import Attribution, Scene
 
 Stamp = tuple[str, int, int]
@@ -24,11 +25,15 @@ Stamp = tuple[str, int, int]
 
 @dataclass(frozen=True)
 class Sources:
-    """The files behind a scene. result: the case's folder in a run, None before it was explained."""
+    """The files behind a scene. result: the case's folder in a run, None before it was explained.
+
+    channel: of several, whose attribution is shown; of all, if none is named.
+    """
 
     image: Path
     result: Path | None
     target: str
+    channel: str = ""
 
 
 def load_scene(sources: Sources, labels: LabelSet) -> Scene:
@@ -45,6 +50,7 @@ def load_scene(sources: Sources, labels: LabelSet) -> Scene:
         organs,
         drawn.result() if drawn else None,
         hashlib.sha256(str(image).encode()).hexdigest()[:16],
+        _windows(*image),
     )
 
 
@@ -53,7 +59,7 @@ def stamps(sources: Sources) -> tuple[Stamp, Stamp | None, Stamp | None]:
     image = _stamp(sources.image)
     if sources.result is None:
         return image, None, None
-    files = (sources.result / results.PREDICTION, sources.result / results.map_name(sources.target))
+    files = (sources.result / results.PREDICTION, sources.result / results.map_name(sources.target, sources.channel))
     prediction, attribution = (_stamp(file) if file.is_file() else None for file in files)
     return image, prediction, attribution
 
@@ -73,6 +79,11 @@ def _scan(path: str, changed: int, size: int) -> Volume:
     limits = np.iinfo(np.int16)
     np.clip(volume.array, limits.min, limits.max, out=volume.array)
     return volumes.to_ras(Volume(np.rint(volume.array, out=volume.array).astype(np.int16), volume.affine))
+
+
+@st.cache_resource(max_entries=50, show_spinner=False)
+def _windows(path: str, changed: int, size: int) -> dict[str, Window]:
+    return windows_of(_scan(path, changed, size).array)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)

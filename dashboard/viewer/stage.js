@@ -354,7 +354,7 @@ class Pane {
     const share = this.attribution && Math.round((this.attribution[at] / 127) * 100);
     return {
       organ: this.labels ? this.stage.organ(this.labels[at]) : undefined,
-      hu: `${signed(this.hu[at], false)} HU`,
+      hu: `${signed(this.hu[at], false)} ${this.stage.data.unit}`.trim(),
       attribution: share === undefined || share === null ? undefined
         : `${signed(share, true)} %`,
     };

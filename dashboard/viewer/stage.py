@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ class Scene:
     """What is to be seen: the scan on its own grid in RAS, prediction and attribution on the model's grid.
 
     key names the files behind it, so that pictures can be cached, scan_key that of the scan alone.
-    target: label value of the explained organ.
+    target: label value of the explained organ. windows: by name, those in which the scan can be seen.
     """
 
     key: str
@@ -52,6 +52,7 @@ class Scene:
     prediction: Volume | None = None
     attribution: Attribution | None = None
     scan_key: str = ""
+    windows: dict[str, layers.Window] = field(default_factory=lambda: layers.WINDOWS)
 
     @property
     def shape(self) -> Voxel:
@@ -73,8 +74,11 @@ class Scene:
     def window(self) -> str:
         """The HU window in which the explained organ is seen: that whose level its middle is nearest to.
 
-        Where the label set tells bones apart, they alone have theirs: with contrast, blood is as dense.
+        Where the label set tells bones apart, they alone have theirs: with contrast, blood is as dense. An image
+        that is not in HU has one of its own.
         """
+        if layers.OWN in self.windows:
+            return layers.OWN
         place = self.centre
         if place is None:
             return "soft"
@@ -84,6 +88,16 @@ class Scene:
         names = [name for name in layers.WINDOWS if name != "bone" or not bones]
         around = self.scan.array[tuple(slice(max(at - 2, 0), at + 3) for at in place)]
         return min(names, key=lambda name: abs(layers.WINDOWS[name].level - float(np.median(around))))
+
+    @property
+    def unit(self) -> str:
+        """Of the scan's values: none, where they are not HU."""
+        return "" if layers.OWN in self.windows else "HU"
+
+    @property
+    def brighter(self) -> str:
+        """A higher value, in words."""
+        return f"higher {self.unit}" if self.unit else "brighter"
 
     @property
     def peak(self) -> Voxel | None:
@@ -143,6 +157,7 @@ def stage_data(scene: Scene, look: Look, cursor: Voxel, legend: Legend | None) -
         "organs": {str(organ.id): {"title": organ.title, "color": organ.color} for organ in scene.labels.organs},
         "convention": f"{slices.CONVENTION} {KEYS}",
         "legend": None if legend is None else legend.drawn(look.signed),
+        "unit": scene.unit,
     }
 
 
@@ -178,7 +193,7 @@ def _picture(_scene: Scene, key: str, plane: Plane, index: int, window: str, sig
     picture: dict[str, Any] = {
         **plane.__dict__,
         "index": index,
-        "grey": layers.grey_png(layers.grey(hu, layers.WINDOWS[window])),
+        "grey": layers.grey_png(layers.grey(hu, _scene.windows[window])),
         "hu": layers.packed(hu),
         "color": None,
         "labels": None,

@@ -18,7 +18,7 @@ from dashboard.viewer.stage import Look, Scene
 def still(scene: Scene, plane: Plane, voxel: Voxel, look: Look, height: int = 240) -> Image.Image:
     """The plane's slice through the voxel, `height` pixels high and true in millimetres, in radiological convention."""
     index = voxel[plane.across]
-    grey = layers.grey(slices.cut(scene.scan.array, plane, index), layers.WINDOWS[look.window])
+    grey = layers.grey(slices.cut(scene.scan.array, plane, index), scene.windows[look.window])
     picture: np.ndarray = np.repeat(grey[..., None].astype(np.float32), 3, axis=-1)
     if scene.attribution is not None:
         values = slices.sample(scene.attribution.volume, scene.scan, plane, index, order=1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import streamlit as st
 
 from agg2exp_core.organs import LabelSet
-from dashboard.viewer import slices
+from dashboard.viewer import layers, slices
 from dashboard.viewer.scene import Sources, Stamp, load_scene, stamps
 from dashboard.viewer.slices import Voxel
 from dashboard.viewer.stage import Look, Scene
@@ -35,7 +35,7 @@ def drawn(scene: Scene) -> Thumbnail:
     """The scene's axial slice through the peak of its attribution, else through its organ's middle or the scan's."""
     at, place = _where(scene)
     # Cards stand side by side: one window for all of them, but that lungs are black in it.
-    window = "lung" if scene.window == "lung" else "soft"
+    window = scene.window if scene.window in ("lung", layers.OWN) else "soft"
     return Thumbnail(png(still(scene, slices.PLANES[0], at, Look(window), HEIGHT)), at, place)
 
 

@@ -19,6 +19,7 @@ from agg2exp_core.store.queries import NO_METADATA, NOT_EXPLAINED
 from dashboard import data, filters, words
 from dashboard.address import MOST_IN_LINK, Address, Link
 from dashboard.charts import bars, common
+from dashboard.charts.channels import channel_title
 from dashboard.filters import Choice
 from dashboard.report import CaseReport, case_report
 from dashboard.viewer import niivue, slices
@@ -32,10 +33,21 @@ ADDRESS = Address("case")
 MAPS = {"signed": "Signed", "absolute": "Absolute", "off": "Hidden"}
 STAGE, VIEWER = "case_stage", "case_viewer"
 _BESIDE, _AMONG, _AS = "beside", "among", "as"
+ALL_CHANNELS = "*"
+"""In links and in the chooser; no channel is called so."""
+
+CHANNEL_HELP = (
+    "The model’s input channels, such as the sequences of an MRI. **All**: the bars add up every channel’s "
+    "attribution; the map is their signed sum, drawn over the first one’s image. **One** of them: its own image and "
+    "map; its bars stay shares of all channels together, so that the channels’ bars add up."
+)
 FACTS = ("cohort", "run", "dice")
 """What the page and its report tell of a case, beside its metadata."""
 
 LINKED, ORDER, MEASURED = "case_linked_voxel", "case_order", "case_measured"
+
+
+CHANNEL_SHARE = "Share of the attribution that the bars count, on all regions."
 
 
 @dataclass(frozen=True)
@@ -52,7 +64,10 @@ class CaseOrder:
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """What the page is about. run and its record are None for a case that nothing has explained."""
+    """What the page is about. run and its record are None for a case that nothing has explained.
+
+    channels: those that the run's attribution is split among; channel: the one that is looked at, or all.
+    """
 
     root: Path
     cohort: str
@@ -61,6 +76,8 @@ class Chosen:
     record: dict[str, Any]
     labels: LabelSet
     target: str
+    channels: tuple[str, ...] = ()
+    channel: str = ""
 
     @property
     def folder(self) -> Path | None:
@@ -73,8 +90,19 @@ class Chosen:
     @property
     def map_file(self) -> Path | None:
         """The stored attribution map of the target, if there is one."""
-        file = self.folder / results.map_name(self.target) if self.folder else None
+        file = self.folder / results.map_name(self.target, self.channel) if self.folder else None
         return file if file is not None and file.is_file() else None
+
+    @property
+    def sources(self) -> Sources:
+        """The files to show: one channel's image and map or, of all, the first one's image."""
+        images = self.case.images
+        place = self.channels.index(self.channel) if self.channel and len(images) == len(self.channels) else 0
+        return Sources(images[place], self.folder, self.target, self.channel)
+
+    def selection(self, sign: str = "abs", value: str = "mass") -> Selection:
+        """The run's measure of the channel that is looked at."""
+        return Selection(self.cohort, str(self.run), sign, value, channel=self.channel)
 
     @property
     def method(self) -> Method | None:
@@ -132,13 +160,19 @@ def _scan(chosen: Chosen) -> None:
     if niivue.lacking(VIEWER) is None:
         niivue.warm()
     try:
-        assert chosen.case.image is not None
-        scene = load_scene(Sources(chosen.case.image, chosen.folder, chosen.target), chosen.labels)
+        scene = load_scene(chosen.sources, chosen.labels)
     except InputError as error:
         words.refuse(error)
     else:
         _missing(chosen, scene)
         st.fragment(_viewer)(chosen, scene)
+        if chosen.channels and not chosen.channel and scene.attribution is not None:
+            names = [channel_title(name) for name in chosen.channels]
+            st.caption(
+                f"Drawn over {words.plain(names[0])}: the signed sum of {words.plain(', '.join(names))}. Where one is "
+                "for and another against, they cancel here, and count both in the bars. **Channel**, at the left, "
+                "shows each by itself."
+            )
 
 
 def _without_image(chosen: Chosen) -> Link:
@@ -180,16 +214,28 @@ def _choose(root: Path) -> Chosen | None:
         labels = data.labels(root, cohort, record)
         names, titles = _targets(root, cohort, run, labels)
         target = filters.pick_one(ADDRESS, Choice("Target organ", "target", titles), names)
-        chosen = Chosen(
-            root, cohort, cohorts.find_case(root, cohort, case_id), run, record, labels, target or BACKGROUND
-        )
+        channels = tuple(data.channels(root, cohort, run)) if run else ()
+        found = cohorts.find_case(root, cohort, case_id)
+        chosen = Chosen(root, cohort, found, run, record, labels, target or BACKGROUND, channels, _channel(channels))
         _compute(root, chosen)
     return chosen
+
+
+def _channel(channels: Sequence[str]) -> str:
+    """The channel that is looked at; nothing for all of them, and where there is nothing to choose."""
+    if not channels:
+        return ""
+    titles = {ALL_CHANNELS: "All channels", **{name: channel_title(name) for name in channels}}
+    choice = Choice("Channel", "channel", titles, CHANNEL_HELP)
+    taken = filters.pick_one(ADDRESS, choice, [ALL_CHANNELS, *channels])
+    return "" if taken in (None, ALL_CHANNELS) else str(taken)
 
 
 def _link(chosen: Chosen) -> Link:
     """The parameters that open this view again."""
     link = {"cohort": chosen.cohort, "case": chosen.case.case_id, "run": chosen.run, "target": chosen.target}
+    if chosen.channels:
+        link["channel"] = chosen.channel or ALL_CHANNELS
     beside = list(st.session_state.get(ADDRESS.key(_BESIDE), []))
     shown = {name: [value] for name, value in link.items() if value is not None}
     return shown | ({_BESIDE: beside} if beside else {}) | _list_link(chosen.cohort, chosen.case.case_id)
@@ -278,7 +324,7 @@ def _metadata(chosen: Chosen) -> dict[str, str]:
 
 def _downloads(chosen: Chosen) -> None:
     """Map, table and report of the target; each is made when it is asked for."""
-    name = f"{chosen.cohort}-{chosen.case.case_id}-{chosen.target}"
+    name = "-".join(filter(None, [chosen.cohort, chosen.case.case_id, chosen.target, chosen.channel]))
     # Held here: where a file is made on a click, there is no session to ask.
     measured = st.session_state.setdefault(MEASURED, {})
     files: list[tuple[str, str, Callable[[], bytes | str]]] = [
@@ -296,13 +342,15 @@ def _csv(chosen: Chosen) -> str:
     """Every measure of this target's regions, with the cohort's spread of each."""
     signs = ("abs",) if chosen.record.get("values") == "shares" else tuple(filters.SIGNS)
     parts = [
-        _table(chosen, Selection(chosen.cohort, str(chosen.run), sign, value)).assign(sign=sign, measure=value)
+        _table(chosen, chosen.selection(sign, value)).assign(sign=sign, measure=value)
         for sign in signs
         for value in filters.VALUES
     ]
     table = pd.concat(parts).assign(cohort=chosen.cohort, run=chosen.run, target=chosen.target)
     table = table.assign(case_id=chosen.case.case_id)
     first = ["cohort", "run", "case_id", "target", "region", "sign", "measure"]
+    if chosen.channel:
+        table, first = table.assign(channel=chosen.channel), [*first[:5], "channel", *first[5:]]
     return spreadsheet.to_csv(table[[*first, *(name for name in table if name not in first)]])
 
 
@@ -310,14 +358,16 @@ def _report(chosen: Chosen, measured: dict[str, Selection]) -> bytes:
     """measured: "as": how the bars of the page were drawn last."""
     scene = None
     if chosen.case.image is not None:
-        scene = load_scene(Sources(chosen.case.image, chosen.folder, chosen.target), chosen.labels)
+        scene = load_scene(chosen.sources, chosen.labels)
     at = None if scene is None else st.session_state.get(_place(chosen)) or scene.peak or scene.middle
     dice = _scores(chosen).set_index("target")["dice"].get(chosen.target)
     facts = {"cohort": chosen.cohort, "run": choosing.run_title(chosen.record), **_metadata(chosen)}
     if pd.notna(dice):
         facts["Dice"] = f"{dice:.3f}"
-    place = Selection(chosen.cohort, str(chosen.run))
-    selection = replace(measured.get("as", place), cohort=place.cohort, run=place.run)
+    if chosen.channels:
+        facts["Channel"] = channel_title(chosen.channel) or f"all: {', '.join(map(channel_title, chosen.channels))}"
+    place = chosen.selection()
+    selection = replace(measured.get("as", place), cohort=place.cohort, run=place.run, channel=place.channel)
     report = CaseReport(
         chosen.case.case_id, chosen.target, chosen.labels, facts, _table(chosen, selection),
         counted(selection, chosen.labels), selection.value, _masked(chosen, selection), scene, at,
@@ -406,7 +456,7 @@ def _place(chosen: Chosen) -> str:
 def _maps(chosen: Chosen, scene: Scene) -> list[niivue.Shown]:
     """The run's map and, side by side with it, those of other runs that the user asks for."""
     records = data.run_records(chosen.root, chosen.cohort)
-    others = {run: replace(chosen, run=run, record=record) for run, record in records.items() if run != chosen.run}
+    others = {run: _in_run(chosen, run, record) for run, record in records.items() if run != chosen.run}
     # Numbered alike, so that one list of organs and one set of colours serve all.
     place = chosen.root, chosen.cohort
     alike = {run: other for run, other in others.items() if data.labels(*place, other.record) == chosen.labels}
@@ -415,10 +465,17 @@ def _maps(chosen: Chosen, scene: Scene) -> list[niivue.Shown]:
     own, *titles = choosing.told_apart([choosing.run_title(one.record) for one in (chosen, *beside)])
     shown = [niivue.Shown(scene, _legends(chosen, scene), own if beside else "")]
     for other, title in zip(beside, titles, strict=True):
-        assert other.case.image is not None
-        theirs = load_scene(Sources(other.case.image, other.folder, other.target), other.labels)
+        # Over the scan that is shown, whichever channel of theirs is.
+        theirs = load_scene(replace(other.sources, image=chosen.sources.image), other.labels)
         shown.append(niivue.Shown(theirs, _legends(other, theirs), title))
     return shown
+
+
+def _in_run(chosen: Chosen, run: str, record: dict[str, Any]) -> Chosen:
+    """The same case in another run: its map of the same channel, or of all where it has none."""
+    channels = tuple(data.channels(chosen.root, chosen.cohort, run))
+    channel = chosen.channel if chosen.channel in channels else ""
+    return replace(chosen, run=run, record=record, channels=channels, channel=channel)
 
 
 def _beside(options: dict[str, Chosen]) -> list[str]:
@@ -476,7 +533,9 @@ def _legend(chosen: Chosen, scene: Scene, look: Look) -> Legend | None:
     if scene.attribution is None:
         return None
     method = chosen.method.name if chosen.method else ""
-    return legend(chosen.title(chosen.target), method, scene.attribution, look.signed)
+    part = f" in {channel_title(chosen.channel)}" if chosen.channel else ""
+    found = legend(chosen.title(chosen.target), method, scene.attribution, look.signed, scene.brighter)
+    return replace(found, title=f"{found.title}{part}")
 
 
 # ---- importance ----------------------------------------------------------------------------------
@@ -489,7 +548,8 @@ def _importance(chosen: Chosen, dice: bool = True) -> Link:
     """
     if chosen.folder is None or chosen.run is None:
         return {}
-    st.markdown(f"##### Attribution of {words.plain(chosen.title(chosen.target))}, organ by organ")
+    part = f" in {channel_title(chosen.channel)}" if chosen.channel else ""
+    st.markdown(f"##### Attribution of {words.plain(chosen.title(chosen.target) + part)}, organ by organ")
     figures = st.container()  # filled once it is known whether background counts
     _completeness(chosen)
     _against_ablation(chosen)
@@ -497,18 +557,21 @@ def _importance(chosen: Chosen, dice: bool = True) -> Link:
         shares_only = chosen.record.get("values") == "shares"
         sign, value, background = filters.measures(ADDRESS, shares_only)
         joined = filters.joining(ADDRESS, chosen.labels)
-    selection = Selection(chosen.cohort, chosen.run, sign, value, background, joined=joined)
+    selection = replace(chosen.selection(sign, value), background=background, joined=joined)
     st.session_state.setdefault(MEASURED, {})["as"] = selection
     table = _table(chosen, selection)
     with figures:
         _key_figures(chosen, background)
+        _by_channel(chosen, selection)
     masked = _masked(chosen, selection)
     figure = bars.importance_bars(table, chosen.labels, common.group_colors(chosen.labels), value, masked)
     with st.container(key="case_bars_box"):
         st.plotly_chart(figure, key="case_bars", config={"displayModeBar": False})
     if table["error"].notna().any():
         st.caption("Whiskers hold 95 %: how sure each share is, judged from the noisy copies that were averaged.")
-    if not background:
+    if chosen.channel and value == "mass":
+        st.caption(f"Shares are of all channels together: these bars are what {channel_title(chosen.channel)} has.")
+    elif not background:
         kept = " Masks keep their share of the whole." if masked["value"].notna().any() else ""
         st.caption(f"Background left out; the shares of the organs are renormalised to 100 %.{kept}")
     if dice:
@@ -517,9 +580,10 @@ def _importance(chosen: Chosen, dice: bool = True) -> Link:
 
 
 def _masked(chosen: Chosen, selection: Selection) -> pd.DataFrame:
-    """Masks of the case; their shares are of the whole scan."""
+    """Masks of the case; their shares are of the whole scan, and of all channels: of one there are none."""
     whole = Selection(selection.cohort, selection.run, selection.sign, selection.value)
-    return data.case_masked(chosen.root, whole, chosen.case.case_id, chosen.target)
+    found = data.case_masked(chosen.root, whole, chosen.case.case_id, chosen.target)
+    return found.head(0) if selection.channel else found
 
 
 def _table(chosen: Chosen, selection: Selection) -> pd.DataFrame:
@@ -554,6 +618,22 @@ def _key_figures(chosen: Chosen, background: bool) -> None:
     }  # fmt: skip
     for column, (name, (value, help_text)) in zip(st.columns(3), figures.items(), strict=True):
         column.markdown(f":small[:gray[{name}]]  \n**{value}**", help=help_text)
+
+
+def _by_channel(chosen: Chosen, selection: Selection) -> None:
+    """How the attribution that the bars count is shared among the channels."""
+    if selection.value != "mass" or not chosen.channels:
+        return
+    shares = {
+        name: _table(chosen, replace(selection, channel=name))["value"].sum(min_count=1) for name in chosen.channels
+    }
+    with st.container(horizontal=True, gap="medium", key="case_channels"):
+        for name, share in shares.items():
+            shown, strong = common.number(share, "mass"), "**" if chosen.channel in ("", name) else ""
+            st.markdown(
+                f":small[:gray[In {words.plain(channel_title(name))}]]  \n{strong}{shown}{strong}", width="content",
+                help=CHANNEL_SHARE if name == chosen.channels[0] else None,
+            )  # fmt: skip
 
 
 def _completeness(chosen: Chosen) -> None:

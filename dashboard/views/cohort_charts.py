@@ -20,6 +20,7 @@ from dashboard import data, downloads, filters, words
 from dashboard.address import Address, Link
 from dashboard.charts import common
 from dashboard.charts.boxes import region_boxes
+from dashboard.charts.channels import channel_bars
 from dashboard.charts.common import Pick
 from dashboard.charts.composition import composition_bars, parts_of
 from dashboard.charts.dendrogram import dendrogram
@@ -71,6 +72,10 @@ CONTEXT_HELP = (
 COMPOSITION_HELP = (
     "Where each organ’s attribution lies, as means over the scans shown: on the organ itself (full colour), on other "
     "organs by their group (paler), on background (grey). A bar sums to 100 %. Click one to list its scans."
+)
+CHANNELS_HELP = (
+    "How each target’s attribution is shared among the model’s input channels, such as the sequences of an MRI: means "
+    "over the scans shown, so that a bar sums to 100 %. Magnitudes of each channel are added up, signs as chosen above."
 )
 GRAPH_HELP = (
     "An arrow leads from a region to the target that it is evidence for; a circle is an organ that is evidence for "
@@ -125,13 +130,17 @@ class Shown:
 
 @dataclass(frozen=True, eq=False)
 class Chart:
-    """A figure, its key, its heading, what its hover and its screen reader's text say, and its numbers as a table."""
+    """A figure, its key, its heading, what its hover and its screen reader's text say, and its numbers as a table.
+
+    clicks: whether they pick a box or a cell.
+    """
 
     key: str
     heading: str
     text: str
     figure: go.Figure
     table: Callable[[], pd.DataFrame]
+    clicks: bool = True
 
 
 def choose(labels: LabelSet) -> str:
@@ -196,7 +205,22 @@ def _overview(shown: Shown) -> Link:
         )  # fmt: skip
         chart = Chart("cohort_matrix", "All targets × regions", MATRIX_HELP, figure, shown.matrix)
         _chart(shown, chart, lambda: st.toggle("Clustered", key=key, help=ORDER_HELP, persist_state="session"))
+    _by_channel(shown)
     return {"order": ["clustered" if clustered else "groups"]}
+
+
+def _by_channel(shown: Shown) -> None:
+    """Nothing where the run's attribution is not split among input channels."""
+    if not data.channels(shown.root, shown.selection.cohort, shown.selection.run):
+        return
+    shares = data.channel_shares(shown.root, shown.selection)
+    known = set(shares["target"])
+    order = [name for name in common.in_group_order(shares["target"], shown.labels) if name in known]
+    order = [name for name in order if shown.selection.background or name != BACKGROUND]
+    if order:
+        figure = channel_bars(shares, shown.labels, order)
+        heading = "Which input channel the evidence is in"
+        _chart(shown, Chart("cohort_channels", heading, CHANNELS_HELP, figure, lambda: shares, clicks=False))
 
 
 def _matrix(shown: Shown, clustered: bool) -> go.Figure:
@@ -460,7 +484,8 @@ def _chart(shown: Shown, chart: Chart, switch: Callable[[], object] | None = Non
             switch()
         downloads.offer(chart.key, _name(shown, chart), lambda: _named(shown, chart.table()))
     st.plotly_chart(
-        chart.figure, key=chart.key, on_select=lambda: _pick(chart.key), selection_mode="points",
+        chart.figure, key=chart.key, on_select=(lambda: _pick(chart.key)) if chart.clicks else "ignore",
+        selection_mode="points",
         config=downloads.CHART_CONFIG, alt=chart.heading,
     )  # fmt: skip
 

@@ -9,14 +9,14 @@ CONTRIBUTIONS = ("integrated_gradients", "gradient_x_input", "ablation", "kernel
 """Methods that share out the score; the others tell what a little more brightness would do to it."""
 
 
-def legend(organ: str, method: str, attribution: Attribution, signed: bool) -> Legend:
-    """organ: the target's title. method: its id, "" where it is not known."""
+def legend(organ: str, method: str, attribution: Attribution, signed: bool, brighter: str = "higher HU") -> Legend:
+    """organ: the target's title. method: its id, "" where it is not known. brighter: a higher value, in words."""
     if not signed:
         low, high = "no influence", "strong influence"
     elif method in CONTRIBUTIONS:
         low, high = "speaks against", "speaks for"
     else:
-        low, high = f"higher HU here: less {organ.lower()}", f"higher HU here: more {organ.lower()}"
+        low, high = f"{brighter} here: less {organ.lower()}", f"{brighter} here: more {organ.lower()}"
     note, end = "one voxel in a thousand is stronger", "the 99.9th percentile of its absolute values"
     if attribution.sparse:
         note, end = "the strongest voxel", "its peak, as few voxels have a value"

@@ -17,7 +17,7 @@ from agg2exp_core.store.reviews import Draft, Item, Place, Seen, Session, Verdic
 from dashboard import access, filters, words
 from dashboard.charts.common import organ_of
 from dashboard.note import note
-from dashboard.viewer import layers, slices, still
+from dashboard.viewer import slices, still
 from dashboard.viewer.scene import Sources, load_scene
 from dashboard.viewer.slices import Voxel
 from dashboard.viewer.stage import Look, Scene, moved_to, stage, stage_data
@@ -134,7 +134,7 @@ def _scan(desk: Desk, question: Question) -> None:
 
     with st.container(horizontal=True, vertical_alignment="bottom", gap="xsmall", key="review_view"):
         taken = window.choose(scene, WINDOW)
-        _turn(WINDOW, list(layers.WINDOWS), "W", "Next HU window")
+        _turn(WINDOW, list(scene.windows), "W", "Next HU window")
         shown = "off"
         if scene.attribution is not None:
             shown = filters.segments("Attribution map", MAP, MAPS, "signed")
@@ -148,7 +148,7 @@ def _scan(desk: Desk, question: Question) -> None:
     look = Look(taken, signed=shown == "signed")
     told = None
     if scene.attribution is not None and shown != "off":
-        told = legend(desk.title(question.item.target), desk.method, scene.attribution, look.signed)
+        told = legend(desk.title(question.item.target), desk.method, scene.attribution, look.signed, scene.brighter)
     stage(stage_data(scene, look, cursor, told), STAGE, moved)
 
 

@@ -5,22 +5,22 @@ from __future__ import annotations
 import streamlit as st
 
 from dashboard import filters
-from dashboard.viewer import layers
 from dashboard.viewer.stage import Scene
 
 
 def current(scene: Scene, key: str) -> str:
     """The window's name. key: the session's, under which a choice is kept."""
     chosen = st.session_state.get(key)
-    return scene.window if chosen in (None, st.session_state.get(_usual(key))) else str(chosen)
+    usual = chosen in (None, st.session_state.get(_usual(key))) or chosen not in scene.windows
+    return scene.window if usual else str(chosen)
 
 
 def choose(scene: Scene, key: str) -> str:
     """The row of windows; the name of the one that is taken."""
     st.session_state[key] = current(scene, key)
     st.session_state[_usual(key)] = scene.window
-    titles = {name: window.title for name, window in layers.WINDOWS.items()}
-    return filters.segments("HU window", key, titles, scene.window)
+    titles = {name: window.title for name, window in scene.windows.items()}
+    return filters.segments("HU window" if scene.unit else "Grey window", key, titles, scene.window)
 
 
 def _usual(key: str) -> str:

@@ -32,6 +32,7 @@ export class App {
   update(data, send) {
     this.data = data;
     this.send = send;
+    this.unit = data.unit;
     this.controls.update(data);
     this.root.querySelector(".words").textContent = data.words;
     const loading = this.load(data);

@@ -1,6 +1,6 @@
 // The bar above the pictures: HU window, attribution, organs' outlines and fills. Nothing here asks the server.
 
-const settings = { window: null, chosen: false, preset: null, mode: null, opacity: 70, outline: true, fill: 0 };
+const settings = { window: null, kind: null, chosen: false, preset: null, mode: null, opacity: 70, outline: true, fill: 0 };
 const MODES = { signed: "Signed", absolute: "Absolute", off: "Hidden" };
 
 export class Controls {
@@ -54,6 +54,12 @@ export class Controls {
   update(data) {
     settings.mode ??= data.mode;
     this.windows = data.windows;
+    // A window that was chosen for HU is none for other values, nor that of one sequence for another.
+    const kind = data.unit || data.scan.source;
+    if (settings.kind !== kind) Object.assign(settings, { kind, chosen: false });
+    for (const name of ["width", "level"]) {
+      this.find(`.${name}`).parentElement.title = `Window ${name}${data.unit && ` in ${data.unit}`}`;
+    }
     // Each organ in its own window, until a reader chooses one.
     if (!settings.chosen) this.choose(data.windows.find(({ name }) => name === data.window));
     const maps = data.maps.some(({ attribution }) => attribution);

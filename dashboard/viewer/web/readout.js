@@ -10,7 +10,9 @@ export class Readout {
     const { app } = this;
     if (!app.organs.organs) return;
     const world = app.world();
-    const rows = [["Position", [millimetres(world)]], ["CT value", [`${sign(app.scan.at(app.voxel), false)} HU`]]];
+    const value = sign(app.scan.at(app.voxel), false);
+    const grey = app.unit ? ["CT value", [`${value} ${app.unit}`]] : ["Grey value", [value]];
+    const rows = [["Position", [millimetres(world)]], grey];
     const [{ labels }] = app.maps;
     if (labels) rows.push(["Organ", this.organ(labels.nearest(world))]);
     for (const { title, attribution } of app.maps) {
