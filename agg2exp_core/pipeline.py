@@ -135,6 +135,8 @@ class Explaining:
                 identity["viewing"] = self._for_viewing(known, explained)
                 if thinned := _thinned(known, explained):
                     identity["thinned"] = thinned
+                if "estimator" in self.plan.method.parameters():
+                    identity["pairs"] = (known or {}).get("pairs", {}) | _pairs(explained)
                 identity["device"] = str(self.device)
                 identity["windows"] = self._count_windows(scan)
                 identity["peak_bytes"] = _peak_bytes()
@@ -474,6 +476,11 @@ def _thinned(known: dict[str, Any] | None, explained: Explanation) -> dict[str, 
     """What full maps, since made small, were, of the targets that are not explained anew."""
     before = (known or {}).get("thinned", {})
     return {name: digest for name, digest in before.items() if name not in explained.targets}
+
+
+def _pairs(explained: Explanation) -> dict[str, int]:
+    """How many pairs of noisy copies each target took; most settle before all that were allowed."""
+    return {name: tally.pairs for name, tally in explained.tallies.items()}
 
 
 def _merged(old: SumTable, new: SumTable, classes: tuple[str, ...]) -> SumTable:

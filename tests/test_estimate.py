@@ -80,6 +80,16 @@ def test_half_precision_takes_its_share_of_the_time(measured) -> None:
     assert single - START_SECONDS == pytest.approx(2 * (half - START_SECONDS))
 
 
+def test_what_settled_early_was_less_work_than_its_method_allows(measured) -> None:
+    """Of 20 pairs one organ took 4 and the other 8: 2 · 8 passes forwards and 2 · 12 backwards in 36 s."""
+    settled = Method(samples=20)
+    told = TOLD | {"parameters": settled.parameters(), "targets": ["aorta", "heart"]}
+    with results.case_folder(results.case_path(measured, **PLACE), told | {"pairs": {"aorta": 4, "heart": 8}}):
+        pass
+    published = replace(REQUEST, case_id="one", method=Method(samples=20, estimator="plain"))
+    assert estimate(measured, published).seconds == pytest.approx(START_SECONDS + 36 / 40 * 20 * (1 + 3))
+
+
 def test_what_the_run_has_is_not_counted(measured) -> None:
     info = {"model": "tiny", "method": "smoothgrad", "parameters": PAIRS.parameters(), "model_hash": "0"}
     results.write_run(measured, "c", "r", info)

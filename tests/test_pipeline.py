@@ -138,6 +138,16 @@ def test_a_second_target_is_added_and_the_first_kept(root, scan, tmp_path):
     assert one.positive == pytest.approx(other.positive, rel=1e-5)
 
 
+def test_a_case_tells_how_many_pairs_each_target_took(root, scan, tmp_path):
+    """Of the 20 that were allowed: without noise four are sure, and targets explained later stand beside the others."""
+    explain(root, scan, tmp_path / "out", pipeline.Plan("tiny", Method(sigma=0.0), ("heart",)))
+    out = explain(root, scan, tmp_path / "out", pipeline.Plan("tiny", Method(sigma=0.0)))
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["pairs"] == dict.fromkeys(CLASSES, 4)
+    plain = explain(root, scan, tmp_path / "plain", pipeline.Plan("tiny", GRADIENT))
+    assert "pairs" not in json.loads((plain / "manifest.json").read_text())
+
+
 def test_saliency_is_added_to_a_case_that_has_only_its_table(root, scan, tmp_path):
     out, method = tmp_path / "out", Method(samples=2)
     explain(root, scan, out, pipeline.Plan("tiny", method, saliency="none"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def estimate(root: Path, request: Request) -> Estimate:
     manifest, before = last
     ratios = np.array(extents) / (_extent(before) or np.mean(extents))
     faster = known.speedup if (known := measured(root, request.model)) else 1.0
-    done, count = Method.of(manifest["method"], manifest["parameters"]), max(len(manifest["targets"]), 1)
+    count = max(len(manifest["targets"]), 1)
     share = len(left) * float(ratios.mean())
     stored = sum(int(file.get("size", 0)) for file in manifest["files"].values()) * organs / count
     windows, peak = manifest.get("windows"), manifest.get("peak_bytes")
@@ -73,7 +73,7 @@ def estimate(root: Path, request: Request) -> Estimate:
         *(plain.scans, plain.copies, organs),
         None if windows is None else max(float(windows) * share / len(left), 1.0),
         START_SECONDS
-        + float(manifest["seconds"]) * share * _work(request.method, organs, faster) / _work(done, count, faster),
+        + float(manifest["seconds"]) * share * _work(request.method, organs, faster) / _done(manifest, faster),
         None if peak is None else round(float(peak) * max(float(ratios.max()), 1.0)),
         round(stored * share),
     )
@@ -172,7 +172,7 @@ def _manifests(root: Path) -> Iterator[tuple[dict[str, Any], str]]:
             yield manifest, job.result["cohort"]
 
 
-def _work(method: Method, organs: int, faster: float) -> float:
+def _work(method: Method, organs: float, faster: float) -> float:
     """Passes forwards and backwards through the network in single precision; one forward serves all organs.
 
     faster: how many times as fast half precision is.
@@ -180,6 +180,16 @@ def _work(method: Method, organs: int, faster: float) -> float:
     if method.name in PERTURBING:
         return passes(method)
     return passes(method) * (1 + organs) / (faster if method.precision == "bfloat16" else 1.0)
+
+
+def _done(manifest: dict[str, Any], faster: float) -> float:
+    """The work that a case was; where targets settled early, less than what its method allows."""
+    method = Method.of(manifest["method"], manifest["parameters"])
+    organs: float = max(len(manifest["targets"]), 1)
+    if pairs := manifest.get("pairs"):
+        most = max(pairs.values())
+        method, organs = replace(method, samples=most), sum(pairs.values()) / most
+    return _work(method, organs, faster)
 
 
 def _check_disk(root: Path, needed: Estimate) -> None:
