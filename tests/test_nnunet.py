@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -479,3 +481,19 @@ def test_channels_and_regions_are_those_of_nnunet_itself(
     assert regions is not None and len(np.unique(labels)) == 4
     predicted = predicted_organs(torch.from_numpy(ours), nested=True).numpy()
     assert (np.array(regions.given)[predicted] == labels).mean() > 0.9999  # logits of 0 to the last bit may differ
+
+
+@pytest.mark.oracle
+def test_what_nnunet_itself_has_trained_is_explained_as_it_predicts(tmp_path: Path, nnunet: None) -> None:
+    (tmp_path / "nnunet").mkdir()
+    script = Path(__file__).with_name("nnunet_training.py")
+    subprocess.run([sys.executable, script, tmp_path / "nnunet"], check=True, capture_output=True)
+    (folder,) = (tmp_path / "nnunet" / "nnUNet_results").glob("*/nnUNetTrainer__nnUNetPlans__3d_fullres")
+    (scan, *_) = sorted((tmp_path / "nnunet" / "nnUNet_raw").glob("*/imagesTr/*"))
+    ours = _logits(tmp_path / "root", folder, scan, Wrapping())
+    _, logits = _nnunet_itself(folder, [scan], 1, False)
+    np.testing.assert_allclose(ours, logits.transpose(0, 3, 2, 1), atol=1e-3)
+    words = ("--model", "tiny", "--image", scan, "--out", tmp_path / "out", "--method", "gradient")
+    assert run("explain", *words, "--targets", "heart", "--data", tmp_path / "root") == 0
+    table = results.read_importance(tmp_path / "out")
+    assert table.targets == ("heart",) and set(table.absent) <= {"heart"}  # two steps may leave an organ no voxel
