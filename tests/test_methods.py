@@ -10,6 +10,7 @@ import torch
 from test_attribution import SHAPE, drawn, explain, silent
 from tiny import CLASSES, conv_net, explainer_of, inferer_of, normed_net, scan_of
 
+from agg2exp_core.attribution import quantile
 from agg2exp_core.attribution.attribute import Subject, attribute
 from agg2exp_core.attribution.integrated import BASELINES, baseline_of, path_nodes, path_passes
 from agg2exp_core.attribution.quantile import Quantile
@@ -54,8 +55,19 @@ def test_the_quantile_of_one_voxel_is_its_gradient_and_no_voxel_is_outside_the_m
 
 
 def test_gradients_that_do_not_reach_a_voxel_count_as_nothing():
-    found = Quantile(q=0.5).of([torch.tensor([4.0]), torch.tensor([-2.0])], 4)
-    assert found.tolist() == [0.0]
+    found = Quantile(q=0.5).of([torch.full((1, 1, 1, 1), value) for value in (4.0, -2.0)], 4)
+    assert found.flatten().tolist() == [0.0]
+
+
+def test_few_numbers_are_sorted_at_a_time(monkeypatch):
+    """A hundred gradients of a window of 96³ were sorted at once, which took as much again five times."""
+    gradients, many = [*torch.randn(5, 12, 8, 8, generator=torch.Generator().manual_seed(0))], []
+    sort = torch.Tensor.sort
+    monkeypatch.setattr(quantile, "SORTED", 7 * 3 * 64)
+    monkeypatch.setattr(torch.Tensor, "sort", lambda one, **how: many.append(one.numel()) or sort(one, **how))
+    found = Quantile().of(gradients, 7)
+    assert many == [7 * 3 * 64] * 4
+    assert torch.allclose(found, torch.quantile(torch.stack([*gradients, *torch.zeros(2, 12, 8, 8)]), 0.9, dim=0))
 
 
 # ---- integrated gradients ---------------------------------------------------------------------------

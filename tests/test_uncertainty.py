@@ -11,6 +11,7 @@ from scipy.stats import t
 from test_attribution import drawn, silent
 from tiny import CLASSES, conv_net, explainer_of, inferer_of, normed_net, scan_of
 
+from agg2exp_core.attribution import sums
 from agg2exp_core.attribution.attribute import Explanation, Subject, attribute, check_method
 from agg2exp_core.attribution.target import MOST_LEFT_OUT
 from agg2exp_core.attribution.uncertainty import PLAIN, Tally, unbiased
@@ -169,6 +170,18 @@ def test_a_single_gradient_says_nothing_of_its_error():
     tally = Tally()
     tally.add(PLAIN, np.ones((2, 1, 3)))
     assert tally.mass_se() is None and tally.pairs == 1
+
+
+def test_a_large_box_is_summed_in_slabs_with_the_same_sums(monkeypatch):
+    """The means of eight pairs are 19: of a scan of one window they would be as many times its size."""
+    whole, made = explain(kinked_net(), Method(samples=8, tolerance=1e-9), None), []
+    taken = sums.region_sums
+    monkeypatch.setattr(sums, "SLAB_VOXELS", 3 * 12 * 12)
+    monkeypatch.setattr(sums, "region_sums", lambda rows, *others: made.append(rows[0].size) or taken(rows, *others))
+    slabs = explain(kinked_net(), Method(samples=8, tolerance=1e-9), None)
+    assert made and max(made) == 3 * 12 * 12
+    assert np.allclose(masses(whole), masses(slabs), rtol=1e-5) and np.allclose(errors(whole), errors(slabs), rtol=1e-3)
+    assert torch.allclose(drawn(whole), drawn(slabs), rtol=1e-4, atol=1e-7)
 
 
 # ---- windows that are left out --------------------------------------------------------------------

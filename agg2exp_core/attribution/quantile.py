@@ -10,6 +10,9 @@ import torch
 
 from agg2exp_core.attribution.target import WHOLE, Place, Target
 
+SORTED = 2**22
+"""Numbers at a time."""
+
 
 @dataclass(frozen=True)
 class Quantile:
@@ -28,6 +31,12 @@ class Quantile:
 
     def of(self, gradients: Sequence[torch.Tensor], count: int) -> torch.Tensor:
         """The quantile over `count` gradients (channels, box); those not given are 0. Linear between two of them."""
+        # A part of the box at a time: to sort them takes several times what they hold themselves.
+        thick = max(1, SORTED // (count * gradients[0][..., 0, :, :].numel()))
+        parts = zip(*(one.split(thick, dim=-3) for one in gradients), strict=True)
+        return torch.cat([self._of(part, count) for part in parts], dim=-3)
+
+    def _of(self, gradients: Sequence[torch.Tensor], count: int) -> torch.Tensor:
         nothing = gradients[0].new_zeros((count - len(gradients), *gradients[0].shape))
         ordered = torch.cat([torch.stack([*gradients]), nothing]).sort(dim=0).values
         place = self.q * (count - 1)

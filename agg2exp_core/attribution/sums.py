@@ -19,6 +19,8 @@ from agg2exp_core.records import InputError
 
 HELD_VOLUMES, HELD_BYTES = 1, 32 * 2**20
 """What is held of gradients at a time: this many float32 scans or, where scans are small, this many bytes."""
+SLAB_VOXELS = 2**18
+"""Of which all means that an estimate asks for are made at a time: there are two to three times as many as pairs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +68,7 @@ class Sums:
         means = torch.as_tensor(recipe.estimator.means)
         for group in self._groups(targets, recipe):
             sums = np.zeros((2, len(group), len(means), self.channels, self.count))
-            for place, index, gradients in self._gradients(group, recipe):
+            for place, index, gradients in _slabs(self._gradients(group, recipe)):
                 rows = torch.tensordot(means.to(gradients), gradients, 1)
                 if recipe.factor is not None:
                     rows *= recipe.factor[(slice(None), *place)]
@@ -115,3 +117,13 @@ class Sums:
         held = max(HELD_VOLUMES * 4 * self.regions.size, HELD_BYTES)
         size = 1 if recipe.quantile else max(1, held // each)
         return [targets[start : start + size] for start in range(0, len(targets), size)]
+
+
+def _slabs(boxes: Iterator[tuple[Place, int, torch.Tensor]]) -> Iterator[tuple[Place, int, torch.Tensor]]:
+    """The same places in parts that are not too large: the only box of a scan of one window is all of it."""
+    for (first, *others), index, gradients in boxes:
+        parts = gradients.split(max(1, SLAB_VOXELS // gradients[0, ..., 0, :, :].numel()), dim=-3)
+        start = first.start
+        for part in parts:
+            yield (slice(start, start + part.shape[-3]), *others), index, part
+            start += part.shape[-3]
