@@ -91,6 +91,15 @@ def test_sums_of_the_channels_are_those_of_the_regions(name: str) -> None:
         np.testing.assert_allclose(drawn.sum(dim=(1, 2, 3)), net, rtol=1e-3, atol=1e-3 * np.abs(drawn).sum())
 
 
+@pytest.mark.parametrize("baseline", ["ones", "blurred", "uniform"])
+def test_paths_of_all_channels_together_are_complete(baseline: str) -> None:
+    network = torch.nn.Sequential(two_channel_net()[0], torch.nn.Softplus(), two_channel_net()[3])
+    explained = explain(network, two_channels(), Method("integrated_gradients", samples=32, baseline=baseline))
+    assert explained.targets
+    for completeness in explained.completeness.values():
+        assert completeness.gap <= 0.01 or abs(completeness.output_difference) < 1e-2
+
+
 def test_noise_follows_the_range_of_each_channel() -> None:
     scan = two_channels()
     plan = plan_windows(inferer_of(), SHAPE, scan)

@@ -27,7 +27,7 @@ from dashboard.viewer.scene import Sources, load_scene
 from dashboard.viewer.slices import Voxel
 from dashboard.viewer.stage import Legend, Look, Scene, moved_to, stage, stage_data, voxel_inside
 from dashboard.views import choosing, compute, unusual, window
-from dashboard.views.legend import legend
+from dashboard.views.legend import legend, summed
 
 ADDRESS = Address("case")
 MAPS = {"signed": "Signed", "absolute": "Absolute", "off": "Hidden"}
@@ -167,12 +167,7 @@ def _scan(chosen: Chosen) -> None:
         _missing(chosen, scene)
         st.fragment(_viewer)(chosen, scene)
         if chosen.channels and not chosen.channel and scene.attribution is not None:
-            names = [channel_title(name) for name in chosen.channels]
-            st.caption(
-                f"Drawn over {words.plain(names[0])}: the signed sum of {words.plain(', '.join(names))}. Where one is "
-                "for and another against, they cancel here, and count both in the bars. **Channel**, at the left, "
-                "shows each by itself."
-            )
+            st.caption(f"{summed(chosen.channels)} **Channel**, at the left, shows each by itself.")
 
 
 def _without_image(chosen: Chosen) -> Link:

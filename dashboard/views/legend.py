@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from dashboard.charts.channels import channel_title
 from dashboard.viewer.stage import Attribution, Legend
 from dashboard.views.methods import METHODS
+from dashboard.words import plain
 
 CONTRIBUTIONS = ("integrated_gradients", "gradient_x_input", "ablation", "kernelshap")
 """Methods that share out the score; the others tell what a little more brightness would do to it."""
+
+
+def summed(channels: Sequence[str]) -> str:
+    """What a map of all input channels shows, in Markdown."""
+    names = [channel_title(name) for name in channels]
+    return (
+        f"Drawn over {plain(names[0])}: the signed sum of {plain(', '.join(names))}. Where one is for and another "
+        "against, they cancel here, and count both in the shares."
+    )
 
 
 def legend(organ: str, method: str, attribution: Attribution, signed: bool, brighter: str = "higher HU") -> Legend:

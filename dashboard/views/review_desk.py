@@ -14,7 +14,7 @@ from agg2exp_core.organs import LabelSet
 from agg2exp_core.records import InputError
 from agg2exp_core.store import cohorts, results, reviews
 from agg2exp_core.store.reviews import Draft, Item, Place, Seen, Session, Verdict, Verdicts
-from dashboard import access, filters, words
+from dashboard import access, data, filters, words
 from dashboard.charts.common import organ_of
 from dashboard.note import note
 from dashboard.viewer import slices, still
@@ -22,7 +22,7 @@ from dashboard.viewer.scene import Sources, load_scene
 from dashboard.viewer.slices import Voxel
 from dashboard.viewer.stage import Look, Scene, moved_to, stage, stage_data
 from dashboard.views import window
-from dashboard.views.legend import legend
+from dashboard.views.legend import legend, summed
 
 NOTE, STAGE, SINCE, REFUSED = "review_note", "review_stage", "review_since", "review_refused"
 SECTION = "review_section"
@@ -150,6 +150,8 @@ def _scan(desk: Desk, question: Question) -> None:
     if scene.attribution is not None and shown != "off":
         told = legend(desk.title(question.item.target), desk.method, scene.attribution, look.signed, scene.brighter)
     stage(stage_data(scene, look, cursor, told), STAGE, moved)
+    if told and (channels := data.channels(desk.root, desk.session.cohort, desk.session.run)):
+        st.caption(summed(channels))
 
 
 def _turn(key: str, options: list[str], shortcut: str, text: str) -> None:
