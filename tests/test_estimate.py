@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from command import run
-from tiny import write_bundle, write_cohort
+from tiny import CLASSES, write_bundle, write_cohort
 
 from agg2exp_core import settings
 from agg2exp_core.jobs import estimate as room
@@ -90,11 +90,22 @@ def test_what_settled_early_was_less_work_than_its_method_allows(measured) -> No
     assert estimate(measured, published).seconds == pytest.approx(START_SECONDS + 36 / 40 * 20 * (1 + 3))
 
 
-def test_what_the_run_has_is_not_counted(measured) -> None:
+def test_what_the_run_has_is_not_counted(measured, monkeypatch) -> None:
+    """Of `one` it has two organs of three."""
     info = {"model": "tiny", "method": "smoothgrad", "parameters": PAIRS.parameters(), "model_hash": "0"}
     results.write_run(measured, "c", "r", info)
+    assert estimate(measured, REQUEST).scans == 3
+    assert estimate(measured, replace(REQUEST, targets=("heart",))).scans == 2
+    assert estimate(measured, replace(REQUEST, targets=("background", "heart"))).scans == 3
+    with results.case_folder(results.case_path(measured, **PLACE), TOLD | {"targets": [*CLASSES]}):
+        pass
     assert estimate(measured, REQUEST).scans == 2
     assert estimate(measured, replace(REQUEST, method=replace(PAIRS, seed=1))).scans == 3
+    with results.case_folder(results.case_path(measured, **PLACE | {"case_id": "two"}), TOLD | {"targets": ["heart"]}):
+        pass
+    monkeypatch.setattr(room, "LOOKED_AT", 1)  # of more the manifests are not read
+    assert estimate(measured, REQUEST).scans == 1
+    assert estimate(measured, replace(REQUEST, targets=("heart",))).scans == 3
 
 
 def test_what_does_not_fit_the_disk_is_refused(measured, monkeypatch, capsys) -> None:

@@ -54,7 +54,7 @@ class Estimate:
 def estimate(root: Path, request: Request) -> Estimate:
     """What the request takes, at most: targets may settle before all their passes. InputError where it cannot fit."""
     cases = [case for case in _cases(root, request) if case.image is not None and case.image.is_file()]
-    there = _explained(root, request)
+    there = _explained(root, request, cases)
     left = [case for case in cases if case.case_id not in there]
     organs = len(request.targets) or count_classes(root, request.model)
     extents = _extents(left)
@@ -125,13 +125,27 @@ def _cases(root: Path, request: Request) -> list[Case]:
     return [case for case in list_cases(root, request.cohort) if not wanted or case.case_id in wanted]
 
 
-def _explained(root: Path, request: Request) -> set[str]:
-    """Cases that a run of this very model and method holds; none where only some of the organs are asked for."""
+def _explained(root: Path, request: Request, cases: list[Case]) -> set[str]:
+    """Those of the cases that a run of this very model and method holds, with all organs that are asked for.
+
+    Of many cases no manifest is read: they count if all organs are asked for and the run holds any.
+    """
     same = {"model": request.model, "method": request.method.name, "parameters": request.method.parameters()}
     for path in (root / "runs" / request.cohort).glob("[!.]*/run.json"):
-        if not request.targets and same.items() <= read_json(path).items():
-            return {manifest.parent.name for manifest in path.parent.glob(f"cases/[!.]*/{results.MANIFEST}")}
+        if same.items() <= read_json(path).items():
+            there = {manifest.parent.name for manifest in path.parent.glob(f"cases/[!.]*/{results.MANIFEST}")}
+            found = {case.case_id for case in cases} & there
+            if len(found) > LOOKED_AT:
+                return set() if request.targets else found
+            return {one for one in found if _holds(root, request, path.parent / "cases" / one)}
     return set()
+
+
+def _holds(root: Path, request: Request, folder: Path) -> bool:
+    targets = set((results.read_manifest(folder) or {}).get("targets", ()))
+    return targets >= set(request.targets) and len(targets) >= (
+        len(request.targets) or count_classes(root, request.model)
+    )
 
 
 def _extents(cases: list[Case]) -> list[float]:
