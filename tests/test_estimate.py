@@ -18,7 +18,7 @@ from agg2exp_core.jobs import queue
 from agg2exp_core.jobs.estimate import START_SECONDS, Estimate, estimate
 from agg2exp_core.jobs.queue import Request
 from agg2exp_core.precision import Measured, write_measured
-from agg2exp_core.records import InputError, Method, Volume
+from agg2exp_core.records import InputError, Method, SumTable, Volume
 from agg2exp_core.store import results
 from agg2exp_core.volumes import write_volume
 
@@ -90,19 +90,37 @@ def test_what_settled_early_was_less_work_than_its_method_allows(measured) -> No
     assert estimate(measured, published).seconds == pytest.approx(START_SECONDS + 36 / 40 * 20 * (1 + 3))
 
 
+def explained(root: Path, case_id: str, *drawn: str, absent: tuple[str, ...] = ()) -> None:
+    """A case with all targets that have a map or are absent, and aorta, whose map was not kept."""
+    targets = tuple(name for name in CLASSES if name in (*drawn, *absent, "aorta"))
+    sums = np.zeros((2, len(targets), 3))
+    place = results.case_path(root, **PLACE | {"case_id": case_id})
+    with results.case_folder(place, TOLD | {"targets": list(targets)}) as new:
+        (new / "saliency").mkdir()
+        for name in drawn:
+            (new / results.map_name(name)).write_bytes(b"")
+        results.write_importance(
+            new, SumTable(targets, CLASSES, *sums, np.ones(3, np.int64), dict.fromkeys(absent, "not predicted"))
+        )
+
+
 def test_what_the_run_has_is_not_counted(measured, monkeypatch) -> None:
-    """Of `one` it has two organs of three."""
     info = {"model": "tiny", "method": "smoothgrad", "parameters": PAIRS.parameters(), "model_hash": "0"}
     results.write_run(measured, "c", "r", info)
-    assert estimate(measured, REQUEST).scans == 3
-    assert estimate(measured, replace(REQUEST, targets=("heart",))).scans == 2
-    assert estimate(measured, replace(REQUEST, targets=("background", "heart"))).scans == 3
-    with results.case_folder(results.case_path(measured, **PLACE), TOLD | {"targets": [*CLASSES]}):
-        pass
+    explained(measured, "one", "heart")
+    assert [estimate(measured, replace(REQUEST, targets=some)).scans for some in ((), ("heart",), ("aorta",))] == [
+        3,
+        2,
+        3,
+    ]
+    explained(measured, "one", "heart", "background")
+    assert estimate(measured, REQUEST).scans == 3  # to draw the aorta, too
+    explained(measured, "one", "heart", "background", "aorta")
+    assert estimate(measured, REQUEST).scans == 2
+    explained(measured, "one", "heart", "background", absent=("aorta",))
     assert estimate(measured, REQUEST).scans == 2
     assert estimate(measured, replace(REQUEST, method=replace(PAIRS, seed=1))).scans == 3
-    with results.case_folder(results.case_path(measured, **PLACE | {"case_id": "two"}), TOLD | {"targets": ["heart"]}):
-        pass
+    explained(measured, "two", "heart")
     monkeypatch.setattr(room, "LOOKED_AT", 1)  # of more the manifests are not read
     assert estimate(measured, REQUEST).scans == 1
     assert estimate(measured, replace(REQUEST, targets=("heart",))).scans == 3

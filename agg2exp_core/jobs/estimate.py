@@ -126,7 +126,7 @@ def _cases(root: Path, request: Request) -> list[Case]:
 
 
 def _explained(root: Path, request: Request, cases: list[Case]) -> set[str]:
-    """Those of the cases that a run of this very model and method holds, with all organs that are asked for.
+    """Those of the cases of which a run of this very model and method holds all organs that are asked for.
 
     Of many cases no manifest is read: they count if all organs are asked for and the run holds any.
     """
@@ -142,10 +142,13 @@ def _explained(root: Path, request: Request, cases: list[Case]) -> set[str]:
 
 
 def _holds(root: Path, request: Request, folder: Path) -> bool:
-    targets = set((results.read_manifest(folder) or {}).get("targets", ()))
-    return targets >= set(request.targets) and len(targets) >= (
-        len(request.targets) or count_classes(root, request.model)
-    )
+    """With a map of each, which would be computed where it was not kept, unless there is nothing to draw."""
+    manifest = results.read_manifest(folder) or {}
+    known = set(manifest.get("targets", ()))
+    if not known >= set(request.targets) or len(known) < (len(request.targets) or count_classes(root, request.model)):
+        return False
+    bare = {name for name in request.targets or known if results.map_name(name) not in manifest["files"]}
+    return not bare or bare <= set(results.read_importance(folder).absent)
 
 
 def _extents(cases: list[Case]) -> list[float]:
