@@ -548,13 +548,14 @@ def query(
     data: Root = None,
 ) -> None:
     """Ask the SQL views."""
+    from agg2exp_core import spreadsheet
     from agg2exp_core.store import catalog, queries
 
     if format not in ("table", "csv", "json"):
         raise InputError("format must be one of table, csv, json", repr(format))
     answer = queries.run_user_query(catalog.connect(data_root(data)), sql)
     if format == "csv":
-        print(answer.to_csv(index=False), end="")
+        print(spreadsheet.to_csv(answer), end="")
     elif format == "json":
         rows = answer.astype(object).where(answer.notna(), None).to_dict("records")
         print(json.dumps(rows, indent=1, ensure_ascii=False, default=_plain))

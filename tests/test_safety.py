@@ -218,6 +218,15 @@ def test_texts_come_back_from_a_csv_and_none_is_a_formula(texts: list[str]) -> N
         assert not cell.startswith(("=", "+", "-", "@", "\t", "\r")) or spreadsheet.NUMBER.fullmatch(cell)
 
 
+def test_an_answer_in_the_terminal_brings_no_formula(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    case = {"case_id": "one", "image": "", "label": "", "note": "=1+1", "depth": "-1.5"}
+    cohorts.append_case(tmp_path, "c", case)
+    assert run("query", "SELECT note, depth FROM cases", "--format", "csv", "--data", tmp_path) == 0
+    assert capsys.readouterr().out == "note,depth\n'=1+1,-1.5\n"
+    assert run("query", "SELECT note FROM cases WHERE depth > 0", "--format", "csv", "--data", tmp_path) == 0
+    assert capsys.readouterr().out == "note\n"
+
+
 # ---- patients --------------------------------------------------------------------------------------
 
 SECRET = "DOE^JANE"
