@@ -232,10 +232,11 @@ def explain(
             return
         assert cohort is not None
         work, cases = cluster.Work(root, plan, cohort), _chosen_cases(root, cohort, case)
+        asked = Request(cohort, "", model, plan.method, plan.targets, device, tuple(case or ()))
         if workers is not None or scheduler is not None:
-            run = _explain_on(_cluster(workers, scheduler, tls), work, cases, report)
+            run = _explain_on(_cluster(workers, scheduler, tls), work, cases, report, asked)
         else:
-            _say_estimate(root, Request(cohort, "", model, plan.method, plan.targets, device, tuple(case or ())))
+            _say_estimate(root, asked)
             run = _explain_here(work, cases, report)
     print(f"{len(cases)} of {cohort} explained as run {run}")
 
@@ -275,13 +276,16 @@ def _cluster(workers: int | None, scheduler: str | None, tls: Path | None) -> Ab
     return cluster.local(workers)
 
 
-def _explain_on(connected: AbstractContextManager[Any], work: Work, cases: list[Case], report: Report) -> str:
+def _explain_on(
+    connected: AbstractContextManager[Any], work: Work, cases: list[Case], report: Report, asked: Request
+) -> str:
     """Case by case, on the workers of a cluster; the run that they are part of, or several."""
     from agg2exp_core import cluster, pipeline
 
     pipeline.Explaining(work.root, replace(work.plan, device="cpu"))  # what cannot be explained is refused once, here
     refused, faults, runs = [], 0, set()
     with connected as client:
+        _say_estimate(work.root, asked)
         for done in cluster.explain_cases(client, work, cases, report):
             if done.refused:
                 refused.append(f"{done.case_id}: {done.refused}")

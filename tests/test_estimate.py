@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import pytest
 from command import run
 from tiny import CLASSES, write_bundle, write_cohort
 
-from agg2exp_core import settings
+from agg2exp_core import cluster, settings
 from agg2exp_core.jobs import estimate as room
 from agg2exp_core.jobs import queue
 from agg2exp_core.jobs.estimate import START_SECONDS, Estimate, estimate
@@ -126,13 +127,15 @@ def test_what_the_run_has_is_not_counted(measured, monkeypatch) -> None:
     assert estimate(measured, replace(REQUEST, targets=("heart",))).scans == 3
 
 
-def test_what_does_not_fit_the_disk_is_refused(measured, monkeypatch, capsys) -> None:
+@pytest.mark.parametrize("where", [(), ("--workers", 2)])
+def test_what_does_not_fit_the_disk_is_refused(measured, monkeypatch, capsys, where) -> None:
+    monkeypatch.setattr(cluster, "local", lambda workers: nullcontext())
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**6))
     with pytest.raises(
         InputError, match="results must fit on the disk; got about 15 MB; allowed: 1 MB, which are free"
     ):
         estimate(measured, REQUEST)
-    words = ("--model", "tiny", "--cohort", "c", "--samples", 2, "--device", "cpu")
+    words = ("--model", "tiny", "--cohort", "c", "--samples", 2, "--device", "cpu", *where)
     assert run("explain", "--data", measured, *words) == 2
     assert "results must fit on the disk" in capsys.readouterr().err
     assert [path.name for path in (measured / "runs" / "c").iterdir()] == ["r"]
