@@ -141,6 +141,8 @@ class Explaining:
                 identity["windows"] = self._count_windows(scan)
                 identity["peak_bytes"] = _peak_bytes()
                 identity["seconds"] = round(time.monotonic() - started + float((known or {}).get("seconds", 0)), 1)
+        if cohort is not None:
+            results.write_latest(self.root, self.plan.model, (cohort, self.run, case.case_id))
         return folder
 
     def check_free(self, case: Case, folder: Path) -> None:

@@ -15,7 +15,6 @@ from tiny import CLASSES, write_bundle, write_cohort
 
 from agg2exp_core import cluster, settings
 from agg2exp_core.jobs import estimate as room
-from agg2exp_core.jobs import queue
 from agg2exp_core.jobs.estimate import START_SECONDS, Estimate, estimate
 from agg2exp_core.jobs.queue import Request
 from agg2exp_core.precision import Measured, write_measured
@@ -40,20 +39,28 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def measured(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two organs of `one` were explained by a job."""
+def measured(root: Path) -> Path:
+    """Two organs of `one` were explained on this machine."""
     with results.case_folder(
         results.case_path(root, **PLACE), TOLD | {"targets": ["aorta", "heart"], "windows": 5, "peak_bytes": 2 * 10**9}
     ) as new:
         (new / "importance.csv").write_bytes(bytes(10**6))
-    job = queue.JobState("j", Request("c", "one", "tiny", PAIRS), 0.0, "done", result=PLACE)
-    monkeypatch.setattr(queue, "list_jobs", lambda root: [job])
+    results.write_latest(root, "tiny", tuple(PLACE.values()))
     return root
 
 
 def test_nothing_is_known_before_anything_was_measured(root) -> None:
     assert estimate(root, REQUEST) == Estimate(3, 4, 3)
     assert str(estimate(root, REQUEST)) == "3 scans × 4 passes × 3 organs"
+
+
+def test_what_the_command_line_computed_tells_of_the_next_request(root) -> None:
+    words = ("--model", "tiny", "--cohort", "c", "--case", "one", "--samples", 2, "--device", "cpu")
+    assert run("explain", "--data", root, *words) == 0
+    told = estimate(root, REQUEST)
+    assert told.scans == 2 and told.windows and told.seconds and told.memory and told.disk
+    results.write_latest(root, "tiny", ("c", "r", "gone"))
+    assert estimate(root, REQUEST).seconds is None
 
 
 def test_it_is_scans_by_windows_by_passes_by_organs(measured) -> None:
@@ -79,6 +86,15 @@ def test_half_precision_takes_its_share_of_the_time(measured) -> None:
         for precision in ("float32", "bfloat16")
     )
     assert single - START_SECONDS == pytest.approx(2 * (half - START_SECONDS))
+
+
+def test_half_precision_is_that_of_the_device_that_a_job_would_get(root, tmp_path, monkeypatch) -> None:
+    for device, speedup in (("cpu", 0.2), ("cuda", 1.9)):
+        write_measured(root, "tiny", device, Measured(0.001, speedup))
+    for there, expected in ((True, [1.9, 0.2, 1.9]), (False, [0.2, 0.2, 1.9])):
+        monkeypatch.setattr(room, "GPU", tmp_path if there else tmp_path / "none")
+        found = [room.measured(root, "tiny", device) for device in ("auto", "cpu", "cuda:1")]
+        assert [one and one.speedup for one in found] == expected
 
 
 def test_what_settled_early_was_less_work_than_its_method_allows(measured) -> None:

@@ -120,3 +120,5 @@ def test_precision_is_asked_for_where_it_was_measured() -> None:
     assert good.selectbox(key="compute_precision").options[1] == "Half: 1.6 times as fast, shares within ± 0.11 %"
     good.selectbox(key="compute_precision").select("float32").run()
     assert asked(good).precision == "float32"
+    slow = form(Method(), Measured(0.001, 0.2))
+    assert "compute_precision" not in [box.key for box in slow.selectbox] and asked(slow).precision == "float32"

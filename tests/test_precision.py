@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from command import run
+from monai.inferers import SlidingWindowInferer
 from tiny import write_bundle
 
 from agg2exp_core import pipeline, precision, volumes
+from agg2exp_core.attribution import precision as comparing
 from agg2exp_core.precision import Measured
 from agg2exp_core.records import InputError, Method, Volume
 from agg2exp_core.store import results
@@ -64,6 +68,26 @@ def test_a_check_stores_what_explaining_goes_by(root, tmp_path, capsys):
     off = np.abs(np.subtract(*[one / one.sum(axis=1, keepdims=True) for one in masses])).max()
     assert 0 < off < 0.01
     assert (tmp_path / "before/prediction.nii.gz").read_bytes() == (tmp_path / "asked/prediction.nii.gz").read_bytes()
+
+
+@pytest.mark.parametrize(("half", "rounds"), [(1.0, 4), (3.0, 2)])
+def test_half_precision_that_is_far_slower_is_not_tried_twice(monkeypatch, half, rounds):
+    """A clock of its own: each explanation in half precision takes so many seconds, each in single one."""
+    now, tried = [0.0], []
+
+    def attributing(explainer, subject, wanted, method, report, keep=None):
+        tried.append(method.precision)
+        now[0] += half if method.precision == "bfloat16" else 1.0
+        return found
+
+    tally = SimpleNamespace(sums=lambda: (np.ones(2), np.ones(2)))
+    found = SimpleNamespace(prediction=torch.ones(4, 4, 4), tallies={"heart": tally})
+    monkeypatch.setattr(comparing, "attribute", attributing)
+    monkeypatch.setattr(comparing.time, "perf_counter", lambda: now[0])
+    inferer = SlidingWindowInferer((4, 4, 4))
+    explainer = SimpleNamespace(classes=("background", "heart"), inferer=inferer)
+    assert comparing.compare_precisions(explainer, torch.rand(1, 4, 4, 4)) == (0.0, 1 / half)
+    assert len(tried) == 1 + rounds  # the first finds the largest organs
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"cpu": 3}', '{"cpu": {"mass_error": 0.1}}', '{"cuda": {}}'])

@@ -62,11 +62,18 @@ def write_cohort(root: Path, names: tuple[str, ...], affine: np.ndarray, shape: 
     cohorts.add_cohort(root, "c", scans)
 
 
+def _network() -> torch.nn.Module:
+    """The same in every test: one that never predicts some class would be another test now and then."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return torch.nn.Conv3d(1, 3, 3, padding=1)
+
+
 def write_bundle(
     root: Path, name: str = "tiny", network: torch.nn.Module | None = None, spacing: float = 4.0
 ) -> Bundle:
     """A bundle `models/<name>` as the zoo writes them: a 3³ convolution over three classes, windows of 16³."""
-    network = network or torch.nn.Conv3d(1, 3, 3, padding=1)
+    network = network or _network()
     config = {
         "network_def": {"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 3}
         | {"kernel_size": network.kernel_size[0], "padding": network.padding[0]},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import numpy as np
 
 from agg2exp_core import volumes
 from agg2exp_core.files import read_json
-from agg2exp_core.jobs import queue
 from agg2exp_core.jobs.queue import Request
 from agg2exp_core.precision import Measured, read_measured
 from agg2exp_core.records import PERTURBING, InputError, Method
@@ -23,6 +21,7 @@ ORGANS = 18
 """About as many as ablation takes away."""
 START_SECONDS = 12.0
 """For a process to load PyTorch and a network."""
+GPU = Path("/dev/nvidiactl")
 LOOKED_AT = 50
 """Scans of a cohort whose headers are read."""
 
@@ -59,12 +58,12 @@ def estimate(root: Path, request: Request) -> Estimate:
     organs = len(request.targets) or count_classes(root, request.model)
     extents = _extents(left)
     plain = Estimate(len(left), passes(request.method), organs)
-    last = _measured(root, request.model)
+    last = _last(root, request.model)
     if last is None or not extents:
         return plain
     manifest, before = last
     ratios = np.array(extents) / (_extent(before) or np.mean(extents))
-    faster = known.speedup if (known := measured(root, request.model)) else 1.0
+    faster = known.speedup if (known := measured(root, request.model, request.device)) else 1.0
     count = max(len(manifest["targets"]), 1)
     share = len(left) * float(ratios.mean())
     stored = sum(int(file.get("size", 0)) for file in manifest["files"].values()) * organs / count
@@ -88,9 +87,11 @@ def count_classes(root: Path, model: str) -> int:
     return len(pred.get("channel_def", {}))
 
 
-def measured(root: Path, model: str) -> Measured | None:
-    """What half precision does to a model's explanations, on the fastest kind of device that it was tried on."""
-    return read_measured(root, model, "cuda") or read_measured(root, model, "cpu")
+def measured(root: Path, model: str, device: str = "auto") -> Measured | None:
+    """What half precision does to a model's explanations on the kind of device that a job would get."""
+    # PyTorch, which knows for sure, takes seconds to load.
+    gpu = device.startswith("cuda") or (device == "auto" and GPU.exists())
+    return read_measured(root, model, "cuda" if gpu else "cpu")
 
 
 def passes(method: Method) -> int:
@@ -172,21 +173,16 @@ def _extent(case: Case | None) -> float:
     return float(abs(np.linalg.det(header.affine[:3, :3])) * np.prod(header.shape))
 
 
-def _measured(root: Path, model: str) -> tuple[dict[str, Any], Case | None] | None:
-    """The manifest of what a job computed last by this model on this machine, and its case; None if nothing was."""
-    for manifest, cohort in _manifests(root):
-        if manifest.get("model") == model and manifest.get("seconds"):
-            try:
-                return manifest, find_case(root, cohort, str(manifest["case_id"]))
-            except (InputError, KeyError):
-                return manifest, None
-    return None
-
-
-def _manifests(root: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    for job in queue.list_jobs(root):
-        if job.result and (manifest := results.read_manifest(results.case_path(root, **job.result))):
-            yield manifest, job.result["cohort"]
+def _last(root: Path, model: str) -> tuple[dict[str, Any], Case | None] | None:
+    """The manifest of what was computed last by this model on this machine, and its case; None if nothing was."""
+    latest = results.read_latest(root, model)
+    if latest is None or not latest[1].get("seconds"):
+        return None
+    cohort, manifest = latest
+    try:
+        return manifest, find_case(root, cohort, str(manifest["case_id"]))
+    except (InputError, KeyError):
+        return manifest, None
 
 
 def _work(method: Method, organs: float, faster: float) -> float:

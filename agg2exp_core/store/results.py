@@ -35,6 +35,7 @@ COMPLETENESS = ("target", "attribution_sum", "output_difference", "gap")
 MANIFEST = "manifest.json"
 ASIDE = ".replaced-"
 PREDICTION = "prediction.nii.gz"
+PLACE = ("cohort", "run", "case_id")
 SAME_RUN = ("model_hash", "method", "parameters", "values")
 """What may not differ between the cases of one run."""
 
@@ -239,6 +240,30 @@ def read_completeness(folder: Path) -> dict[str, tuple[float, float, float]]:
         return {row["target"]: tuple(float(row[name]) for name in COMPLETENESS[1:]) for row in rows}  # type: ignore[misc]
     except (TypeError, ValueError):
         raise InputError(f"{path.name} must hold numbers", "something else") from None
+
+
+# ---- what a model needed last ----------------------------------------------------------------------
+
+
+def write_latest(root: Path, model: str, place: tuple[str, str, str]) -> None:
+    """Which (cohort, run, case) this machine computed last by a model: time and memory of its manifest hold here."""
+    path = _latest(root, model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, dict(zip(PLACE, place, strict=True)))
+
+
+def read_latest(root: Path, model: str) -> tuple[str, dict[str, Any]] | None:
+    """Its cohort and its manifest; None where nothing was computed here, or it is gone."""
+    place = read_json(_latest(root, model))
+    if not all(isinstance(place.get(name), str) for name in PLACE):
+        return None
+    manifest = read_manifest(case_path(root, *(place[name] for name in PLACE)))
+    return None if manifest is None else (place["cohort"], manifest)
+
+
+def _latest(root: Path, model: str) -> Path:
+    # Not beside the model, which may come from another machine.
+    return root / "jobs" / ".latest" / f"{checked_id('model', model)}.json"
 
 
 # ---- shared ----------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ EFFORTS = {
 }
 HELP = (
     "SmoothGrad averages gradients of noisy copies of the scan. **Quick look**: four pairs of copies. **Settled**: "
-    "more pairs for the organs that need them, until every share is known to ± 0.5 % of the whole attribution. "
+    "more pairs for the organs that need them, until every share is known to ± 0.5 % of the whole attribution, 20 "
+    "pairs at most. "
     "**As published**: 20 independent copies, without error bars."
 )
 

@@ -116,8 +116,8 @@ def ask_mask(usual: str) -> str:
 
 
 def ask_precision(measured: Measured | None) -> str:
-    """Of gradients; there is a choice only where it is known what half of it does to this model's shares."""
-    if measured is None:
+    """Of gradients; there is a choice only where half of it is known to be faster, and what it does to the shares."""
+    if measured is None or measured.speedup <= 1:
         return "float32"
     told = {
         "float32": "Full",
