@@ -264,6 +264,34 @@ def test_agreement_with_ablation_is_told_where_it_was_computed(monkeypatch: pyte
     assert "Agreement with" not in texts(_drawn(monkeypatch, root, case="one", target="heart", run="ablated"))
 
 
+def test_what_did_not_settle_and_what_is_zero_everywhere_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    root, parameters = _built(tmp_path, "thorax17"), Method(samples=20).parameters()
+    own = results.read_importance(results.case_path(root, "tiny", RUN, "one"))
+    info = {"model": "thorax17_swinunetr", "model_hash": "0", "method": "smoothgrad", "parameters": parameters}
+    results.write_run(root, "tiny", "sure", info | {"label_set": "thorax17", "values": "sums"})
+
+    def said(table: SumTable, **asked: str) -> str:
+        manifest = {"case_id": "one", "targets": list(own.targets)}
+        with results.case_folder(results.case_path(root, "tiny", "sure", "one"), manifest) as folder:
+            results.write_importance(folder, table)
+            write_volume(folder / "prediction.nii.gz", Volume(np.zeros(SHAPE, np.uint8), AFFINE))
+        data.forget()
+        return texts(_drawn(monkeypatch, root, case="one", target="heart", run="sure", **asked))
+
+    for error, told in ((0.002, False), (0.004, True)):
+        errors = np.full_like(own.positive, error)
+        page = said(replace(own, mass_se=errors, organ_mass_se=errors))
+        assert "Whiskers hold 95 %" in page
+        assert ("It did not settle: 20 pairs leave the least sure one at ± 0.8 %." in page) == told
+    assert "to share out" not in page
+    nothing = np.zeros_like(own.negative)
+    told = "Heart has no negative attribution to share out: it is 0 in every voxel of every organ."
+    assert told in said(replace(own, negative=nothing), sign="neg")
+    assert "Heart has no attribution to share out" in said(replace(own, positive=nothing, negative=nothing))
+
+
 @pytest.mark.parametrize(
     ("case_id", "age", "told"), [("one", 1e6, True), ("two", 60, True), ("two", 1e6, False)]
 )  # fmt: skip

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
-import pytest
 import torch
 from scipy.ndimage import gaussian_gradient_magnitude
 from scipy.stats import spearmanr
@@ -45,13 +45,14 @@ def test_other_weights_another_explanation(tmp_path):
     for layer in unlearned.modules():
         if hasattr(layer, "reset_parameters"):
             layer.reset_parameters()
-    learned, random = (maps_of(one, plan, scan, targets) for one in (network, unlearned))
     assert [target.name for target in targets] == list(ORGANS)
 
-    def alike(one: torch.Tensor, other: torch.Tensor) -> float:
-        return float(spearmanr(one.flatten(), other.flatten()).statistic)
+    def resemblance(explain: Callable[[torch.nn.Module], torch.Tensor]) -> float:
+        """Largest |rank correlation| of a target's map with what it was: turned round would be resemblance too."""
+        pairs = zip(explain(network), explain(unlearned), strict=True)
+        return max(abs(float(spearmanr(one.flatten(), other.flatten()).statistic)) for one, other in pairs)
 
-    assert max(map(abs, map(alike, learned, random))) < 0.3  # turned round would be resemblance too
-    # An edge filter asks no network, so it would be told the same of both: this check would catch it.
+    assert resemblance(lambda one: maps_of(one, plan, scan, targets)) < 0.3
+    # An explanation that asks no network does not pass.
     edges = torch.as_tensor(gaussian_gradient_magnitude(scan[0].numpy(), 1.0))
-    assert alike(edges, edges) == pytest.approx(1) and min(alike(edges, one) for one in learned) < 0.5
+    assert resemblance(lambda one: edges.expand(len(targets), *edges.shape)) > 0.3

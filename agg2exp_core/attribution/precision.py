@@ -28,7 +28,7 @@ def compare_precisions(explainer: Explainer, image: torch.Tensor) -> tuple[float
     sizes = torch.bincount(found.reshape(-1).long(), minlength=len(explainer.classes)).numpy()
     largest = [index for index in np.argsort(-sizes, kind="stable") if sizes[index]][:TARGETS]
     wanted = tuple(explainer.classes[index] for index in sorted(largest))
-    masses, seconds = {}, {}
+    masses, seconds = {}, dict[str, float]()
     for precision in ("float32", "bfloat16", "float32", "bfloat16"):  # the first of each warms up
         if seconds.get("bfloat16", 0) > HOPELESS * seconds.get("float32", np.inf):
             break

@@ -15,7 +15,7 @@ from agg2exp_core.organs import BACKGROUND, LabelSet
 from agg2exp_core.records import InputError, Method, Selection
 from agg2exp_core.settings import data_root
 from agg2exp_core.store import cohorts, results
-from agg2exp_core.store.queries import NO_METADATA, NOT_EXPLAINED
+from agg2exp_core.store.queries import NO_METADATA, NOT_EXPLAINED, NOTHING_TO_SHARE
 from dashboard import data, filters, words
 from dashboard.address import MOST_IN_LINK, Address, Link
 from dashboard.charts import bars, common
@@ -26,7 +26,7 @@ from dashboard.viewer import niivue, slices
 from dashboard.viewer.scene import Sources, load_scene
 from dashboard.viewer.slices import Voxel
 from dashboard.viewer.stage import Legend, Look, Scene, moved_to, stage, stage_data, voxel_inside
-from dashboard.views import choosing, compute, unusual, window
+from dashboard.views import choosing, compute, effort, unusual, window
 from dashboard.views.legend import legend, summed
 
 ADDRESS = Address("case")
@@ -562,8 +562,10 @@ def _importance(chosen: Chosen, dice: bool = True) -> Link:
     figure = bars.importance_bars(table, chosen.labels, common.group_colors(chosen.labels), value, masked)
     with st.container(key="case_bars_box"):
         st.plotly_chart(figure, key="case_bars", config={"displayModeBar": False})
+    _nothing(chosen, table, selection)
     if table["error"].notna().any():
-        st.caption("Whiskers hold 95 %: how sure each share is, judged from the noisy copies that were averaged.")
+        whiskers = "Whiskers hold 95 %: how sure each share is, judged from the noisy copies that were averaged."
+        st.caption(whiskers + _unsettled(chosen))
     if chosen.channel and value == "mass":
         st.caption(f"Shares are of all channels together: these bars are what {channel_title(chosen.channel)} has.")
     elif not background:
@@ -572,6 +574,26 @@ def _importance(chosen: Chosen, dice: bool = True) -> Link:
     if dice:
         _agreement(chosen)
     return filters.measure_link(selection)
+
+
+def _nothing(chosen: Chosen, table: pd.DataFrame, selection: Selection) -> None:
+    """Say why there are no bars of a target that was explained."""
+    if (table["absent"] == NOTHING_TO_SHARE).all():
+        kind = {"abs": "", "pos": "positive ", "neg": "negative "}[selection.sign]
+        where = "every voxel" + ("" if selection.background else " of every organ")
+        organ = words.plain(chosen.title(chosen.target))
+        st.info(f"{organ} has no {kind}attribution to share out: it is 0 in {where}.")
+
+
+def _unsettled(chosen: Chosen) -> str:
+    """How far the least sure share is from where more pairs would have stopped, if they came to their end before."""
+    method = chosen.method
+    if method is None or method.skip or effort.effort_of(method) != "Settled":
+        return ""
+    left = 2 * _table(chosen, Selection(chosen.cohort, str(chosen.run)))["error"].max()
+    if not left > method.tolerance:
+        return ""
+    return f" It did not settle: {method.samples} pairs leave the least sure one at ± {100 * left:.2g} %."
 
 
 def _masked(chosen: Chosen, selection: Selection) -> pd.DataFrame:
@@ -649,7 +671,11 @@ def _completeness(chosen: Chosen) -> None:
     if abs(gap) <= 0.05:
         st.caption(text + "The map accounts for the output.")
     else:
-        st.warning(text + "The map does not account for the output; read it with care.", icon=":material/warning:")
+        st.warning(
+            f"{text}The map does not account for the output; read it with care. More steps, or a blurred scan as the "
+            "baseline, come closer.",
+            icon=":material/warning:",
+        )
 
 
 def _against_ablation(chosen: Chosen) -> None:
@@ -659,8 +685,9 @@ def _against_ablation(chosen: Chosen) -> None:
         rho, regions = found
         st.caption(
             f"Agreement with ablation: **ρ = {rho:.2f}** over {regions} regions, background included.",
-            help="Spearman’s rank correlation of these shares with what taking each organ away (replacing it by "
-            "soft tissue) changes in the output. Near 1: the map ranks the organs as the network itself does.",
+            help="Spearman’s rank correlation of these shares with what taking each organ away changes in the output: "
+            "it is replaced by soft tissue or, where its grey value is not known, by the scan’s mean. Near 1: the map "
+            "ranks the organs as the network itself does.",
         )
 
 
