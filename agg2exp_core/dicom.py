@@ -5,6 +5,7 @@ They belong to the series' patient and study, as archives and viewers ask, and s
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -31,6 +32,9 @@ MAY_BE_EMPTY = (
 
 OURS = "99AGG2EXP"
 """Scheme of the codes of organs for which pydicom's dictionary of SNOMED CT has none of the name."""
+
+LONGEST_CODE = 16
+"""Characters of a code's value, by the standard."""
 
 SEGMENTATION_NUMBER, MAP_NUMBER = 9001, 9002
 """Of the series that are made, behind those of the scanner."""
@@ -134,7 +138,10 @@ def organ_code(organ: Organ) -> Code:
         for singular in (name, name.removesuffix("s"), name.removesuffix("es")):
             if (code := getattr(codes.SCT, singular, None)) is not None:
                 return code
-    return Code(organ.name[:16], OURS, organ.title[:64])
+    digest = hashlib.sha256(organ.name.encode()).hexdigest()[:6]
+    # Cut short alone, the left of two organs would have the code of the right.
+    value = organ.name if len(organ.name) <= LONGEST_CODE else f"{organ.name[: LONGEST_CODE - 7]}-{digest}"
+    return Code(value, OURS, organ.title[:64])
 
 
 def _write(path: Path, made: Dataset) -> None:

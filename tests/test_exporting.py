@@ -17,8 +17,9 @@ from tiny import CLASSES, write_bundle, write_cohort
 from agg2exp_core import pipeline, volumes
 from agg2exp_core.aggregation.masks import values_on_grid
 from agg2exp_core.dicom import organ_code
-from agg2exp_core.organs import load_label_set
+from agg2exp_core.organs import known_label_sets, load_label_set
 from agg2exp_core.records import Method, Volume
+from agg2exp_core.settings import SHIPPED
 from agg2exp_core.store import cohorts, results
 
 OBLIQUE = np.array([[-2.9, 0.5, 0, 60], [0.5, 2.9, 0.1, -40], [0, -0.1, 6, 10], [0, 0, 0, 1.0]])
@@ -205,3 +206,9 @@ def test_organs_have_their_codes_where_snomed_has_their_names() -> None:
     ]  # fmt: skip
     own = codes["lung_upper_lobe_left"]
     assert (own.scheme_designator, own.meaning) == ("99AGG2EXP", "Left upper lobe")
+
+
+@pytest.mark.parametrize("labels", known_label_sets(SHIPPED), ids=lambda labels: labels.name)
+def test_no_two_organs_have_one_code(labels) -> None:
+    codes = {(code.scheme_designator, code.value) for code in map(organ_code, labels.organs)}
+    assert len(codes) == len(labels.organs) and max(len(value) for _, value in codes) <= 16
