@@ -286,6 +286,12 @@ def test_channels_are_normalised_each_by_its_scheme(tmp_path: Path, trained: Fol
     np.testing.assert_allclose(image[1], (raw[1].clip(-900, 700) - 30) / 250, atol=1e-4)
 
 
+def test_z_scores_inside_a_mask_give_air_no_value_of_its_own(tmp_path: Path, trained: Folder) -> None:
+    """Of one channel too, whose −1024 would else be 1024 standard deviations below the mean."""
+    plans = _plans(normalization_schemes=["ZScoreNormalization"], use_mask_for_norm=[True])
+    assert scaled(add_model(tmp_path / "root", trained(plans), "tiny", Wrapping()), -1024) is None
+
+
 def test_regions_that_hold_each_other_are_explained(tmp_path: Path, trained: Folder, channels: list[Path]) -> None:
     """Logits are judged each by itself, the label map is made by class order, a target is all of its region."""
     root = tmp_path / "root"

@@ -13,6 +13,7 @@ from monai.transforms import Compose, ResampleToMatch, SpatialResample
 
 from agg2exp_core import volumes
 from agg2exp_core.model.bundle import Bundle
+from agg2exp_core.model.nnunet import NormalizeChannelsd
 from agg2exp_core.records import InputError, Volume, reason
 
 AIR_HU, TISSUE_HU = -1024.0, 40.0
@@ -92,11 +93,17 @@ def scaled(bundle: Bundle, hounsfield: float) -> float | None:
     if len(bundle.channels) > 1:
         return None
     chain = bundle.preprocessing().flatten().transforms
-    intensity = Compose([t for t in chain if type(t).__module__.startswith("monai.transforms.intensity")])
+    intensity = Compose([one for one in chain if _changes_intensity(one)])
     beside = ((0.0, 100.0, 1000.0), (-4000.0, -50.0, 4000.0))  # air is the least of one scan, not of the other
     scans = [MetaTensor(torch.tensor([hounsfield, *others]).view(1, 2, 2, 1)) for others in beside]
     one, other = (float(intensity({"image": scan})["image"][0, 0, 0, 0]) for scan in scans)
     return one if one == other else None
+
+
+def _changes_intensity(transform: object) -> bool:
+    return isinstance(transform, NormalizeChannelsd) or type(transform).__module__.startswith(
+        "monai.transforms.intensity"
+    )
 
 
 def _meta(labels: Volume) -> MetaTensor:
