@@ -258,6 +258,8 @@ def test_channels_that_the_metadata_does_not_tell_are_found(tmp_path: Path, inpu
 
 def test_names_of_channels_name_files_and_are_all_different() -> None:
     assert channel_ids(["T1", "t1", "T2 w/ fat sat", "", "T1"]) == ("T1", "t1_2", "T2_w_fat_sat", "channel", "T1_3")
+    for names in (["T1", "T1", "T1_2"], ["t1_2", "T1", "T1"], ["T1_3", "T1", "T1", "T1"]):
+        assert len({name.casefold() for name in channel_ids(names)}) == len(names)
 
 
 def test_targets_are_added_to_a_table_of_channels(tmp_path: Path, root: Path, files: list[Path]) -> None:

@@ -6,6 +6,7 @@ Format: the MONAI bundle specification (configs/metadata.json, configs/inference
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -162,12 +163,13 @@ class Bundle:
 
 def channel_ids(names: Sequence[str]) -> tuple[str, ...]:
     """`T1 Gd` → `T1_Gd`: names that may name files and are all different, even where case does not count."""
-    found: list[str] = []
+    found: dict[str, str] = {}
     for name in names:
         plain = re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("_.-")[:48] or "channel"
-        alike = sum(re.sub(r"_\d+$", "", other).casefold() == plain.casefold() for other in found)
-        found.append(f"{plain}_{alike + 1}" if alike else plain)
-    return tuple(checked_id("channel", name) for name in found)
+        numbered = (f"{plain}_{number}" for number in itertools.count(2))
+        free = next(one for one in itertools.chain([plain], numbered) if one.casefold() not in found)
+        found[free.casefold()] = checked_id("channel", free)
+    return tuple(found.values())
 
 
 class Opposed(torch.nn.Module):
