@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from agg2exp_core.aggregation.regions import mass
 from agg2exp_core.attribution.attribute import Explainer, Subject, attribute
 from agg2exp_core.model.adding import Wrapping, add_model
 from agg2exp_core.model.bundle import Bundle, Nested
-from agg2exp_core.model.nnunet import CropToNonzerod, EvenInferer, Folds, ResampleCubicd
+from agg2exp_core.model.nnunet import CropToNonzerod, EvenInferer, Folds, NormalizeChannelsd, ResampleCubicd
 from agg2exp_core.model.predict import predicted_organs, stitched_logits
 from agg2exp_core.model.preprocess import load_scan, on_model_grid, scaled
 from agg2exp_core.model.windows import plan_windows
@@ -192,6 +193,14 @@ def test_a_linear_field_is_resampled_to_where_it_lies() -> None:
     expected = (places + affine[:3, 3]) @ np.array([1.0, 2.0, -1.0])
     inner = (slice(3, -3),) * 3
     np.testing.assert_allclose(moved[0].numpy()[inner], expected[inner], atol=0.05)
+
+
+def test_normalised_channels_stay_where_they_are_without_a_word() -> None:
+    image = MetaTensor(torch.rand(1, 3, 3, 3), affine=torch.from_numpy(OBLIQUE))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        found = NormalizeChannelsd("image", [{"scheme": "ZScoreNormalization"}])({"image": image})["image"]
+    np.testing.assert_array_equal(found.affine, OBLIQUE)
 
 
 @pytest.mark.parametrize(("own", "far"), [((1.0, 1.0, 3.5), True), ((1.0, 1.0, 3.0), False), ((4.0, 4.0, 1.0), False)])
@@ -389,6 +398,8 @@ def test_older_plans_tell_the_same_network(tmp_path: Path, trained: Folder, scan
         (_mri_plans(), MRI | {"regions_class_order": [1, 2]}, "name a label of each region"),
         (_plans(), DATASET | {"labels": {"background": 0, "heart": 2}}, "count from 0"),
         (_plans(), DATASET | {"labels": {"background": 0, "heart": 1}}, "fold_0: decoder.seg_layers.0.weight"),
+        (_plans() | {"foreground_intensity_properties_per_channel": {"0": BOUNDS | {"std": 0}}}, DATASET, "writes"),
+        (_mri_plans(), BRAIN | {"labels": BRAIN["labels"] | {"core": [float("inf"), 3]}}, "as nnU-Net v2 writes them"),
         (_with_part(nonlin_kwargs={"negative_slope": 0.2}), DATASET, "its usual parts; got nonlin_kwargs"),
         (_with_part(stem_channels=8), DATASET, "its usual parts; got stem_channels 8"),
         (_plans(inherits_from="base", previous_stage="x"), DATASET, "stand on its own"),
@@ -408,9 +419,10 @@ def test_folds_must_be_there_and_hold_weights(tmp_path: Path, trained: Folder) -
     with pytest.raises(InputError, match="folds must be there; got none 1"):
         add_model(tmp_path, trained(), "tiny", Wrapping(folds=("1",)))
     checkpoint = next(tmp_path.glob("nnUNet*/fold_0/*.pth"))
-    checkpoint.write_bytes(b"no checkpoint")
-    with pytest.raises(InputError, match="weights must be readable"):
-        add_model(tmp_path, checkpoint.parents[1], "tiny", Wrapping())
+    for content in (b"no checkpoint", b""):
+        checkpoint.write_bytes(content)
+        with pytest.raises(InputError, match="weights must be readable"):
+            add_model(tmp_path, checkpoint.parents[1], "tiny", Wrapping())
     checkpoint.unlink()
     with pytest.raises(InputError, match="needs a trained fold"):
         add_model(tmp_path, checkpoint.parents[1], "tiny", Wrapping())

@@ -111,7 +111,7 @@ class NormalizeChannelsd(MapTransform):
                 where = inside if scheme.get("inside") else np.ones_like(inside)
                 of = one[where]
                 one[where] = (of - of.mean()) / max(of.std(), LEAST_STD)
-        return MetaTensor(torch.from_numpy(voxels), affine=image.affine, meta=image.meta)
+        return MetaTensor(torch.from_numpy(voxels), meta=image.meta)
 
 
 class ResampleCubicd(MapTransform):

@@ -16,7 +16,7 @@ from agg2exp_core.files import write_json
 from agg2exp_core.model.bundle import Bundle
 from agg2exp_core.model.networks import misfit, without_prefixes
 from agg2exp_core.model.nnunet import KINDS, SCHEMES
-from agg2exp_core.records import InputError
+from agg2exp_core.records import InputError, reason
 
 CHECKPOINT = "checkpoint_final.pth"
 HERE = "agg2exp_core.model.nnunet"
@@ -56,7 +56,7 @@ def copy_trained(source: Path, new: Path, folds: Sequence[str], mirrored: bool) 
         told = trained.inputs | trained.regions
     except InputError:
         raise
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise InputError("plans.json and dataset.json must be as nnU-Net v2 writes them", repr(error)[:120]) from None
     write_json(new / "configs" / "inference.json", config)
     about = f"nnU-Net {trained.name}, folds {', '.join(path.parent.name.removeprefix('fold_') for path in checkpoints)}"
@@ -261,7 +261,7 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(numbers):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch hands on whatever its readers raise
-        raise InputError("weights must be readable", f"{path.name}: {str(error).splitlines()[0][:200]}") from None
+        raise InputError("weights must be readable", f"{path.name}: {reason(error)}") from None
     if not isinstance(content, dict) or not isinstance(content.get("network_weights"), dict):
         raise InputError("a checkpoint of nnU-Net must hold network_weights", f"{path.parent.name}/{path.name}")
     return content
