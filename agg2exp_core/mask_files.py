@@ -83,6 +83,7 @@ def find_masks(root: Path, cohort: str, folder: Path, reading: Reading, report: 
     if not found and not whole:
         raise InputError("a region set needs masks named <case_id>.nii.gz", f"none in {folder.name}")
     if found:
+        _check_alone(found, reading.logits)
         regions = dict(enumerate(sorted({region for files in found.values() for region in files}), 1))
         labels = {region: label for label, region in regions.items()}
         whole = {case: {labels[region]: path for region, path in files.items()} for case, files in found.items()}
@@ -100,7 +101,7 @@ def _layers(path: Path, label: int, logits: str) -> Iterator[Volume]:
     if not logits:
         labels = volumes.read_labels(path)
         yield Volume((labels.array > 0) * np.uint16(label), labels.affine) if label else labels
-    elif logits == "overlapping" or label:
+    elif logits == "overlapping":
         for number, channel in enumerate(volumes.read_channels(path), 1):
             yield Volume((channel.array > 0) * np.uint16(label or number), channel.affine)
     else:
@@ -123,6 +124,15 @@ def _region_files(folder: Path) -> dict[str, dict[str, Path]]:
     """case → region → file, of the folder's folders."""
     inner = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
     return {checked_id("a case's folder", path.name): files for path in inner if (files := scans_of(path))}
+
+
+def _check_alone(files: Mapping[str, Mapping[str, Path]], logits: str) -> None:
+    """InputError: files of single regions with logits of several, of which each voxel would count several times."""
+    if logits == "exclusive":
+        raise InputError("exclusive logits must be channels of one file", "a file a region", "overlapping")
+    for path in [path for own in files.values() for path in own.values()] if logits else ():
+        if (count := volumes.count_channels(path)) > 1:
+            raise InputError("a region's file must hold one channel", f"{path.parent.name}/{path.name} with {count}")
 
 
 # ---- labels and names ------------------------------------------------------------------------------

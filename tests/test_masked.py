@@ -233,6 +233,9 @@ def test_regions_of_files_of_their_own_may_overlap(root: Path) -> None:
     assert aggregate(root, "both", joined="") == 0
     assert shares_of(root, "both") == {"both": by_hand(one | two)}  # what lies in both counts once
     assert aggregate(root, "nodules", ids="2") == 0 and shares_of(root, "nodules") == {"nodule": by_hand(two)}
+    volumes.write_volume(root.parent / "masks" / "a" / "nodule.nii.gz", grid(np.where(two, 0.5, -2).astype(np.float32)))
+    assert aggregate(root, "logits", logits="overlapping") == 0
+    assert shares_of(root, "logits") == {"effusion": by_hand(one), "nodule": by_hand(two)}
 
 
 def test_logits_are_masks_by_the_largest_or_each_above_zero(root: Path) -> None:
@@ -255,9 +258,17 @@ def _both_kinds(root: Path) -> None:
     volumes.write_volume(root.parent / "masks" / "b" / "nodule.nii.gz", grid(np.ones(SHAPE, np.uint8)))
 
 
+def _several_channels_of_a_region(root: Path) -> None:
+    write_logits(root, *np.ones((2, *SHAPE)))
+    (root.parent / "masks" / "a").mkdir()
+    (root.parent / "masks" / "a.nii.gz").rename(root.parent / "masks" / "a" / "nodule.nii.gz")
+
+
 @pytest.mark.parametrize(
     ("spoil", "more", "told"),
     [
+        (_several_channels_of_a_region, {"logits": "overlapping"}, "must hold one channel; got a/nodule.nii.gz with 2"),
+        (_several_channels_of_a_region, {"logits": "exclusive"}, "exclusive logits must be channels of one file"),
         (_both_kinds, {}, "masks must be a file a case or a folder a case"),
         (lambda root: write_logits(root, np.ones(SHAPE)), {"logits": "exclusive"}, "a channel for no region"),
         (lambda root: write_logits(root, np.full(SHAPE, 0.5)), {}, "sound label map"),
