@@ -43,6 +43,9 @@ UNEVEN = 0.05
 MOST_TILT = 0.5
 """Degrees between the stack's direction and the slices' normal, up to which slices lie straight above each other."""
 
+MOST_APART = 1.0
+"""Voxels between a slice and where even steps from the first to the last would put it."""
+
 NUMBERS = {"ImageOrientationPatient": 6, "ImagePositionPatient": 3, "PixelSpacing": 2, "Rows": 1, "Columns": 1}
 """What says where a slice lies, and how many numbers each is."""
 
@@ -173,6 +176,10 @@ def _stacked(headers: Sequence[pydicom.Dataset]) -> tuple[np.ndarray, list[int]]
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = along_columns * between_columns, along_rows * between_rows
     affine[:3, 2], affine[:3, 3] = stack, places[order[0]]
+    indices = (places[order] - places[order[0]]) @ np.linalg.inv(affine[:3, :3]).T
+    apart = np.abs(indices - np.arange(len(order))[:, None] * [0, 0, 1]).max()
+    if apart > MOST_APART:
+        raise InputError("slices must lie straight above each other", f"one {apart:.3g} voxels from its place")
     return FLIP @ affine, order
 
 
@@ -181,7 +188,8 @@ def _directions(cosines: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
     along_columns, along_rows = cosines[:3], cosines[3:]
     vectors = along_columns, along_rows, np.cross(along_columns, along_rows)
     lengths = [float(np.linalg.norm(vector)) for vector in vectors]
-    if max(abs(length - 1) for length in lengths) > ROUNDED:
+    # The normal's length alone would let angles of 72° pass.
+    if max(abs(length - 1) for length in lengths) > ROUNDED or abs(float(along_columns @ along_rows)) > ROUNDED:
         got = ", ".join(f"{value:g}" for value in cosines)
         raise InputError("ImageOrientationPatient must be two directions at right angles", got)
     along_columns, along_rows, normal = (vector / length for vector, length in zip(vectors, lengths, strict=True))

@@ -337,6 +337,7 @@ def _emptied(folder: Path, chest: Volume) -> None:
         ("PixelSpacing", [-1, 1], "above 0"), ("ImageOrientationPatient", None, "6 finite numbers"),
         ("ImageOrientationPatient", [0] * 6, "right angles"),
         ("ImageOrientationPatient", [1, 0, 0] * 2, "right angles"),
+        ("ImageOrientationPatient", [1, 0, 0, 0.28, 0.96, 0], "right angles"),
         ("ImagePositionPatient", None, "3 finite numbers"), ("ImagePositionPatient", [0, 0], "3 finite numbers"),
         ("Rows", None, "finite number;"), ("RescaleSlope", None, "RescaleSlope of a slice must be 1"),
         ("NumberOfFrames", 2, "several frames"),
@@ -391,6 +392,14 @@ def _tilted(folder: Path, chest: Volume) -> None:
     dicom(folder, chest, tilt=0.5)
 
 
+def _beside(folder: Path, chest: Volume) -> None:
+    """Some slices in the middle, from where the table was moved aside: the first and the last say nothing of them."""
+    for path in dicom(folder, chest)[5:9]:
+        moved = pydicom.dcmread(path)
+        moved.ImagePositionPatient[0] += 40
+        moved.save_as(path)
+
+
 def _alone(folder: Path, chest: Volume) -> None:
     dicom(folder, Volume(chest.array[:, :, :1], chest.affine))
 
@@ -413,7 +422,7 @@ def _uneven(folder: Path, chest: Volume) -> None:
         (_emptied, "must be DICOM; got 1 of 20"),
         (_gap, "none missing"), (_doubled, "two at one place"), (_two_patients, "one patient"),
         (_two_series, "one series"), (_tilted, "tilted by"), (_alone, "a file for each slice"), (_cut, "decodable"),
-        (_uneven, "evenly spaced"),
+        (_uneven, "evenly spaced"), (_beside, "straight above each other"),
     ],
 )  # fmt: skip
 def test_a_series_that_is_no_scan_is_refused_and_leaves_nothing(tmp_path, chest, capsys, made, told) -> None:
