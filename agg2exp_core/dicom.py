@@ -80,7 +80,7 @@ def write_segmentation(path: Path, series: Series, labels: np.ndarray, organs: S
     there = [organ for organ in organs if organ.id and (labels == organ.id).any()]
     if not there:
         raise InputError("a segmentation must hold an organ", "background alone")
-    numbers = np.zeros(max(int(labels.max()), *(organ.id for organ in there)) + 1, np.uint8)
+    numbers = np.zeros(max(int(labels.max()), *(organ.id for organ in there)) + 1, np.uint16)
     numbers[[organ.id for organ in there]] = np.arange(1, len(there) + 1)
     made = hd.seg.Segmentation(
         series.slices, _frames(numbers[labels]), hd.seg.SegmentationTypeValues.BINARY,

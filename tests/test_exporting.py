@@ -16,8 +16,8 @@ from tiny import CLASSES, write_bundle, write_cohort
 
 from agg2exp_core import pipeline, volumes
 from agg2exp_core.aggregation.masks import values_on_grid
-from agg2exp_core.dicom import organ_code
-from agg2exp_core.organs import known_label_sets, load_label_set
+from agg2exp_core.dicom import Origin, organ_code, read_series, write_segmentation
+from agg2exp_core.organs import known_label_sets, load_label_set, made_label_set
 from agg2exp_core.records import Method, Volume
 from agg2exp_core.settings import SHIPPED
 from agg2exp_core.store import cohorts, results
@@ -212,3 +212,16 @@ def test_organs_have_their_codes_where_snomed_has_their_names() -> None:
 def test_no_two_organs_have_one_code(labels) -> None:
     codes = {(code.scheme_designator, code.value) for code in map(organ_code, labels.organs)}
     assert len(codes) == len(labels.organs) and max(len(value) for _, value in codes) <= 16
+
+
+def test_more_organs_than_a_byte_counts_have_segments_of_their_own(tmp_path) -> None:
+    series = read_series(dicom(tmp_path / "series", Volume(np.zeros((20, 15, 2), np.int16), np.diag([-2.0, -2, 3, 1]))))
+    labels = np.arange(600, dtype=np.int32).reshape(20, 15, 2) % 301
+    organs = made_label_set("many", [f"organ_{number}" for number in range(1, 301)]).organs
+    write_segmentation(tmp_path / "segmentation.dcm", series, labels, organs, Origin("model", "0"))
+    made = pydicom.dcmread(tmp_path / "segmentation.dcm")
+    names = {segment.SegmentNumber: segment.SegmentLabel for segment in made.SegmentSequence}
+    voxels = dict.fromkeys(names.values(), 0)
+    for own, pixels, _ in frames(made):
+        voxels[names[own.SegmentIdentificationSequence[0].ReferencedSegmentNumber]] += int(pixels.sum())
+    assert voxels == {organ.title: int((labels == organ.id).sum()) for organ in organs[1:]}
