@@ -19,7 +19,7 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.valuerep import DSfloat
 
-from agg2exp_core.foreign import series_grid
+from agg2exp_core.foreign import readable_dicom, series_grid
 from agg2exp_core.organs import Organ
 from agg2exp_core.records import InputError, Volume
 
@@ -61,7 +61,9 @@ def read_series(paths: Sequence[Path]) -> Series:
     grid, slices = series_grid(paths)
     step = float(np.linalg.norm(grid.affine[:3, 2]))
     for header in slices:
-        lacking = [name for name in NEEDED if not header.get(name)]
+        with readable_dicom():
+            told = {element.keyword for element in header if element.value}  # takes all apart: highdicom copies some
+            lacking = [name for name in NEEDED if name not in told]
         if lacking:
             raise InputError("a series must say its study and its frame of reference", f"a slice without {lacking[0]}")
         for name in MAY_BE_EMPTY:

@@ -20,7 +20,6 @@ from typing import Any, BinaryIO
 import nrrd
 import numpy as np
 import pydicom
-from pydicom.errors import InvalidDicomError
 from pydicom.pixels import apply_modality_lut
 
 from agg2exp_core.records import InputError, Volume
@@ -50,6 +49,7 @@ NUMBERS = {"ImageOrientationPatient": 6, "ImagePositionPatient": 3, "PixelSpacin
 """What says where a slice lies, and how many numbers each is."""
 
 RESCALE = ("RescaleSlope", "RescaleIntercept")
+READ = ("SeriesInstanceUID", "PatientID", "NumberOfFrames", *NUMBERS, *RESCALE)
 LARGEST_VOXEL = 8
 """Bytes of the largest number that NRRD knows."""
 
@@ -122,10 +122,10 @@ def _series(files: Sequence[Path]) -> tuple[list[pydicom.Dataset], np.ndarray, l
 def _headers(files: Sequence[Path]) -> list[pydicom.Dataset]:
     headers: list[pydicom.Dataset] = []
     for path in files:
-        try:
+        with readable_dicom():
             header = pydicom.dcmread(path, stop_before_pixels=True, force=True)
-        except (InvalidDicomError, OSError, ValueError, AttributeError):
-            raise InputError("a slice must be a readable DICOM file", "one that is not") from None
+            for name in READ:
+                header.get(name)  # only now it is taken apart
         lacking = [name for name in ("SeriesInstanceUID", *NUMBERS) if name not in header]
         if lacking or str(header.get("NumberOfFrames") or 1) != "1":
             got = f"a file without {lacking[0]}" if lacking else "a file of several frames"
@@ -135,6 +135,17 @@ def _headers(files: Sequence[Path]) -> list[pydicom.Dataset]:
                 _numbers(header, name, 1)
         headers.append(header)
     return headers
+
+
+@contextmanager
+def readable_dicom() -> Iterator[None]:
+    """What pydicom raises over damaged files becomes an InputError, which tells nothing of what the file holds."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception:  # pydicom hands on whatever its readers raise
+        raise InputError("a slice must be a readable DICOM file", "one that is not") from None
 
 
 def _numbers(header: pydicom.Dataset, name: str, count: int) -> list[float]:
@@ -198,14 +209,15 @@ def _directions(cosines: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 def _pixels(path: Path) -> np.ndarray:
     """(columns, rows) float32: I runs along a row, J down the rows."""
-    dataset = pydicom.dcmread(path, force=True)
-    try:
-        stored = dataset.pixel_array
-    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError("slices must be decodable", " ".join(str(error).split())[:160]) from None
-    if stored.ndim != 2:
-        raise InputError("slices must hold one number a pixel", f"shape {stored.shape}")
-    return apply_modality_lut(stored, dataset).astype(np.float32).T
+    with readable_dicom():
+        dataset = pydicom.dcmread(path, force=True)
+        try:
+            stored = dataset.pixel_array
+        except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError("slices must be decodable", " ".join(str(error).split())[:160]) from None
+        if stored.ndim != 2:
+            raise InputError("slices must hold one number a pixel", f"shape {stored.shape}")
+        return apply_modality_lut(stored, dataset).astype(np.float32).T
 
 
 def read_nrrd(path: Path) -> Volume:

@@ -176,6 +176,11 @@ def _without_study(folder: Path) -> None:
     slice_.save_as(path)
 
 
+def _damaged_study(folder: Path) -> None:
+    path = next((folder / "ct").iterdir())
+    path.write_bytes(path.read_bytes().replace(b"\x20\x00\x0d\x00UI", b"\x20\x00\x0d\x00ZZ"))
+
+
 def _other_series(folder: Path) -> None:
     shutil.rmtree(folder / "ct")
     dicom(folder / "ct", Volume(np.zeros((20, 18, 12), np.int16), OBLIQUE), series="2")
@@ -186,6 +191,7 @@ def _other_series(folder: Path) -> None:
     [
         (_another_grid, (), "must be the one that was explained"),
         (_without_study, (), "must say its study and its frame of reference; got a slice without StudyInstanceUID"),
+        (_damaged_study, (), "must be a readable DICOM file; got one that is not"),
         (_other_series, (), "the DICOM series that it was added from"),
         (lambda folder: shutil.rmtree(folder / "ct"), (), "a folder of DICOM series is needed; got series without any"),
         (shutil.rmtree, (), "a folder must be there"),

@@ -352,6 +352,28 @@ def test_headers_that_do_not_say_where_a_slice_lies_are_refused(tmp_path, chest,
     assert told in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("field", "spoiled"),
+    [
+        (b"\x20\x00\x0e\x00UI", b"\x20\x00\x0e\x00ZZ"), (b"\x10\x00\x20\x00LO", b"\x10\x00\x20\x00ZZ"),
+        (b"\x28\x00\x10\x00US", b"\x28\x00\x10\x00FD"), (b"\x28\x00\x30\x00DS", b"\x28\x00\x30\x00\x44\xa9"),
+        (b"\x28\x00\x00\x01US", b"\x28\x00\x00\x01FD"), (b"\x02\x00\x00\x00UL", b"\x02\x00\x00\x00BL"),
+    ],
+)  # fmt: skip
+def test_damaged_headers_are_refused_in_one_line_that_tells_nothing_of_them(
+    tmp_path, chest, capsys, field, spoiled
+) -> None:
+    """Kinds of values of series, patient, rows, spacing and bits, and the length of the file's own header."""
+    for path in dicom(tmp_path / "dataset", Volume(chest.array[:, :, :3], chest.affine)):
+        content = path.read_bytes()
+        assert content.count(field) == 1
+        path.write_bytes(content.replace(field, spoiled))
+    assert run("cohort", "add", tmp_path / "dataset", "--name", "mine", "--data", tmp_path / "root") == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "DICOM" in told or "decodable" in told
+    assert "Doe" not in told and "Traceback" not in told
+
+
 @pytest.mark.parametrize("digits", [4, 2])
 def test_directions_that_are_rounded_are_directions(tmp_path, chest, digits) -> None:
     scan = oblique(chest)
