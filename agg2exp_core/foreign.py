@@ -23,7 +23,7 @@ import pydicom
 from pydicom.pixels import apply_modality_lut
 
 from agg2exp_core.records import InputError, Volume
-from agg2exp_core.settings import max_volume_bytes
+from agg2exp_core.settings import check_volume
 
 PREAMBLE, MAGIC = 128, b"DICM"
 FIRST_TAGS = (b"\x02\x00", b"\x08\x00")
@@ -90,9 +90,11 @@ def read_series(files: Sequence[Path]) -> Volume:
     """The scan of one DICOM series, a file a slice, in HU where it has a rescale slope and intercept.
 
     InputError: files of several series or patients, a tilted gantry, a missing or doubled slice, uneven steps, slices
-    of different grids, fewer than two, or voxels that cannot be decoded.
+    of different grids, fewer than two, more voxels than fit the memory allowed, or such as cannot be decoded.
     """
-    _, affine, order = _series(files)
+    headers, affine, order = _series(files)
+    shape = int(headers[0].Columns), int(headers[0].Rows), len(order)
+    check_volume(math.prod(shape) * np.dtype(np.float32).itemsize, f"{shape} of float32")
     slices = [_pixels(files[index]) for index in order]
     voxels = np.stack(slices, axis=-1)
     if (voxels == np.rint(voxels)).all() and np.abs(voxels).max() < 2**15:
@@ -254,10 +256,9 @@ def _nrrd_voxels(header: Mapping[str, Any], file: BinaryIO) -> np.ndarray:
     """What lies behind the header in its file: a header from elsewhere could name any file, and any size."""
     if "data file" in header or "datafile" in header:
         raise InputError("a NRRD file must hold its voxels itself", "one that names another file")
-    needed = math.prod(map(int, header["sizes"])) * LARGEST_VOXEL
-    if not needed <= max_volume_bytes():
-        allowed = f"{max_volume_bytes() / 2**30:g} GiB (AGG2EXP_MAX_GIB)"
-        raise InputError("a scan must fit the memory allowed", f"up to {needed / 2**30:.3g} GiB", allowed)
+    sizes = tuple(map(int, header["sizes"]))
+    needed = math.prod(sizes) * LARGEST_VOXEL
+    check_volume(needed, f"{sizes} of up to {LARGEST_VOXEL} bytes")
     if header["encoding"] not in ENCODINGS:
         raise InputError(
             "voxels of a NRRD file must be packed in a known way", header["encoding"], ", ".join(ENCODINGS)

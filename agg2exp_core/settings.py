@@ -57,6 +57,14 @@ def max_volume_bytes() -> int:
     return int(gib * 2**30)
 
 
+def check_volume(needed: float, what: str) -> None:
+    """InputError: a volume of more bytes than are allowed. what: its shape and kind of numbers."""
+    allowed = max_volume_bytes()
+    if not needed <= allowed:
+        got = f"{what}, {needed / 2**30:.3g} GiB"
+        raise InputError("a scan must fit the memory allowed", got, f"{allowed / 2**30:g} GiB (AGG2EXP_MAX_GIB)")
+
+
 def allowed_callables() -> tuple[str, ...]:
     """Packages, beside MONAI's and PyTorch's, whose callables a bundle's config may name (AGG2EXP_CALLABLES)."""
     return tuple(name for part in os.environ.get(ALLOWED_VARIABLE, "").split(",") if (name := part.strip()))

@@ -24,7 +24,7 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
 from agg2exp_core.records import InputError, Volume
-from agg2exp_core.settings import max_volume_bytes
+from agg2exp_core.settings import check_volume
 
 CHUNK_VOXELS = 2**21
 MAX_LABEL = 2**16 - 1
@@ -315,11 +315,7 @@ def _checked_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 def _check_memory(shape: tuple[int, int, int], dtype: np.dtype, offset: float, channels: int) -> None:
     """Both what the file holds and the float32 copy made of it must fit; the offset too is bytes to read."""
-    needed = math.prod(shape) * channels * max(dtype.itemsize, 4) + offset
-    allowed = max_volume_bytes()
-    if not needed <= allowed:
-        size = f"{shape} of {dtype}, {needed / 2**30:.3g} GiB"
-        raise InputError("a scan must fit the memory allowed", size, f"{allowed / 2**30:g} GiB (AGG2EXP_MAX_GIB)")
+    check_volume(math.prod(shape) * channels * max(dtype.itemsize, 4) + offset, f"{shape} of {dtype}")
 
 
 def checked_spacing(affine: np.ndarray, shape: tuple[int, int, int]) -> tuple[float, float, float]:

@@ -325,6 +325,14 @@ def test_slices_without_a_preamble_are_slices_too(tmp_path, chest) -> None:
     assert volumes.read_volume(case.image).array.shape == chest.array.shape
 
 
+def test_a_series_that_memory_cannot_hold_is_refused_before_a_voxel_is_read(tmp_path, chest, monkeypatch) -> None:
+    files = dicom(tmp_path / "dataset", chest)
+    monkeypatch.setenv("AGG2EXP_MAX_GIB", "0.0001")
+    monkeypatch.setattr(foreign, "_pixels", lambda path: pytest.fail("read"))
+    with pytest.raises(InputError, match=r"fit the memory allowed; got \(60, 50, 20\) of float32"):
+        foreign.read_series(files)
+
+
 def _emptied(folder: Path, chest: Volume) -> None:
     """As a copy that broke off leaves it, at the end of the scan."""
     dicom(folder, chest)[-1].write_bytes(b"")
