@@ -121,6 +121,7 @@ def test_what_cannot_be_a_cohort_is_refused_and_nothing_written(tmp_path, scans)
         lambda: cohorts.add_cohort(root, "../m", scans),
         lambda: cohorts.add_cohort(root, "m", scans, Brought(metadata=stray)),
         lambda: cohorts.add_cohort(root, "m", empty / "..", Brought(scans)),
+        lambda: cohorts.add_cohort(root, "m", scans, Brought(empty)),
     ]
     for attempt in attempts:
         with pytest.raises(InputError):

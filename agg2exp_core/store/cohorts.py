@@ -170,6 +170,8 @@ def _image(case_id: str, scan: Path, further: Mapping[Any, Path], written: Calla
 def _label_maps(brought: Brought, layout: Layout) -> dict[str, Path]:
     """The label maps that are there, each on its scan's grid."""
     maps = dict(scans_of(brought.labels) if brought.labels else layout.labels)
+    if brought.labels and not maps:
+        raise InputError("a folder of label maps must hold some", f"none in {brought.labels}", ".nii, .nii.gz")
     _check_known("label map", maps, layout.scans)
     for case_id, labelled in maps.items():
         try:
