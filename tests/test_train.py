@@ -135,6 +135,17 @@ def test_held_out_labels_are_looked_at_before_the_first_step(root, monkeypatch, 
     monkeypatch.setattr(Fitting, "advance", lambda self: pytest.fail("a step was made"))
     with pytest.raises(InputError, match=told):
         cli.train(**WORDS | {"network": "segresnet", "window": 32}, model="net", data=root)
+    assert [path.name for path in (root / "models").rglob("*")] == [".net"]  # the lock
+
+
+def test_labels_that_were_refused_can_be_mended(root):
+    relabelled(root, "b", 0)
+    words = WORDS | {"network": "segresnet", "window": 32, "steps": 1, "data": root}
+    with pytest.raises(InputError, match="must have an organ"):
+        cli.train(**words, model="net")
+    relabelled(root, "b", 1)
+    cli.train(**words, model="net")
+    assert list_models(root) == ["net"]
 
 
 def test_a_stopped_training_does_not_go_on_with_other_labels(root, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -62,7 +63,12 @@ def train_model(
             raise InputError("a training goes on as it began", got, f"the same again, or without models/{hidden.name}")
         hidden.mkdir(exist_ok=True)
         write_json(hidden / BEGUN, about)
-        record = train(write_bundle(hidden, labels, plan), pairs, plan, report)
+        try:
+            record = train(write_bundle(hidden, labels, plan), pairs, plan, report)
+        except InputError:
+            if not (hidden / STATE).exists():  # else what was refused once would keep the name from what is mended
+                shutil.rmtree(hidden)
+            raise
         (hidden / BEGUN).unlink()
         hidden.rename(models / name)
     return record
