@@ -6,7 +6,7 @@ They belong to the series' patient and study, as archives and viewers ask, and s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -74,18 +74,19 @@ def read_series(paths: Sequence[Path]) -> Series:
     return Series(slices, grid)
 
 
-def write_segmentation(path: Path, series: Series, labels: np.ndarray, organs: Sequence[Organ], origin: Origin) -> None:
+def write_segmentation(
+    path: Path, series: Series, labels: np.ndarray, organs: Mapping[Organ, Sequence[int]], origin: Origin
+) -> None:
     """A DICOM segmentation with a binary segment for each organ that is there, named and coloured as the label set is.
 
-    labels: (I, J, K) label values on the series' grid. InputError: no organ is there.
+    labels: (I, J, K) label values on the series' grid. organs: with the label values of each, several where others lie
+    in it. InputError: no organ is there.
     """
-    there = [organ for organ in organs if organ.id and (labels == organ.id).any()]
+    there = {organ: own for organ, own in organs.items() if organ.id and np.isin(labels, own).any()}
     if not there:
         raise InputError("a segmentation must hold an organ", "background alone")
-    numbers = np.zeros(max(int(labels.max()), *(organ.id for organ in there)) + 1, np.uint16)
-    numbers[[organ.id for organ in there]] = np.arange(1, len(there) + 1)
     made = hd.seg.Segmentation(
-        series.slices, _frames(numbers[labels]), hd.seg.SegmentationTypeValues.BINARY,
+        series.slices, _segments(labels, [*there.values()]), hd.seg.SegmentationTypeValues.BINARY,
         [_segment(number, organ, origin) for number, organ in enumerate(there, 1)],
         **_identity(SEGMENTATION_NUMBER, origin), content_label="SEGMENTATION", series_description=origin.model[:64],
     )  # fmt: skip
@@ -106,6 +107,17 @@ def write_map(path: Path, series: Series, values: np.ndarray, title: str, origin
         content_description=title[:64], series_description=title[:64],
     )  # fmt: skip
     _write(path, made)
+
+
+def _segments(labels: np.ndarray, values: Sequence[Sequence[int]]) -> np.ndarray:
+    """Numbers of segments (slices, rows, columns) or, where some overlap, a mask of each (…, segments)."""
+    every = [value for own in values for value in own]
+    if len(set(every)) < len(every):
+        return np.stack([_frames(np.isin(labels, own)) for own in values], axis=-1)
+    numbers = np.zeros(max(int(labels.max()), *every) + 1, np.uint16)
+    for number, own in enumerate(values, 1):
+        numbers[[*own]] = number
+    return _frames(numbers[labels])
 
 
 def _frames(array: np.ndarray) -> np.ndarray:

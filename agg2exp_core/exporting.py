@@ -53,10 +53,13 @@ def export_case(case: Case, folder: Path, out: Path, targets: tuple[str, ...], r
 
 @dataclass(frozen=True, eq=False)
 class Originals:
-    """The files of each case's DICOM series, and the organs and the model that are named in what is made of them."""
+    """The files of each case's DICOM series, and the organs and the model that are named in what is made of them.
+
+    organs: with the label values of each in a prediction, several where others lie in it.
+    """
 
     series: Mapping[str, Sequence[Path]]
-    organs: Sequence[Organ]
+    organs: Mapping[Organ, Sequence[int]]
     origin: Origin
 
 
@@ -76,7 +79,9 @@ def find_originals(root: Path, run: Path, folder: Path) -> Originals:
         labels = load_label_set(name, root)
     except InputError:
         labels = made_label_set(name, classes)
-    organs = numbered(labels, classes).organs if classes else labels.organs
+    found = numbered(labels, classes).organs if classes else labels.organs
+    members = record.get("members")
+    organs = {organ: tuple(members[organ.id]) if members else (organ.id,) for organ in found}
     return Originals(series, organs, Origin(str(record.get("model")), str(record.get("model_hash"))))
 
 

@@ -276,6 +276,8 @@ class Explaining:
     def _write_run(self, cohort: str | None, identity: dict[str, Any]) -> None:
         if cohort is not None:
             more = {"classes": list(self.bundle.classes), "versions": identity["versions"]}
+            if self.bundle.regions is not None:
+                more["members"] = self.bundle.regions.members
             results.write_run(self.root, cohort, self.run, self._run_info() | more)
 
     @property

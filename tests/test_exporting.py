@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -162,6 +163,25 @@ def test_dicom_holds_in_the_world_what_nifti_holds(added, tmp_path) -> None:
         assert {source.ReferencedSOPInstanceUID for source in sources} == {f"1.2.3.1.{n}" for n in range(1, 13)}
 
 
+def test_a_segment_holds_the_regions_that_lie_in_it(added, tmp_path) -> None:
+    """As if the heart were a region in the aorta: a tumour's segment without its core would be a ring."""
+    root, case_id = added
+    path = root / "runs" / "c" / "tiny-gradient" / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"members": [[0], [1, 2], [2]]}))
+    assert run(*export_words(root, tmp_path)) == 0
+    labels = volumes.read_labels(tmp_path / "out" / case_id / "prediction.nii.gz")
+    segmentation = pydicom.dcmread(tmp_path / "out" / case_id / "segmentation.dcm")
+    names = {segment.SegmentNumber: segment.SegmentLabel for segment in segmentation.SegmentSequence}
+    voxels = dict.fromkeys(names.values(), 0)
+    for own, pixels, world in frames(segmentation):
+        name = names[own.SegmentIdentificationSequence[0].ReferencedSegmentNumber]
+        inside = {"Aorta": [1, 2], "Heart": [2]}[name]
+        np.testing.assert_array_equal(pixels, np.isin(at(labels, world), inside))
+        voxels[name] += int(pixels.sum())
+    assert voxels == {"Aorta": int((labels.array > 0).sum()), "Heart": int((labels.array == 2).sum())}
+    assert 0 < voxels["Heart"] < voxels["Aorta"]
+
+
 def _another_grid(folder: Path) -> None:
     for path in (folder / "ct").iterdir():
         slice_ = pydicom.dcmread(path)
@@ -224,7 +244,8 @@ def test_more_organs_than_a_byte_counts_have_segments_of_their_own(tmp_path) -> 
     series = read_series(dicom(tmp_path / "series", Volume(np.zeros((20, 15, 2), np.int16), np.diag([-2.0, -2, 3, 1]))))
     labels = np.arange(600, dtype=np.int32).reshape(20, 15, 2) % 301
     organs = made_label_set("many", [f"organ_{number}" for number in range(1, 301)]).organs
-    write_segmentation(tmp_path / "segmentation.dcm", series, labels, organs, Origin("model", "0"))
+    alone = {organ: [organ.id] for organ in organs}
+    write_segmentation(tmp_path / "segmentation.dcm", series, labels, alone, Origin("model", "0"))
     made = pydicom.dcmread(tmp_path / "segmentation.dcm")
     names = {segment.SegmentNumber: segment.SegmentLabel for segment in made.SegmentSequence}
     voxels = dict.fromkeys(names.values(), 0)

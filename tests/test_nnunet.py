@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -330,6 +331,9 @@ def test_regions_that_hold_each_other_are_explained(tmp_path: Path, trained: Fol
         amounts = [float(oracle[:, prediction == region].abs().sum()) for region in range(4)]
         np.testing.assert_allclose((table.positive + table.negative)[row], amounts, rtol=1e-3)
     _check_regions(root, case, out)
+    pipeline.Explaining(root, replace(plan, targets=("core",))).cohort_case("c", case, lambda *_: None)
+    record = json.loads((root / "runs" / "c" / "tiny-gradient" / "run.json").read_text())
+    assert record["members"] == [[0], [1, 2, 3], [2, 3], [3]]  # of which a DICOM segmentation is made
 
 
 def _check_regions(root: Path, case: Case, out: Path) -> None:
