@@ -151,6 +151,11 @@ def numbered(labels: LabelSet, classes: Sequence[str]) -> LabelSet:
     return LabelSet(labels.name, tuple(organs))
 
 
+def class_id(name: str) -> str:
+    """`Right Kidney` → `right_kidney`: class names become names of files and columns."""
+    return re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_")
+
+
 def plain_name(name: str) -> str:
     """`lung_upper_lobe_left` → `Lung upper lobe left`, for label sets that bring no titles."""
     return name.replace("_", " ").capitalize()

@@ -7,7 +7,6 @@ all fits.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +26,15 @@ from agg2exp_core.model.config import MOST_VALUES, plain_text
 from agg2exp_core.model.networks import network_def, without_prefixes
 from agg2exp_core.model.nnunet_folder import copy_trained, is_trained_folder
 from agg2exp_core.model.preprocess import load_scan
-from agg2exp_core.organs import BACKGROUND, COLOR, LabelSet, known_label_sets, made_label_set, write_label_set
+from agg2exp_core.organs import (
+    BACKGROUND,
+    COLOR,
+    LabelSet,
+    class_id,
+    known_label_sets,
+    made_label_set,
+    write_label_set,
+)
 from agg2exp_core.records import InputError, Volume, reason
 from agg2exp_core.settings import checked_id
 from agg2exp_core.tables import read_table
@@ -278,7 +285,7 @@ def _named(root: Path, new: Path, names: Sequence[str], told: dict[str, dict[str
     """Name the classes in the metadata, once the network was seen to give as many outputs; their label set."""
     outputs = _outputs(new)
     spelled = {organ.name.lower(): organ.name for labels in known_label_sets(root) for organ in labels.organs}
-    plain = [spelled.get(slug, slug) for slug in map(_slug, names)]
+    plain = [spelled.get(slug, slug) for slug in (checked_id("class", class_id(name)) for name in names)]
     alone = outputs == 1 or (BACKGROUND not in plain and _judges_each_by_itself(new))
     if BACKGROUND not in plain[:1] and (alone or len(plain) in (1, outputs - 1)):
         plain, names = [BACKGROUND, *plain], [BACKGROUND, *names]
@@ -303,11 +310,6 @@ def _judges_each_by_itself(new: Path) -> bool:
     """Whether the bundle takes a sigmoid of its logits, so that organs may overlap."""
     config = json.loads((new / "configs" / "inference.json").read_text(encoding="utf-8"))
     return '"sigmoid": true' in json.dumps(config.get("postprocessing"))
-
-
-def _slug(name: str) -> str:
-    """`Right Kidney` → `right_kidney`: class names become names of files and columns."""
-    return checked_id("class", re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_"))
 
 
 def _label_set(root: Path, name: str, titles: dict[str, str], told: dict[str, dict[str, str]]) -> LabelSet:

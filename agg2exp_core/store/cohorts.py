@@ -19,7 +19,7 @@ import pandas as pd
 
 from agg2exp_core import volumes
 from agg2exp_core.files import locked, state, write_text
-from agg2exp_core.organs import load_label_set, part_ids
+from agg2exp_core.organs import class_id, known_label_sets, load_label_set, part_ids
 from agg2exp_core.records import InputError, Volume
 from agg2exp_core.settings import SHIPPED, checked_id
 from agg2exp_core.store.layouts import Layout, ending, read_layout, scans_of
@@ -122,9 +122,9 @@ def add_cohort(
 ) -> tuple[int, list[str]]:
     """List a folder of scans, in any of the known layouts, as a new cohort. NIfTI scans stay where they are.
 
-    Returns how many there are, and a line for each case that lacks something. Beside the list are written: scans of
-    DICOM series and NRRD files, converted; and label maps joined where there is a file for each class, as
-    TotalSegmentator has them.
+    Returns how many there are, and a line for each case that lacks something, and for label maps that will be misread.
+    Beside the list are written: scans of DICOM series and NRRD files, converted; and label maps joined where there is a
+    file for each class, as TotalSegmentator has them.
     """
     path = _cases_csv(root, name)
     if path.exists():
@@ -136,7 +136,7 @@ def add_cohort(
         layout = _converted(layout, path.parent, unfinished, report)
         extra, columns = _metadata(brought.metadata, layout)
         maps = _label_maps(brought, layout)
-        notes: list[str] = []
+        notes = [] if brought.labels or not maps else _numbered_otherwise(root, layout.classes)
         if not maps:
             maps, notes = _joined(root, path.parent, layout, brought, unfinished, report)
         further = {(case_id, at): file for case_id, files in layout.further.items() for at, file in enumerate(files)}
@@ -180,6 +180,19 @@ def _label_maps(brought: Brought, layout: Layout) -> dict[str, Path]:
             rule = "every label map must be sound and lie on its scan's grid"
             raise InputError(rule, f"{case_id}: {error}") from None
     return maps
+
+
+def _numbered_otherwise(root: Path, classes: Mapping[str, int]) -> list[str]:
+    """What to say of label maps where the label set that a model of these classes gets has other ids for them."""
+    for labels in known_label_sets(root):
+        ids = {organ.name.lower(): organ.id for organ in labels.organs}
+        if classes and all(class_id(name) in ids for name in classes):
+            other = [(name, value, ids[class_id(name)]) for name, value in classes.items()]
+            told = [f"{name} is {value}, not {wanted}" for name, value, wanted in other if value != wanted]
+            some = ", ".join(told[:3]) + (", …" if len(told) > 3 else "")
+            what = f"models of the label set {labels.name} misread these label maps, so that Dice is wrong"
+            return [f"{what}: {some}"] if told else []
+    return []
 
 
 def _own_folder(folder: Path, unfinished: ExitStack) -> Path:

@@ -27,7 +27,7 @@ class Layout:
 
     metadata: rows of text; columns: their names. foreign: scans of other formats, which have to be converted; the
     files of a DICOM series, one of NRRD, or one of NIfTI that holds all channels. further: where each channel has a
-    file, those of the channels after the first. channels: how many a scan has.
+    file, those of the channels after the first. channels: how many a scan has. classes: label values by name, if told.
     """
 
     scans: Mapping[str, Path]
@@ -38,6 +38,7 @@ class Layout:
     columns: tuple[str, ...] = ()
     further: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     channels: int = 1
+    classes: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_layout(folder: Path) -> Layout:
@@ -128,9 +129,18 @@ def _dataset(folder: Path) -> Layout:
     labels = {name: label for cases in split.values() for name, (_, label) in cases.items() if label is not None}
     metadata = {name: {"split": kind} for kind, cases in split.items() for name in cases}
     told: dict[str, Any] = {"labels": labels, "metadata": metadata, "columns": ("split",), "channels": count}
+    told["classes"] = _classes(about)
     if count > 1 and not further:  # the Decathlon's files hold all channels
         return Layout({}, {name: [scan] for name, scan in scans.items()}, **told)
     return Layout(scans, further=further, **told)
+
+
+def _classes(about: Mapping[str, Any]) -> dict[str, int]:
+    """nnU-Net tells the value by the name, the Decathlon the name by the value; regions of several values are left."""
+    labels = about.get("labels")
+    pairs = labels.items() if isinstance(labels, dict) else ()
+    named = [(value, key) if str(key).isdecimal() else (key, value) for key, value in pairs]
+    return {str(name): int(number) for name, number in named if str(number).isdecimal()}
 
 
 Split = dict[str, dict[str, tuple[Path, Path | None]]]
