@@ -518,3 +518,21 @@ def test_images_that_are_not_in_hu_have_a_window_of_their_own() -> None:
     mri[5:15] = np.linspace(200, 1200, 4000).reshape(10, 20, 20)
     (window,) = windows_of(mri).values()
     assert window.level == pytest.approx(700, abs=5) and window.width == pytest.approx(980, abs=10)
+
+
+@pytest.mark.parametrize(
+    ("most", "least", "kind", "step"),
+    [
+        (3e-3, 0, np.float32, 1e-7), (17, 0, np.float32, 1e-3), (3, -3, np.float32, 1e-4), (6e4, 0, np.uint16, 10),
+        (1200, 0, np.float32, 1), (9, 0, np.int16, 1), (3000.5, -1024, np.float32, 1),
+    ],
+)  # fmt: skip
+def test_images_of_any_scale_are_seen(tmp_path: Path, most: float, least: float, kind: type, step: float) -> None:
+    """Diffusion, uptake, z-scores and 16 bits: as whole numbers of 1 they would be black, a few greys or cut off."""
+    array = np.linspace(least, most, 8 * 8 * 8).reshape(8, 8, 8).astype(kind)
+    volumes.write_volume(tmp_path / "image.nii.gz", Volume(array, AFFINE))
+    shown = scene.load_scene(scene.Sources(tmp_path / "image.nii.gz", None, "heart"), load_label_set("thorax17"))
+    assert shown.step == pytest.approx(step) and shown.scan.array.dtype == np.int16
+    np.testing.assert_allclose(shown.scan.array * shown.step, array, atol=0.51 * step)
+    assert len(np.unique(shown.scan.array)) == len(np.unique(np.rint(array / step)))
+    assert shown.in_hu == (least < -100) and shown.unit == ("HU" if shown.in_hu else {1: ""}.get(step, f"× {step:g}"))

@@ -32,16 +32,31 @@ WINDOWS = {
 OWN = "own"
 LEAST_FAT = -100
 """A CT in HU has fat or air, which lie below; other images, such as those of an MRI, have no window in common."""
+ENOUGH, LARGEST_GREY = 1000, np.iinfo(np.int16).max
+"""Levels of grey that fractions may be rounded to, and the most that there are."""
 SAMPLED = 2**20
 """Voxels from which an image's own window is taken."""
 
 
-def windows_of(voxels: np.ndarray) -> dict[str, Window]:
+def step_of(voxels: np.ndarray) -> float:
+    """What one unit is worth on the pages, which have whole numbers of 16 bits: 1 HU, as no scanner is finer.
+
+    Of images that are not in HU, such as maps of diffusion, a power of ten where 1 would be too coarse or too fine.
+    """
+    low, high = float(voxels.min()), float(voxels.max())
+    strongest = max(high, -low)
+    if low < LEAST_FAT or strongest == 0:
+        return 1.0
+    fine = strongest >= ENOUGH or bool((voxels == np.rint(voxels)).all())
+    return 1.0 if fine and strongest <= LARGEST_GREY else float(10.0 ** np.ceil(np.log10(strongest / LARGEST_GREY)))
+
+
+def windows_of(voxels: np.ndarray, step: float = 1.0) -> dict[str, Window]:
     """HU windows or, where the values are none in HU, the image's own: from its 1st to its 99th percentile.
 
-    Zeros are left out, which surround a body or a brain that was cut out.
+    Zeros are left out, which surround a body or a brain that was cut out. step: as of `step_of`; of HU it is 1.
     """
-    if int(voxels.min()) < LEAST_FAT:
+    if step == 1 and int(voxels.min()) < LEAST_FAT:
         return WINDOWS
     some = voxels.reshape(-1, order="A")[:: max(voxels.size // SAMPLED, 1)]
     there = some[some != 0]

@@ -115,7 +115,7 @@ def viewer_data(maps: Sequence[Shown], key: str, start: Voxel) -> dict[str, Any]
         "unit": scene.unit,
         "mode": "signed",
         "palettes": {name: layers.stops(name) for name in ("positive", "negative", "absolute")},
-        "words": f"{slices.CONVENTION} {KEYS if scene.unit else KEYS.replace('HU window', 'grey window')}",
+        "words": f"{slices.CONVENTION} {KEYS if scene.in_hu else KEYS.replace('HU window', 'grey window')}",
     }
 
 

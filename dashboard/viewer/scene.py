@@ -16,7 +16,7 @@ from agg2exp_core.records import InputError, Volume
 from agg2exp_core.store import results
 from dashboard.charts.common import organ_of
 from dashboard.viewer import slices
-from dashboard.viewer.layers import Window, windows_of
+from dashboard.viewer.layers import Window, step_of, windows_of
 from dashboard.viewer.stage import Attribution, Scene
 
 Stamp = tuple[str, int, int]
@@ -41,7 +41,7 @@ def load_scene(sources: Sources, labels: LabelSet) -> Scene:
     image, prediction, attribution = stamps(sources)
     with ThreadPoolExecutor(1) as meanwhile:
         drawn = meanwhile.submit(_attribution, *attribution) if attribution else None
-        scan, organs = _scan(*image), _labels(*prediction) if prediction else None
+        (scan, step), organs = _scan(*image), _labels(*prediction) if prediction else None
     return Scene(
         str([image, prediction, attribution]),
         scan,
@@ -51,6 +51,7 @@ def load_scene(sources: Sources, labels: LabelSet) -> Scene:
         drawn.result() if drawn else None,
         hashlib.sha256(str(image).encode()).hexdigest()[:16],
         _windows(*image),
+        step,
     )
 
 
@@ -73,17 +74,20 @@ def _stamp(path: Path) -> Stamp:
 
 
 @st.cache_resource(max_entries=4, show_spinner="Reading the scan …")
-def _scan(path: str, changed: int, size: int) -> Volume:
-    """The scan in RAS order as int16 HU: half the memory, and no scanner resolves less than 1 HU."""
+def _scan(path: str, changed: int, size: int) -> tuple[Volume, float]:
+    """The scan in RAS order as int16, half the memory, and what one unit of it is worth: 1 HU, see `step_of`."""
     volume = volumes.read_volume(Path(path))
-    limits = np.iinfo(np.int16)
+    limits, step = np.iinfo(np.int16), step_of(volume.array)
+    if step != 1:
+        np.divide(volume.array, step, out=volume.array)
     np.clip(volume.array, limits.min, limits.max, out=volume.array)
-    return volumes.to_ras(Volume(np.rint(volume.array, out=volume.array).astype(np.int16), volume.affine))
+    return volumes.to_ras(Volume(np.rint(volume.array, out=volume.array).astype(np.int16), volume.affine)), step
 
 
 @st.cache_resource(max_entries=50, show_spinner=False)
 def _windows(path: str, changed: int, size: int) -> dict[str, Window]:
-    return windows_of(_scan(path, changed, size).array)
+    scan, step = _scan(path, changed, size)
+    return windows_of(scan.array, step)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)

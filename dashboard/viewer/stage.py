@@ -42,7 +42,8 @@ class Scene:
     """What is to be seen: the scan on its own grid in RAS, prediction and attribution on the model's grid.
 
     key names the files behind it, so that pictures can be cached, scan_key that of the scan alone.
-    target: label value of the explained organ. windows: by name, those in which the scan can be seen.
+    target: label value of the explained organ. windows: by name, those in which the scan can be seen. step: what one
+    unit of the scan is worth.
     """
 
     key: str
@@ -53,6 +54,7 @@ class Scene:
     attribution: Attribution | None = None
     scan_key: str = ""
     windows: dict[str, layers.Window] = field(default_factory=lambda: layers.WINDOWS)
+    step: float = 1.0
 
     @property
     def shape(self) -> Voxel:
@@ -90,14 +92,19 @@ class Scene:
         return min(names, key=lambda name: abs(layers.WINDOWS[name].level - float(np.median(around))))
 
     @property
+    def in_hu(self) -> bool:
+        """Whether the scan's values are HU."""
+        return layers.OWN not in self.windows
+
+    @property
     def unit(self) -> str:
-        """Of the scan's values: none, where they are not HU."""
-        return "" if layers.OWN in self.windows else "HU"
+        """Of the scan's values: HU, else none, or what they are multiples of."""
+        return "HU" if self.in_hu else "" if self.step == 1 else f"× {self.step:g}"
 
     @property
     def brighter(self) -> str:
         """A higher value, in words."""
-        return f"higher {self.unit}" if self.unit else "brighter"
+        return "higher HU" if self.in_hu else "brighter"
 
     @property
     def peak(self) -> Voxel | None:

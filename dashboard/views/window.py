@@ -20,7 +20,7 @@ def choose(scene: Scene, key: str) -> str:
     st.session_state[key] = current(scene, key)
     st.session_state[_usual(key)] = scene.window
     titles = {name: window.title for name, window in scene.windows.items()}
-    return filters.segments("HU window" if scene.unit else "Grey window", key, titles, scene.window)
+    return filters.segments("HU window" if scene.in_hu else "Grey window", key, titles, scene.window)
 
 
 def _usual(key: str) -> str:

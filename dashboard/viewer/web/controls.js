@@ -55,7 +55,7 @@ export class Controls {
     settings.mode ??= data.mode;
     this.windows = data.windows;
     // A window that was chosen for HU is none for other values, nor that of one sequence for another.
-    const kind = data.unit || data.scan.source;
+    const kind = data.unit === "HU" ? data.unit : data.scan.source;
     if (settings.kind !== kind) Object.assign(settings, { kind, chosen: false });
     for (const name of ["width", "level"]) {
       this.find(`.${name}`).parentElement.title = `Window ${name}${data.unit && ` in ${data.unit}`}`;

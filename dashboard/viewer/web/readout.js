@@ -10,8 +10,8 @@ export class Readout {
     const { app } = this;
     if (!app.organs.organs) return;
     const world = app.world();
-    const value = sign(app.scan.at(app.voxel), false);
-    const grey = app.unit ? ["CT value", [`${value} ${app.unit}`]] : ["Grey value", [value]];
+    const value = `${sign(app.scan.at(app.voxel), false)} ${app.unit}`.trim();
+    const grey = [app.unit === "HU" ? "CT value" : "Grey value", [value]];
     const rows = [["Position", [millimetres(world)]], grey];
     const [{ labels }] = app.maps;
     if (labels) rows.push(["Organ", this.organ(labels.nearest(world))]);
