@@ -28,7 +28,15 @@ from agg2exp_core import volumes
 from agg2exp_core.access import VARIABLE, read_sign_in
 from agg2exp_core.jobs.progress import is_disk_full, one_line
 from agg2exp_core.records import USUAL_SAMPLES, InputError, Method
-from agg2exp_core.settings import checked_device, checked_id, data_root, is_own_address, list_models
+from agg2exp_core.settings import (
+    checked_device,
+    checked_id,
+    data_root,
+    is_every_address,
+    is_own_address,
+    list_models,
+    own_address,
+)
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -131,14 +139,19 @@ def dashboard(
         hosts.append(read_sign_in(sign_in).host)
         os.environ[VARIABLE] = str(sign_in.resolve())
         secrets = [f"--secrets.files={sign_in.resolve()}"]
+    command = [f"--server.port={port}", f"--server.address={address}", *secrets]
+    if is_every_address(address):
+        # Else Streamlit asks Amazon how the world reaches this machine, to print it.
+        command += ["--browser.serverAddress=localhost"]
+        if insecure and (own := own_address()):
+            hosts.append(own)
+            print(f"\n  Other machines open http://{own}:{port}", flush=True)
     script = Path(__file__).resolve().parents[1] / "dashboard" / "server.py"
     os.environ["AGG2EXP_DATA"] = str(data_root(data))
     os.chdir(script.parents[1])  # where Streamlit looks for .streamlit/config.toml
-    command = [sys.executable, "-m", "streamlit", "run", str(script)]
-    command += [f"--server.port={port}", f"--server.address={address}", *secrets]
     # Of pages elsewhere that rebind their name to this machine, none is among these.
     command += [f"--server.allowedHosts={name}" for name in hosts]
-    os.execv(sys.executable, command)
+    os.execv(sys.executable, [sys.executable, "-m", "streamlit", "run", str(script), *command])
 
 
 @app.command()

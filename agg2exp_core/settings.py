@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import socket
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -29,6 +30,25 @@ def is_own_address(address: str) -> bool:
         return address == "localhost" or ip_address(address).is_loopback
     except ValueError:
         return False
+
+
+def is_every_address(address: str) -> bool:
+    """Whether what listens there is reached at each address that this machine has."""
+    try:
+        return not address or ip_address(address).is_unspecified
+    except ValueError:
+        return False
+
+
+def own_address() -> str | None:
+    """The IPv4 address under which this machine speaks with others; None where it is alone."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+        try:
+            way.connect(("192.0.2.1", 9))  # sends nothing: it only chooses the way there
+        except OSError:
+            return None
+        own = str(way.getsockname()[0])
+    return None if is_own_address(own) else own
 
 
 def memory_bytes() -> int:

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import streamlit as st
+from streamlit import net_util
 
 from dashboard import start
 from dashboard.viewer import addresses
+
+
+def _never_asked() -> None:
+    """This machine's address as the world sees it: not known here."""
+
+
+# Else Streamlit asks Amazon for it whenever a page elsewhere tries to connect, and answers nobody meanwhile.
+net_util.get_external_ip = _never_asked
 
 app = st.App("app.py", routes=[*addresses.routes(), *start.routes()])

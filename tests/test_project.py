@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 import sys
 import tomllib
@@ -15,9 +16,13 @@ import typer
 from command import run
 from pages import APP, opened, texts
 from playwright.sync_api import Browser
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+from websockets.typing import Origin
 
 from agg2exp_core.cli import app
 from agg2exp_core.settings import SHIPPED
+from bench.browser import SERVE, free_port, started
 from dashboard import start
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -106,6 +111,34 @@ def test_other_machines_are_let_in_only_on_request(
     assert "needs --sign-in FILE" in capsys.readouterr().err
     assert run("dashboard", "--address", address, "--insecure", "--host", "reading-room") == 0
     assert {f"--server.address={address}", "--server.allowedHosts=reading-room"} <= set(started)
+
+
+def test_a_dashboard_that_others_reach_asks_nobody_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither when it starts nor when a page elsewhere tries to connect, which is turned back."""
+    port = free_port()
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        for name in ("http_proxy", "https_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        with started([*SERVE, str(tmp_path), "--address", "0.0.0.0", "--insecure", "--port"], port) as running:
+            stream = running.url.replace("http", "ws") + "/_stcore/stream"
+            with pytest.raises(InvalidStatus, match="403"):
+                connect(stream, origin=Origin("http://evil.org"), proxy=None)
+        proxy.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            proxy.accept()
+
+
+def test_other_machines_may_use_the_address_that_this_one_has(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    started: list[str] = []
+    monkeypatch.setattr("os.execv", lambda _, words: started.extend(words))
+    monkeypatch.setattr("os.chdir", lambda _: None)
+    monkeypatch.setattr("agg2exp_core.cli.own_address", lambda: "192.0.2.7")
+    monkeypatch.setenv("AGG2EXP_DATA", str(tmp_path))
+    assert run("dashboard", "--address", "0.0.0.0", "--insecure", "--port", 8600) == 0
+    assert "http://192.0.2.7:8600" in capsys.readouterr().out and "--server.allowedHosts=192.0.2.7" in started
 
 
 def test_a_dashboard_that_others_reach_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
