@@ -131,9 +131,10 @@ def dashboard(
     """Open the dashboard in the browser."""
     if sign_in is not None and insecure:
         raise InputError("--sign-in and --insecure exclude each other", "both")
-    if not is_own_address(address) and not insecure and sign_in is None:
+    reached = [name for name in (address, *(host or ())) if not is_own_address(name)]
+    if reached and not insecure and sign_in is None:
         allowed = "127.0.0.1, or --insecure where whoever reaches it may see and change all"
-        raise InputError("an address that other machines reach needs --sign-in FILE", address, allowed)
+        raise InputError("an address that other machines reach needs --sign-in FILE", ", ".join(reached), allowed)
     hosts, secrets = ["127.0.0.1", "localhost", address, *(host or ())], []
     if sign_in is not None:
         hosts.append(read_sign_in(sign_in).host)

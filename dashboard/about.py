@@ -50,7 +50,8 @@ def button() -> None:
 
 def warn_if_insecure() -> None:
     """Say that other machines may reach this dashboard without sign-in, where they do."""
-    if sign_in_file() is None and not is_own_address(st.get_option("server.address") or ""):
+    known = [st.get_option("server.address") or "", *st.get_option("server.allowedHosts")]
+    if sign_in_file() is None and not all(map(is_own_address, known)):
         st.sidebar.caption(
             ":orange-badge[:material/lock_open: Without sign-in]",
             help="Other machines may reach this dashboard: whoever does sees and changes everything in it.",

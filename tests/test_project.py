@@ -99,18 +99,20 @@ def test_the_dashboard_stays_on_this_machine_and_reports_nothing() -> None:
     assert config["browser"]["gatherUsageStats"] is False
 
 
+@pytest.mark.parametrize("option", ["--address", "--host"])
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.0.2.7", "example.org", ""])
 def test_other_machines_are_let_in_only_on_request(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, address: str
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, option: str, address: str
 ) -> None:
     started: list[str] = []
     monkeypatch.setattr("os.execv", lambda _, words: started.extend(words))
     monkeypatch.setattr("os.chdir", lambda _: None)
     monkeypatch.setenv("AGG2EXP_DATA", str(tmp_path))
-    assert run("dashboard", "--address", address) == 2 and not started
+    assert run("dashboard", option, address) == 2 and not started
     assert "needs --sign-in FILE" in capsys.readouterr().err
-    assert run("dashboard", "--address", address, "--insecure", "--host", "reading-room") == 0
-    assert {f"--server.address={address}", "--server.allowedHosts=reading-room"} <= set(started)
+    assert run("dashboard", option, address, "--insecure", "--host", "reading-room") == 0
+    assert {f"--server.allowedHosts={address}", "--server.allowedHosts=reading-room"} <= set(started)
+    assert f"--server.address={address if option == '--address' else '127.0.0.1'}" in started
 
 
 def test_a_dashboard_that_others_reach_asks_nobody_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -144,8 +146,10 @@ def test_other_machines_may_use_the_address_that_this_one_has(
 def test_a_dashboard_that_others_reach_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     badge = "Without sign-in"
     assert badge not in texts(opened(monkeypatch, tmp_path, APP, {}))
-    monkeypatch.setattr("dashboard.about.is_own_address", lambda address: False)
-    assert badge in texts(opened(monkeypatch, tmp_path, APP, {}))
+    for option, told in (("address", "0.0.0.0"), ("allowedHosts", ["127.0.0.1", "reading-room"])):
+        known = {"server.address": "127.0.0.1", "server.allowedHosts": ["localhost"], f"server.{option}": told}
+        monkeypatch.setattr("dashboard.about.st.get_option", known.__getitem__)
+        assert badge in texts(opened(monkeypatch, tmp_path, APP, {}))
 
 
 def test_a_link_to_every_page_is_told_where_the_server_is() -> None:
