@@ -139,7 +139,15 @@ def controls(app: AppTest) -> set[str]:
     return {name for name in keys for part in CONTROLS if part in name}
 
 
-CONTROLS = ("compute_start", "shelf_removed", "FormSubmitter:keep", "review_create", "upload_file", "review_new")
+CONTROLS = (
+    "compute_start",
+    "outliers_leave_out",
+    "shelf_removed",
+    "FormSubmitter:keep",
+    "review_create",
+    "upload_file",
+    "review_new",
+)
 
 
 def test_a_viewer_looks_a_reviewer_saves_and_an_operator_computes(
@@ -149,26 +157,32 @@ def test_a_viewer_looks_a_reviewer_saves_and_an_operator_computes(
     for role in ROLES:
         as_role(role)
         found[role] = set()
-        for page in ("case", "cohort", "runs", "review"):
+        for page in ("case", "cohort", "outliers", "runs", "review"):
             app = opened(monkeypatch, demo, page, {"cohort": "clinic"} if page != "review" else {})
             found[role] |= {part for part in CONTROLS for name in controls(app) if part in name}
             if role == "viewer" and page in ("case", "runs", "review"):
                 assert "Yours is **viewer**" in texts(app)
     assert found["viewer"] == set()
-    assert found["reviewer"] == {"FormSubmitter:keep", "review_create"}
-    assert found["operator"] >= {"FormSubmitter:keep", "review_create", "compute_start", "shelf_removed"}
+    assert found["reviewer"] == {"FormSubmitter:keep", "outliers_leave_out", "review_create"}
+    assert found["operator"] >= found["reviewer"] | {"compute_start", "shelf_removed"}
 
 
 def test_a_role_that_was_taken_since_the_page_was_drawn_no_longer_acts(
     monkeypatch: pytest.MonkeyPatch, demo: Path, as_role: Callable[[str], None]
 ) -> None:
     as_role("operator")
-    runs, shelf = (opened(monkeypatch, demo, page, {"cohort": "clinic"}) for page in ("runs", "cohort"))
+    runs, shelf, unusual = (
+        opened(monkeypatch, demo, page, {"cohort": "clinic"}) for page in ("runs", "cohort", "outliers")
+    )
     as_role("reviewer")
     runs.button("compute_start").click().run()
     assert not (demo / "jobs").exists()
     shelf.button("cohort_shelf_removed").click().run()
+    as_role("viewer")
+    unusual.button("outliers_leave_out_here").click().run()
+    assert "this takes the role reviewer; got viewer" in texts(unusual)
     assert [one.name for one in list_lists(demo, "clinic")] == ["mine"]
+    as_role("reviewer")
     with pytest.raises(InputError, match="takes the role operator; got reviewer"):
         access.require("operator")
 

@@ -16,7 +16,7 @@ from agg2exp_core.analysis.metadata import compare_metadata
 from agg2exp_core.organs import LabelSet
 from agg2exp_core.records import InputError, Selection
 from agg2exp_core.store.lists import CaseList, extend_list
-from dashboard import data, filters, saved, tables, words
+from dashboard import access, data, filters, saved, tables, words
 from dashboard.address import Address
 from dashboard.charts.common import organ_of, rounded
 from dashboard.charts.scatter import RIGHT_UNUSUAL
@@ -149,8 +149,9 @@ def _actions(listed: Listed, rows: pd.DataFrame) -> None:
     count = "1 scan" if len(ids) == 1 else f"{len(ids)} scans"
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         saved.keep(listed.root, CaseList("", listed.place.cohort, ids), "outliers")
-        with st.popover(f"Leave out {count}", icon=":material/block:", type="tertiary", key="outliers_leave_out"):
-            _leave_out_form(listed, ids)
+        if access.may("reviewer"):
+            with st.popover(f"Leave out {count}", icon=":material/block:", type="tertiary", key="outliers_leave_out"):
+                _leave_out_form(listed, ids)
         st.download_button(
             f"CSV of {count}", csv(listed, rows), f"outliers-{listed.place.cohort}.csv", "text/csv",
             icon=":material/download:", on_click="ignore", key="outliers_csv", type="tertiary",
@@ -182,6 +183,7 @@ def _leave_out(listed: Listed, ids: tuple[str, ...], side: Address) -> None:
     """Add the scans to the cohort's list of those left out, and let one side's filter leave that list out."""
     cohort, name = listed.place.cohort, _left_out(listed, side)
     try:
+        access.require("reviewer")
         extend_list(listed.root, name, cohort, ids)
     except InputError as error:
         st.session_state[TOLD] = error
