@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from html import escape
 from pathlib import Path
+from typing import ParamSpec
 
 import streamlit as st
 
@@ -11,6 +14,8 @@ from agg2exp_core import access
 from agg2exp_core.access import SignIn
 from agg2exp_core.records import InputError
 from dashboard import words
+
+Arguments = ParamSpec("Arguments")
 
 MAY_NOT = "{what} takes the role **{needed}**. Yours is **{mine}**, which {may}."
 
@@ -82,6 +87,25 @@ def require(needed: str) -> None:
     """InputError unless who acts may: a role may have been taken since the page was drawn."""
     if not may(needed):
         raise InputError(f"this takes the role {needed}", role() or "no role")
+
+
+def fragment(draw: Callable[Arguments, None], run_every: float | None = None) -> Callable[Arguments, None]:
+    """`st.fragment` of what people with a role may see: it is drawn again without the page around it, and its gate."""
+
+    @wraps(draw)
+    def guarded(*args: Arguments.args, **named: Arguments.kwargs) -> None:
+        if not _may_enter():
+            st.rerun()
+        draw(*args, **named)
+
+    return st.fragment(guarded, run_every=run_every)
+
+
+def _may_enter() -> bool:
+    try:
+        return role() is not None
+    except InputError:
+        return False
 
 
 def keeps_from(what: str, needed: str) -> bool:

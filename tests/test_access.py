@@ -187,6 +187,24 @@ def test_a_role_that_was_taken_since_the_page_was_drawn_no_longer_acts(
         access.require("operator")
 
 
+def test_what_is_drawn_again_without_its_page_is_kept_from_who_lost_their_role(
+    monkeypatch: pytest.MonkeyPatch, as_role: Callable[[str], None]
+) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr("streamlit.fragment", lambda draw, run_every: draw)
+    monkeypatch.setattr("streamlit.rerun", lambda: pytest.fail("the whole page is drawn, which begins at the gate"))
+    part = access.fragment(drawn.append)
+    as_role("viewer")
+    part("once")
+    for lost in (lambda: as_role("nobody"), lambda: monkeypatch.setenv(VARIABLE, "/gone.toml")):
+        lost()
+        with pytest.raises(pytest.fail.Exception, match="begins at the gate"):
+            part("again")
+    assert drawn == ["once"]
+    files = [path for path in Path(access.__file__).parent.rglob("*.py") if "st.fragment" in path.read_text()]
+    assert files == [Path(access.__file__)]
+
+
 def test_without_sign_in_whoever_reaches_it_may_do_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     assert access.person() is None and all(access.may(role) for role in ROLES)

@@ -16,7 +16,7 @@ from agg2exp_core.records import InputError, Method, Selection
 from agg2exp_core.settings import data_root
 from agg2exp_core.store import cohorts, results
 from agg2exp_core.store.queries import NO_METADATA, NOT_EXPLAINED, NOTHING_TO_SHARE
-from dashboard import data, filters, words
+from dashboard import access, data, filters, words
 from dashboard.address import MOST_IN_LINK, Address, Link
 from dashboard.charts import bars, common
 from dashboard.charts.channels import channel_title
@@ -165,7 +165,7 @@ def _scan(chosen: Chosen) -> None:
         words.refuse(error)
     else:
         _missing(chosen, scene)
-        st.fragment(_viewer)(chosen, scene)
+        access.fragment(_viewer)(chosen, scene)
         if chosen.channels and not chosen.channel and scene.attribution is not None:
             st.caption(f"{summed(chosen.channels)} **Channel**, at the left, shows each by itself.")
 

@@ -15,7 +15,7 @@ from agg2exp_core.records import Selection
 from agg2exp_core.settings import data_root
 from agg2exp_core.store.lists import CaseList
 from agg2exp_core.store.queries import NO_METADATA
-from dashboard import data, filters, saved, tables, words
+from dashboard import access, data, filters, saved, tables, words
 from dashboard.address import Link
 from dashboard.charts import common
 from dashboard.charts.common import Pick
@@ -53,7 +53,7 @@ def page() -> None:
         st.info(chosen)
     else:
         # A fragment: a filter or a click draws this again and leaves choosers and navigation alone.
-        st.fragment(_explore)(chosen)
+        access.fragment(_explore)(chosen)
 
 
 def _choose(root: Path) -> Chosen | str:

@@ -116,7 +116,7 @@ def jobs(root: Path, labels: LabelSet, here: tuple[str, str] | None) -> None:
 
     here: cohort and case on the page. When a job about it ends, the page turns to its result.
     """
-    st.fragment(_jobs, run_every=1.0 if is_running(root) else None)(root, labels, here)
+    access.fragment(_jobs, run_every=1.0 if is_running(root) else None)(root, labels, here)
 
 
 def is_running(root: Path) -> bool:

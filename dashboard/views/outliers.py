@@ -24,7 +24,7 @@ from agg2exp_core.analysis.outliers import (
 from agg2exp_core.organs import BACKGROUND
 from agg2exp_core.records import InputError, Selection
 from agg2exp_core.settings import data_root
-from dashboard import data, filters, saved, words
+from dashboard import access, data, filters, saved, words
 from dashboard.address import MOST_IN_LINK, Link
 from dashboard.charts import common
 from dashboard.charts.scatter import Lines, Words, evidence_scatter
@@ -149,7 +149,7 @@ def page() -> None:
     if isinstance(chosen, str):
         st.info(chosen)
     else:
-        st.fragment(_explore)(chosen)
+        access.fragment(_explore)(chosen)
 
 
 # ---- choosing -------------------------------------------------------------------------------------

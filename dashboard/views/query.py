@@ -13,7 +13,7 @@ from agg2exp_core import spreadsheet
 from agg2exp_core.organs import LabelSet, load_label_set
 from agg2exp_core.records import InputError
 from agg2exp_core.settings import data_root
-from dashboard import data, filters, sql_guide, tables, words
+from dashboard import access, data, filters, sql_guide, tables, words
 from dashboard.address import Address, Link
 from dashboard.charts import common
 from dashboard.charts.answer import (
@@ -74,7 +74,7 @@ def page() -> None:
     with st.sidebar:
         about = _about(root)
         _examples(root, about)
-    st.fragment(_ask)(root, about)
+    access.fragment(_ask)(root, about)
 
 
 def _about(root: Path) -> About:

@@ -116,7 +116,7 @@ def scene_of(desk: Desk, item: Item, evidence: bool) -> Scene:
 
 def scan(desk: Desk, question: Question) -> None:
     """Draw the scan: a fragment, so that a step through it draws nothing else."""
-    st.fragment(_scan)(desk, question)
+    access.fragment(_scan)(desk, question)
 
 
 @words.told
@@ -204,7 +204,7 @@ def _hashes(root: str, _session: Session, item: Item, stamps: str) -> Seen:
 
 def remarks(desk: Desk, question: Question, label: str = "Note", placeholder: str = "") -> None:
     """The note and the tags: a fragment, so that writing draws nothing else."""
-    st.fragment(_remarks)(desk, question, label, placeholder)
+    access.fragment(_remarks)(desk, question, label, placeholder)
 
 
 @words.told

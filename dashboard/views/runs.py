@@ -29,7 +29,7 @@ def page() -> None:
         _ask(root)
     st.markdown("### Runs")
     # Looks again every second while something runs, without the rest of the page.
-    st.fragment(_jobs, run_every=1.0 if compute.is_running(root) else None)(root)
+    access.fragment(_jobs, run_every=1.0 if compute.is_running(root) else None)(root)
     _finished(root)
 
 
