@@ -78,6 +78,15 @@ def role() -> str | None:
     return "operator" if sign_in is None else sign_in.role(person() or "")
 
 
+def is_operator(address: str | None) -> bool:
+    """Whether who has that e-mail address may upload now, outside of any page; without sign-in all may."""
+    try:
+        sign_in = _sign_in()
+    except InputError:
+        return False
+    return sign_in is None or sign_in.role(address or "") == "operator"
+
+
 def may(needed: str) -> bool:
     """Whether who looks may do what that role is needed for."""
     return access.allows(role(), needed)

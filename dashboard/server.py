@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import streamlit as st
+from starlette.middleware import Middleware
 from streamlit import net_util
 
-from dashboard import start
+from dashboard import start, uploads
 from dashboard.viewer import addresses
 
 
@@ -16,4 +17,5 @@ def _never_asked() -> None:
 # Else Streamlit asks Amazon for it whenever a page elsewhere tries to connect, and answers nobody meanwhile.
 net_util.get_external_ip = _never_asked
 
-app = st.App("app.py", routes=[*addresses.routes(), *start.routes()])
+routes = [*addresses.routes(), *start.routes()]
+app = st.App("app.py", routes=routes, middleware=[Middleware(uploads.OfThoseInvited)])

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from command import run
 from pages import APP, opened, texts, watched
 from playwright.sync_api import Browser, Page, expect
 from provider import CLIENT, Provider, provider
+from streamlit.proto.BackMsg_pb2 import BackMsg
+from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from streamlit.testing.v1 import AppTest
+from websockets.sync.client import connect
 
 from agg2exp_core.access import ROLES, VARIABLE, allows, read_sign_in
 from agg2exp_core.records import InputError
 from agg2exp_core.settings import SHIPPED
 from agg2exp_core.store.lists import CaseList, list_lists, save_list
 from bench.browser import SERVE, free_port, started
-from dashboard import access
+from dashboard import access, uploads
 
 AUTH = {
     "redirect_uri": "https://explorer.hospital.org/oauth2callback",
@@ -205,6 +210,22 @@ def test_what_is_drawn_again_without_its_page_is_kept_from_who_lost_their_role(
     assert files == [Path(access.__file__)]
 
 
+def test_files_are_taken_from_those_whom_a_page_invited_while_they_are_operators(
+    monkeypatch: pytest.MonkeyPatch, demo: Path, as_role: Callable[[str], None], tmp_path: Path
+) -> None:
+    sessions = []
+    monkeypatch.setattr(uploads, "_invited", OrderedDict())
+    for role in ROLES:
+        as_role(role)
+        opened(monkeypatch, demo, "case", {"cohort": "clinic"})
+        sessions.append([*uploads._invited])
+    assert sessions[:2] == [[], []] and uploads.is_welcome(*sessions[2]) and not uploads.is_welcome("another")
+    monkeypatch.setenv(VARIABLE, str(written(tmp_path, AUTH, {"reviewer": ["operator@hospital.org"]})))
+    assert not uploads.is_welcome(*sessions[2])
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "gone.toml"))
+    assert not uploads.is_welcome(*sessions[2])
+
+
 def test_without_sign_in_whoever_reaches_it_may_do_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     assert access.person() is None and all(access.may(role) for role in ROLES)
@@ -216,7 +237,7 @@ def test_nobody_gets_in_while_the_file_is_broken(monkeypatch: pytest.MonkeyPatch
     assert "sign-in file must be readable" in texts(app) and not app.sidebar.button
 
 
-# ---- in a browser ----------------------------------------------------------------------------------
+# ---- a server ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +250,21 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Provider
         patch.setenv(VARIABLE, str(written(tmp_path_factory.mktemp("sign-in"), auth)))
         with started([*SERVE, str(SHIPPED), "--port"], port):
             yield asked, url
+
+
+def test_nobody_fills_the_memory_from_before_the_gate(guarded: tuple[Provider, str]) -> None:
+    _, url = guarded
+    with connect(url.replace("http", "ws") + "/_stcore/stream", proxy=None) as stream:
+        asking = BackMsg()
+        asking.rerun_script.query_string = ""
+        stream.send(asking.SerializeToString())
+        session = ""
+        while not session:
+            session = ForwardMsg.FromString(stream.recv(30)).new_session.initialize.session_id
+        with httpx.Client(trust_env=False) as client:
+            token = client.get(f"{url}/_stcore/health").cookies["_streamlit_xsrf"]
+            place, mine = f"{url}/_stcore/upload_file/{session}/1", {"X-Xsrftoken": token}
+            assert client.put(place, files={"file": ("scan.nii", b"0")}, headers=mine).status_code == 403
 
 
 def arrived(chromium: Browser, url: str) -> Page:

@@ -22,7 +22,7 @@ from agg2exp_core.organs import LabelSet
 from agg2exp_core.records import PERTURBING, InputError, Method
 from agg2exp_core.settings import list_models
 from agg2exp_core.store import cohorts
-from dashboard import access, data, words
+from dashboard import access, data, uploads, words
 from dashboard.charts import common
 from dashboard.views import effort, methods
 
@@ -242,6 +242,7 @@ def upload(root: Path) -> None:
     """Take a NIfTI scan into the cohort `uploads` and show it."""
     if access.keeps_from("To bring a scan", "operator"):
         return
+    uploads.invite()
     file = st.file_uploader("NIfTI scan (.nii, .nii.gz), HU", type=["nii", "gz"], key="upload_file")
     if file is None or st.session_state.get("upload_seen") == file.file_id:
         return
