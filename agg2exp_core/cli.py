@@ -1005,17 +1005,13 @@ def _channel_files(images: list[Path], room: Path) -> list[Path]:
 def _scan_alone(images: list[Path], label: Path | None, cohort: str | None, out: Path | None) -> tuple[Case, Path]:
     """--image as a case of its own, and the folder for its results."""
     from agg2exp_core.store.cohorts import Case
-    from agg2exp_core.store.layouts import FIRST_CHANNEL
 
     if cohort is not None or out is None:
         raise InputError("--image goes with --out and without --cohort", images[0].name)
     if out.name.lower().endswith((".nii", ".nii.gz")):
         raise InputError("--out must name a folder", out.name)
-    stem = images[0].name.removesuffix(".gz").removesuffix(".nii")
-    if len(images) > 1:
-        stem = stem.removesuffix(FIRST_CHANNEL)
-    case_id = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip(".-")[:64] or "scan"
-    return Case(case_id, images[0], label, {}, tuple(images[1:])), out.resolve()
+    # Not by the file's name: that may be the patient's, and results are passed on.
+    return Case("scan", images[0], label, {}, tuple(images[1:])), out.resolve()
 
 
 def _masses(con: Any, name: str) -> tuple[tuple[str, str], Importance]:

@@ -50,7 +50,7 @@ def test_an_uploaded_scan_becomes_a_case(tmp_path: Path) -> None:
     case_id = compute.take_in(tmp_path, "Müller chest/CT 1.nii", io.BytesIO(_nifti()))
     stored = cohorts.find_case(tmp_path, compute.UPLOADS, case_id)
     assert stored.image is not None and read_volume(stored.image).array.shape == SHAPE
-    assert case_id.startswith("M-ller-chest-CT-1-")
+    assert case_id.startswith("scan-") and "ller" not in str(stored)
 
 
 def test_the_same_scan_twice_is_one_case(tmp_path: Path) -> None:

@@ -244,7 +244,11 @@ def test_what_a_file_says_of_its_patient_goes_nowhere(tmp_path: Path, capfd: pyt
     assert SECRET.encode() in gzip.decompress((scans / "one.nii.gz").read_bytes())
     torch.manual_seed(0)
     write_bundle(root)
+    named = tmp_path / "named" / f"{SECRET}.nii.gz"
+    named.parent.mkdir()
+    shutil.copy(scans / "one.nii.gz", named)
     explained = "--model", "tiny", "--cohort", "c", "--method", "gradient"
+    alone = "--model", "tiny", "--image", named, "--out"
     result = "--cohort", "c", "--run", "tiny-gradient"
     for words in (
         ("cohort", "add", scans, "--name", "c"),
@@ -252,15 +256,18 @@ def test_what_a_file_says_of_its_patient_goes_nowhere(tmp_path: Path, capfd: pyt
         ("explain", *explained),
         ("predict", *explained[:4], "--out", tmp_path / "predicted"),
         ("export", "saliency", *result, "--out", tmp_path / "exported"),
+        ("explain", *alone, tmp_path / "one-explained", "--method", "gradient"),
+        ("predict", *alone, tmp_path / "one-predicted"),
     ):
         assert run(*words, "--data", root) == 0
-    written = [path for path in tmp_path.rglob("*") if path.is_file() and scans not in path.parents]
+    came = {scans, named.parent}
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and path.parent not in came]
     assert len([path for path in written if path.name.endswith(".nii.gz")]) >= 6
     for path in written:
         content = path.read_bytes()
         content = gzip.decompress(content) if path.suffix == ".gz" else content
-        assert SECRET.encode() not in content, path
-    assert SECRET not in "".join(capfd.readouterr())
+        assert b"JANE" not in content and "JANE" not in str(path), path
+    assert "JANE" not in "".join(capfd.readouterr())
 
 
 def test_exports_name_cases_as_only_the_key_can_tell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

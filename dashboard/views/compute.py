@@ -264,7 +264,8 @@ def upload(root: Path) -> None:
 def take_in(root: Path, name: str, content: IO[bytes]) -> str:
     """Check an uploaded scan, store it as a case of the cohort `uploads` and return its id.
 
-    The id ends with the hash of the bytes, so the same file brought twice is the same case.
+    The id is `scan-` and digits of the hash of the bytes: the same file brought twice is the same case, and the file's
+    name, which may be the patient's, stands in no address.
     """
     ending = next((ending for ending in (".nii.gz", ".nii") if name.lower().endswith(ending)), None)
     if ending is None:
@@ -272,10 +273,10 @@ def take_in(root: Path, name: str, content: IO[bytes]) -> str:
     images = root / "cohorts" / UPLOADS / "images"
     content.seek(0)
     digest = hashlib.file_digest(content, "sha256").hexdigest()  # type: ignore[arg-type]
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", name[: -len(ending)]).strip("-")[:50] or "scan"
-    case_id = f"{stem}-{digest[:8]}"
+    case_id = f"scan-{digest[:8]}"
     root.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=root, prefix=".incoming-") as folder:
+        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", name[: -len(ending)]).strip("-")[:50] or "scan"
         arrived = Path(folder) / f"{stem}{ending}"  # a refusal names the file as the user knows it
         content.seek(0)
         with arrived.open("wb") as file:
