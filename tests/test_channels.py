@@ -288,7 +288,7 @@ def test_explain_takes_a_file_a_channel_or_one_of_all(tmp_path: Path, root: Path
     assert run(*words, "--image", files[0], "--image", files[1], "--out", tmp_path / "two") == 0
     assert run(*words, "--image", stacked(tmp_path / "a.nii.gz", files), "--out", tmp_path / "one") == 0
     one, two = ((tmp_path / name / "importance.csv").read_bytes() for name in ("one", "two"))
-    assert one == two and json.loads((tmp_path / "two" / "manifest.json").read_text())["case_id"] == "a"
+    assert one == two and json.loads((tmp_path / "two" / "manifest.json").read_text())["case_id"] == "scan"
     assert (
         run("predict", "--model", "brats", "--data", root, "--image", tmp_path / "a.nii.gz", "--out", tmp_path / "p")
         == 0
