@@ -90,7 +90,6 @@ class Explaining:
         self._masks = scans_of(plan.drawn) if plan.drawn is not None and plan.drawn.is_dir() else {}
         self.bundle = find_bundle(root, plan.model)
         self.targets = _known_targets(self.bundle, plan.targets)
-        self.channels = _channels(root, self.bundle)
         self.device, self.explainer = device, explainer_of(self.bundle, device)
 
     @property
@@ -117,7 +116,7 @@ class Explaining:
         self._write_run(cohort, identity)
         scan = load_scan(self.bundle, *_images_of(case))
         labels, mask = (None if one is None else on_model_grid(one, scan) for one in (label, drawn))
-        labels = None if labels is None else self.channels[labels]
+        labels = None if labels is None else _channels(self.root, self.bundle, case.label_set)[labels]
         subject = Subject(
             scan.voxels,
             None if labels is None else torch.as_tensor(labels),
@@ -304,6 +303,7 @@ class Explaining:
             **self._run_info(),
             "input_sha256": volumes.images_sha256(_images_of(case)),
             "label_sha256": volumes.content_sha256(case.label) if case.label else "",
+            **({"labelled_by": case.label_set} if case.label and case.label_set else {}),
             **({"mask_sha256": volumes.content_sha256(drawn)} if drawn else {}),
             "parameters_hash": hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest(),
             "versions": {name: version(name) for name in VERSIONED},
@@ -358,11 +358,12 @@ def _channel_sums(targets: tuple[str, ...], explained: Explanation, shape: tuple
     return ChannelSums(channels, positive, negative, errors)
 
 
-def _channels(root: Path, bundle: Bundle) -> np.ndarray:
-    """The model's output for every value of a label map, whose values are ids of the model's label set.
+def _channels(root: Path, bundle: Bundle, label_set: str) -> np.ndarray:
+    """The model's output for every value of a label map, whose values are ids of a label set: by default the model's.
 
-    An organ that the model does not have is background to it, another value no class. Where the label set does not
-    name all its classes, labels are numbered as its outputs are. Labels of nested regions are those of its training.
+    An organ that the model does not have is background to it, another value no class. Where the model's label set does
+    not name all its classes, labels are numbered as its outputs are. Labels of nested regions are those of its
+    training. InputError: a label set that is asked for is not there.
     """
     if bundle.regions is not None:
         classes = np.full(volumes.MAX_LABEL + 1, len(bundle.classes), np.int32)
@@ -370,10 +371,12 @@ def _channels(root: Path, bundle: Bundle) -> np.ndarray:
             classes[label] = number
         return classes
     try:
-        organs = load_label_set(bundle.label_set, root).organs
+        organs = load_label_set(label_set or bundle.label_set, root).organs
     except InputError:
+        if label_set:
+            raise
         organs = ()
-    if not set(bundle.classes) <= {organ.name for organ in organs}:
+    if not label_set and not set(bundle.classes) <= {organ.name for organ in organs}:
         return np.arange(volumes.MAX_LABEL + 1, dtype=np.int32)
     channels = np.full(volumes.MAX_LABEL + 1, len(bundle.classes), np.int32)
     for organ in organs:

@@ -86,7 +86,8 @@ def test_a_file_a_class_is_joined_into_one_label_map(tmp_path, capsys) -> None:
     told = capsys.readouterr().err
     assert "thorax_cta has no file of " in told and "absent there" in told
     one, other = cohorts.list_cases(root, "mine")
-    assert (one.case_id, one.metadata) == ("chest_lowres", {"age": "", "gender": "f"})
+    told = {"age": "", "gender": "f", "label_set": "thorax17"}
+    assert (one.case_id, one.metadata) == ("chest_lowres", told) and one.label_set == other.label_set == "thorax17"
     assert other.image.resolve() == (REAL / "thorax_cta" / "ct.nii.gz").resolve() and other.metadata["age"] == "61"
     for case in (one, other):
         found, given = (volumes.read_labels(path) for path in (case.label, REAL / case.case_id / "labels.nii.gz"))

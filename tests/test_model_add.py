@@ -306,6 +306,14 @@ def test_labels_that_do_not_serve_are_refused(tmp_path, lines, told) -> None:
         add_model(tmp_path, tmp_path / "best.pth", "bare", described(tmp_path, *lines))
 
 
+def test_a_known_organ_of_another_number_keeps_the_models_own(tmp_path) -> None:
+    """Whose label maps have 1 for it, as its predictions do; the known set would read 1 as the aorta."""
+    bundle = add_model(tmp_path, tmp_path / "best.pth", "bare", described(tmp_path, "0,background,,,", "1,heart,,,"))
+    labels, known = load_label_set(bundle.label_set, tmp_path), load_label_set("thorax17")["heart"]
+    assert bundle.label_set == "bare" and labels["heart"].id == 1 != known.id
+    assert (labels["heart"].color, labels["heart"].group) == (known.color, known.group)
+
+
 def test_a_models_own_label_set_hides_no_other(tmp_path) -> None:
     wrapping = described(tmp_path, "0,background,,,", "1,lesion,,,")
     with pytest.raises(InputError, match="no other set has; got 'thorax17'"):

@@ -340,6 +340,22 @@ def test_organs_that_the_model_does_not_have_are_background_to_it(root, tmp_path
     assert (again / "agreement.csv").read_text() == (out / "agreement.csv").read_text()
 
 
+def test_a_label_map_is_read_by_the_label_set_that_its_list_names(root, tmp_path):
+    image, label = labelled(tmp_path)
+    explaining = pipeline.Explaining(root, pipeline.Plan("tiny", GRADIENT))
+    out = explaining.case(Case("case", image, label, {}), tmp_path / "out", silent)
+    known, names = load_label_set("totalsegmentator"), {IDS[1]: "aorta", IDS[2]: "spleen"}
+    given = volumes.read_labels(label)
+    other = np.vectorize(lambda value: known[names.get(value, "background")].id)(given.array).astype(np.uint8)
+    volumes.write_volume(label, Volume(other, given.affine))
+    case = Case("case", image, label, {"label_set": "totalsegmentator"})
+    again = explaining.case(case, tmp_path / "again", silent)
+    found = [dict(line.split(",", 1) for line in (one / "agreement.csv").read_text().split()) for one in (out, again)]
+    assert found[1]["aorta"] == found[0]["aorta"] and found[1]["heart"] == "0.0,0.0"
+    with pytest.raises(InputError, match="label set must exist; got 'nowhere'"):
+        explaining.case(Case("case", image, label, {"label_set": "nowhere"}), tmp_path / "no", silent)
+
+
 def test_without_its_label_set_a_models_outputs_number_the_labels(root, tmp_path):
     image, label = labelled(tmp_path)
     out = explain(root, image, tmp_path / "out", pipeline.Plan("tiny", GRADIENT), label)

@@ -313,10 +313,14 @@ def _judges_each_by_itself(new: Path) -> bool:
 
 
 def _label_set(root: Path, name: str, titles: dict[str, str], told: dict[str, dict[str, str]]) -> LabelSet:
-    """A known label set that has all these organs, else one of the model's name with what is known or told of each."""
+    """A known label set that numbers all these organs alike, else one of the model's name with what is known of each.
+
+    Alike, for label maps are read by the ids of the label set, and the model's own maps are numbered as its outputs.
+    """
     known = known_label_sets(root)
     for labels in known:
-        if set(titles) <= set(labels.names) and not any(told.values()):
+        ids = {organ.name: organ.id for organ in labels.organs}
+        if [ids.get(name) for name in titles] == [*range(len(titles))] and not any(told.values()):
             return labels
     described = {organ.name: organ for labels in known for organ in labels.organs}
     organs = []

@@ -30,6 +30,9 @@ BETWEEN = ";"
 """Between the images of a case's channels, in the model's order of channels."""
 
 Report = Callable[[int, int, str], None]
+LABEL_SET = "label_set"
+"""A column of the list: in which label set a case's label map is numbered; by default as the model that is asked is."""
+
 CONVERTED, JOINED = "converted_images", "joined_labels"
 """Folders, beside the list, of scans that were no 3D NIfTI files, and of label maps joined from files of classes."""
 
@@ -51,6 +54,11 @@ class Case:
     def images(self) -> tuple[Path, ...]:
         """An image a channel; none where nothing is stored."""
         return () if self.image is None else (self.image, *self.further)
+
+    @property
+    def label_set(self) -> str:
+        """That of the label map, where the list tells it; else empty."""
+        return self.metadata.get(LABEL_SET, "")
 
 
 def list_cohorts(root: Path) -> list[str]:
@@ -139,6 +147,7 @@ def add_cohort(
         notes = [] if brought.labels or not maps else _numbered_otherwise(root, layout.classes)
         if not maps:
             maps, notes = _joined(root, path.parent, layout, brought, unfinished, report)
+            extra, columns = _told_label_set(extra, columns, maps, brought.label_set)
         further = {(case_id, at): file for case_id, files in layout.further.items() for at, file in enumerate(files)}
         scans, further, maps = (
             _named_folder(files, path.parent, unfinished) for files in (layout.scans, further, maps)
@@ -155,6 +164,16 @@ def add_cohort(
         _write_new(path, [*COLUMNS, *columns], rows)
         unfinished.pop_all()
     return len(rows), notes
+
+
+def _told_label_set(
+    extra: dict[str, dict[str, str]], columns: list[str], maps: Mapping[str, Path], label_set: str
+) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Metadata that also tell how joined label maps are numbered: a model may number the same organs otherwise."""
+    if not maps:
+        return extra, columns
+    told = {case_id: extra.get(case_id, {}) | {LABEL_SET: label_set} for case_id in maps}
+    return extra | told, list(dict.fromkeys([*columns, LABEL_SET]))
 
 
 def _image(case_id: str, scan: Path, further: Mapping[Any, Path], written: Callable[[Path], str]) -> str:
