@@ -16,9 +16,14 @@ class InputError(ValueError):
         super().__init__(" ".join(line.split()))
 
 
+TRACED = "The following operation failed in the TorchScript"
+"""How TorchScript begins a traceback, of which the last line says what happened."""
+
+
 def reason(error: BaseException) -> str:
     """What a library says of a failure, as a part of one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1 if lines[0].startswith(TRACED) else 0][:200]
 
 
 @dataclass(frozen=True, eq=False)

@@ -657,8 +657,25 @@ def test_a_checkpoint_without_its_last_layers_is_refused(name) -> None:
 @pytest.mark.parametrize("content", [b"", b"\x80\x02cnone", b"PK\x03\x04none", b"\x80\x02X\x02\x00\x00\x00\xff\xff."])
 def test_a_damaged_checkpoint_is_refused(tmp_path, content) -> None:
     (tmp_path / "w.pt").write_bytes(content)
-    with pytest.raises(InputError, match="readable"):
+    with pytest.raises(InputError, match=r"readable|tensors alone"):
         load_weights(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("key", ["state_dict", "net", "ema_weights"])
+def test_weights_are_found_beside_what_trainers_keep(tmp_path, key) -> None:
+    """Under whatever key, where one alone has tensors; and numpy's numbers are no code."""
+    torch.save({"epoch": np.int64(3), "best": np.float64(0.9), key: {"a": torch.ones(2)}}, tmp_path / "w.pt")
+    assert load_weights(tmp_path / "w.pt")["a"].tolist() == [1, 1]
+    torch.save({"one": {"a": torch.ones(2)}, "other": {"a": torch.zeros(2)}}, tmp_path / "w.pt")
+    with pytest.raises(InputError, match="named tensors"):
+        load_weights(tmp_path / "w.pt")
+
+
+def test_torchscript_that_ends_as_weights_do_is_told_by_what_is_in_it(tmp_path) -> None:
+    torch.jit.trace(torch.nn.Conv3d(1, 2, 1), torch.zeros(1, 1, 8, 8, 8)).save(tmp_path / "model.pt")
+    wrapping = Wrapping(labels_file(tmp_path, "background", "lesion"), (5.0,) * 3, (32,) * 3, (-175.0, 250.0))
+    bundle = add_model(tmp_path, tmp_path / "model.pt", "traced", wrapping)
+    assert bundle.weights.name == "model.ts" and bundle.classes == ("background", "lesion")
 
 
 def test_tensors_need_names(tmp_path) -> None:
@@ -697,6 +714,17 @@ def _pickled_code(folder: Path) -> tuple[object, ...]:
     return folder / "w.pt", "--labels", labels_file(folder, "background", "a"), *WRAPPED
 
 
+def _with_a_loss(folder: Path) -> tuple[object, ...]:
+    weights = {f"model.{key}": part for key, part in NETWORKS["SegResNet"]().state_dict().items()}
+    torch.save({"state_dict": weights | {"loss.weight": torch.ones(7)}}, folder / "w.pt")
+    return folder / "w.pt", "--labels", labels_file(folder, "background", "a"), *WRAPPED
+
+
+def _flat_script(folder: Path) -> tuple[object, ...]:
+    torch.jit.script(torch.nn.Conv2d(1, 2, 3)).save(folder / "w.ts")
+    return folder / "w.ts", "--labels", labels_file(folder, "background", "a"), *WRAPPED
+
+
 def _odd_labels(folder: Path) -> tuple[object, ...]:
     (folder / "labels.csv").write_text("number;title\n0;a\n")
     torch.save(NETWORKS["UNet"]().state_dict(), folder / "w.pt")
@@ -708,7 +736,9 @@ def _odd_labels(folder: Path) -> tuple[object, ...]:
     [
         (_flat, "network that is known"), (_two_dimensional, "3D scans"), (_lacking, "no --labels"),
         (_too_few_names, "every output must have a name"), (_many_channels, "one channel"),
-        (_pickled_code, "weights must be readable"), (_odd_labels, "columns id, name"),
+        (_pickled_code, "w.pt, which holds torch.nn.modules.conv.Conv3d; allowed: what"),
+        (_odd_labels, "columns id, name"),
+        (_with_a_loss, "loss.weight is not part of it"), (_flat_script, "(batched) input to conv2d"),
         (lambda folder: (folder / "gone.pt",), "not there"), (lambda folder: (folder,), "configs/inference.json"),
         (lambda folder: (folder, "--spacing", "5,5,5"), "go with a bare checkpoint"),
         (lambda folder: (folder, "--spacing", "5,5"), "3 numbers"),

@@ -26,6 +26,7 @@ from agg2exp_core.model.config import MOST_VALUES, plain_text
 from agg2exp_core.model.networks import network_def, without_prefixes
 from agg2exp_core.model.nnunet_folder import copy_trained, is_trained_folder
 from agg2exp_core.model.preprocess import load_scan
+from agg2exp_core.model.script import is_script
 from agg2exp_core.organs import (
     BACKGROUND,
     COLOR,
@@ -120,6 +121,7 @@ def _copied(source: Path, new: Path) -> list[str]:
     _write_json(new / "configs" / "metadata.json", metadata)
     weights = _own_weights(source, content)
     kind = weights.suffix if weights.suffix in (SCRIPTED, ".safetensors") else ".pt"
+    kind = SCRIPTED if is_script(weights) else kind
     shutil.copyfile(weights, new / "models" / f"model{kind}")
     for extra in ("docs", "LICENSE"):
         if (source / extra).is_symlink():
@@ -224,7 +226,7 @@ def _wrapped(source: Path, new: Path, wrapping: Wrapping) -> list[str]:
         )
     config: dict[str, Any] = {}
     channels = 1
-    if source.suffix == SCRIPTED:
+    if source.suffix == SCRIPTED or is_script(source):
         shutil.copyfile(source, new / "models" / "model.ts")
     else:
         weights = without_prefixes(load_weights(source))

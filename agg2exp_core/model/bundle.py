@@ -27,11 +27,15 @@ from agg2exp_core.model.config import plain_section
 from agg2exp_core.model.networks import misfit
 from agg2exp_core.model.offline import offline
 from agg2exp_core.model.script import load_script
+from agg2exp_core.model.unpickling import unpickled
 from agg2exp_core.records import InputError, reason
 from agg2exp_core.settings import checked_id, list_models
 
 Made = TypeVar("Made")
 WEIGHTS = ("model.safetensors", "model.pt", "model.ts")
+KEPT_AS = ("state_dict", "model_state_dict", "model", "network_weights")
+"""Under which key trainers keep the weights that a network is used with; others are looked into where one has some."""
+
 SCRIPTED = ".ts"
 """Weights that bring their network along, as TorchScript."""
 
@@ -260,24 +264,33 @@ def _a(kind: type[Made], key: str, made: Any) -> Made:
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    state: Any
     try:
-        if path.suffix == ".safetensors":
-            state = safetensors.torch.load_file(path)
-        else:
-            # weights_only: a checkpoint from elsewhere must not run code.
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the unpickler comes to in a damaged file
+        state = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else unpickled(path)
+    except InputError:
+        raise
+    except Exception as error:  # whatever the reader comes to in a damaged file
         raise InputError("weights must be readable", f"{path.name}: {reason(error)}") from None
-    # Trainers often keep the weights beside the optimiser's state.
-    for key in ("state_dict", "model_state_dict", "model", "network_weights"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-            break
-    named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
-    if not named or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    found = _tensors_in(state)
+    if found is None:
         raise InputError("weights must be a dictionary of named tensors, or hold one as state_dict", path.name)
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in found.items()}
+
+
+def _tensors_in(state: Any) -> dict[str, torch.Tensor] | None:
+    """The named tensors that a trainer often keeps beside the optimiser's state, whatever it calls them."""
+    if not isinstance(state, dict) or _are_tensors(state):
+        return state if isinstance(state, dict) else None
+    for key in KEPT_AS:
+        if _are_tensors(state.get(key)):
+            return state[key]
+    inner = [value for value in state.values() if _are_tensors(value)]
+    return inner[0] if len(inner) == 1 else None
+
+
+def _are_tensors(value: Any) -> bool:
+    """Whether it is a dictionary of named tensors."""
+    named = isinstance(value, dict) and all(isinstance(name, str) for name in value)
+    return named and bool(value) and all(isinstance(one, torch.Tensor) for one in value.values())
 
 
 def _read_json(path: Path) -> dict[str, Any]:

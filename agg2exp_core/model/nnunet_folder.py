@@ -9,14 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from agg2exp_core.files import write_json
 from agg2exp_core.model.bundle import Bundle
 from agg2exp_core.model.networks import misfit, without_prefixes
 from agg2exp_core.model.nnunet import KINDS, SCHEMES
-from agg2exp_core.records import InputError, reason
+from agg2exp_core.model.unpickling import unpickled
+from agg2exp_core.records import InputError
 
 CHECKPOINT = "checkpoint_final.pth"
 HERE = "agg2exp_core.model.nnunet"
@@ -253,15 +253,8 @@ def _checkpoints(source: Path, folds: Sequence[str]) -> list[Path]:
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
-    """Its content, of which nothing is run. nnU-Net keeps losses beside the weights as numpy's numbers."""
-    scalar = np.float64(0).__reduce__()[0]
-    numbers: list[Any] = [np.dtype, scalar, (scalar, "numpy.core.multiarray.scalar")]
-    numbers += [type(np.dtype(kind)) for kind in "fdilq?"]
-    try:
-        with torch.serialization.safe_globals(numbers):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch hands on whatever its readers raise
-        raise InputError("weights must be readable", f"{path.name}: {reason(error)}") from None
+    """Its content, of which nothing is run."""
+    content = unpickled(path)
     if not isinstance(content, dict) or not isinstance(content.get("network_weights"), dict):
         raise InputError("a checkpoint of nnU-Net must hold network_weights", f"{path.parent.name}/{path.name}")
     return content

@@ -21,6 +21,15 @@ BEFORE_1_0 = "model.json"
 """In files of a format that keeps its code elsewhere, which PyTorch still reads."""
 
 
+def is_script(path: Path) -> bool:
+    """Whether a file holds TorchScript, which often ends in .pt as weights do: it brings code along."""
+    try:
+        with ZipFile(path) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except (BadZipFile, OSError):
+        return False
+
+
 def load_script(path: Path) -> torch.nn.Module:
     """The network of a TorchScript file. InputError: it is unreadable, or its code does more than compute."""
     try:
