@@ -691,7 +691,7 @@ def model_add(
     source: Annotated[
         Path, typer.Argument(help="Folder of a MONAI bundle or of nnU-Net's training, or a file of weights.")
     ],
-    name: Annotated[str, typer.Option("--name", help="Name of the new model.")],
+    name: Annotated[str, typer.Option("--name", help="Name of the new model (default: as the source is named).")] = "",
     labels: Annotated[
         Path | None, typer.Option("--labels", help="A CSV: id and name of every class, maybe group, color and title.")
     ] = None,
@@ -716,6 +716,7 @@ def model_add(
     from agg2exp_core.model.adding import Wrapping, add_model
 
     root = data_root(data)
+    name = name or re.sub(r"[^A-Za-z0-9_.-]+", "_", source.stem if source.is_file() else source.resolve().name)
     wrapping = Wrapping(
         labels,
         _numbers("--spacing", spacing, 3, 0.01),

@@ -761,6 +761,12 @@ def test_a_name_that_is_taken_is_refused(tmp_path, capsys) -> None:
     assert "a name that is free" in capsys.readouterr().err
 
 
+def test_a_model_is_named_as_its_source_unless_told(tmp_path, capsys) -> None:
+    source = write_zoo(tmp_path / "spleen ct", spleen())
+    assert run("model", "add", source, "--no-check", "--data", tmp_path / "root") == 0
+    assert list_models(tmp_path / "root") == ["spleen_ct"] and "spleen_ct taken in" in capsys.readouterr().out
+
+
 def test_organs_that_may_overlap_come_in_with_a_background(tmp_path, scan) -> None:
     """Where no logit is above 0 there is none; where several are, the largest has the voxel."""
     torch.manual_seed(0)
