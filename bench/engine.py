@@ -45,7 +45,7 @@ def main() -> list[tuple[str, str]]:
 
 
 def _speed(model: str) -> list[tuple[str, str]]:
-    explainer, image = _ready(model)
+    explainer, image = ready(model)
     plan, prediction, targets = _asked(explainer, image)
 
     def plain(copy: int) -> np.ndarray:
@@ -71,7 +71,7 @@ def errors(model: str) -> list[tuple[str, str]]:
 
     The mean over two seeds: a single one may be lucky.
     """
-    explainer, image = _ready(model)
+    explainer, image = ready(model)
 
     def masses(method: Method) -> np.ndarray:
         return _masses(_explain(explainer, image, method, SOME))
@@ -85,7 +85,8 @@ def errors(model: str) -> list[tuple[str, str]]:
     return rows
 
 
-def _ready(model: str) -> tuple[Explainer, torch.Tensor]:
+def ready(model: str) -> tuple[Explainer, torch.Tensor]:
+    """The demo's model on the device, and a scan for it (1, I, J, K)."""
     bundle, device = find_bundle(SHIPPED, model), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     scan: Path = REAL if REAL.is_file() else DEMO
     return explainer_of(bundle, device), load_scan(bundle, scan).voxels.to(device)
