@@ -250,10 +250,20 @@ def test_a_bundle_of_two_channels_is_explained_channel_by_channel(
     assert manifest["channels"] == ["T1_Gd", "FLAIR"] and not results.verify(out)
 
 
-@pytest.mark.parametrize("inputs", [{}, {"num_channels": 1}, {"num_channels": 2}])
+@pytest.mark.parametrize(
+    "inputs", [{}, *({"num_channels": count} for count in (1, 2, -2, 10**12, float("inf"), [2]))], ids=str
+)
 def test_channels_that_the_metadata_does_not_tell_are_found(tmp_path: Path, inputs: dict[str, int]) -> None:
     bundle = add_model(tmp_path / "root", write_bundle(tmp_path / "made", **inputs), "made", Wrapping())
     assert Bundle(bundle.folder).channels == ("channel_1", "channel_2")
+
+
+def test_a_config_that_gives_no_network_is_refused(tmp_path: Path) -> None:
+    source = write_bundle(tmp_path / "made")
+    config = source / "configs" / "inference.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"network_def": 3}))
+    with pytest.raises(InputError, match="network_def must be a Module; got int"):
+        add_model(tmp_path / "root", source, "made", Wrapping())
 
 
 def test_names_of_channels_name_files_and_are_all_different() -> None:

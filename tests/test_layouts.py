@@ -195,6 +195,7 @@ def _no_json(folder: Path) -> None:
         (_described(modality="CT"), "name the channels"), (_described(modality=["T1", "T2"]), "name the channels"),
         (_described(modality=3), "name the channels"), (_described(training=3), "list its training cases"),
         (_in_both_parts, "thorax_cta twice"), (_names_of_its_own, "a column case_id"),
+        (_described(training=["\0"]), "beside it"), (_described(training=["x" * 300]), "beside it"),
         (_two_channels, "thorax_cta without _0001"), (_an_escape, "beside it"), (_nothing_listed, "imagesTr"),
         (_no_json, "readable JSON"),
     ],

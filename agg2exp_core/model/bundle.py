@@ -39,6 +39,9 @@ KEPT_AS = ("state_dict", "model_state_dict", "model", "network_weights")
 SCRIPTED = ".ts"
 """Weights that bring their network along, as TorchScript."""
 
+MOST_CHANNELS = 1000
+"""Of the input: metadata that tells of more is wrong, and is not believed."""
+
 NO_LONGER = ("img_size", "use_checkpoint")
 """What older bundles tell Swin UNETR: a size that it takes from the scan by now, and to compute everything twice."""
 
@@ -81,7 +84,9 @@ class Bundle:
             told = image.get("channel_def") or {}
             count = int(image.get("num_channels") or max(len(told), 1))
             names = [str(told[key]) for key in sorted(told, key=int)]
-        except (KeyError, TypeError, ValueError, AttributeError):
+            if not 0 < count <= MOST_CHANNELS:
+                raise ValueError
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             return channel_ids(["image"])  # most bundles have one channel, and need say nothing of it
         return channel_ids(names if len(names) == count else [f"channel {number + 1}" for number in range(count)])
 
@@ -149,7 +154,7 @@ class Bundle:
         section = self._section("network_def")
         if isinstance(section, dict) and str(section.get("_target_")).endswith("SwinUNETR"):
             section = {key: value for key, value in section.items() if key not in NO_LONGER}
-        return _built("network_def", section)
+        return _a(torch.nn.Module, "network_def", _built("network_def", section))
 
     def preprocessing(self) -> Compose:
         return _a(Compose, "preprocessing", _built("preprocessing", self._section("preprocessing")))

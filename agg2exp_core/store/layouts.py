@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -201,7 +202,8 @@ def _listed(folder: Path, about: Mapping[str, Any], channels: int, further: dict
 def _inside(folder: Path, *names: str) -> Path:
     """The first of these files that is there."""
     for name in names:
-        path = (folder / name).resolve()
-        if path.is_relative_to(folder.resolve()) and path.is_file():
-            return path
+        with suppress(OSError, ValueError):  # names that no file can have
+            path = (folder / name).resolve()
+            if path.is_relative_to(folder.resolve()) and path.is_file():
+                return path
     raise InputError(f"files of {DATASET} must be there, beside it", names[0][:80])
