@@ -50,6 +50,7 @@ NUMBERS = {"ImageOrientationPatient": 6, "ImagePositionPatient": 3, "PixelSpacin
 
 RESCALE = ("RescaleSlope", "RescaleIntercept")
 READ = ("SeriesInstanceUID", "PatientID", "NumberOfFrames", *NUMBERS, *RESCALE)
+MILLIMETRES = ("mm", "millimeter", "millimeters", "")
 LARGEST_VOXEL = 8
 """Bytes of the largest number that NRRD knows."""
 
@@ -247,6 +248,8 @@ def _nrrd_affine(header: Mapping[str, Any]) -> np.ndarray:
     if len(header["sizes"]) != 3 or directions.shape != (3, 3) or origin.shape != (3,):
         got = f"{len(header['sizes'])} dimensions, directions {directions.shape}, origin {origin.shape}"
         raise InputError("a NRRD scan must be 3D, with space directions and origin", got)
+    if units := sorted({str(unit) for unit in header.get("space units") or ()} - set(MILLIMETRES)):
+        raise InputError("a NRRD scan must be in millimetres", ", ".join(units)[:80])
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = directions.T, origin
     return _signs(header.get("space")) @ affine

@@ -518,7 +518,8 @@ def added_nrrd(folder: Path, content: bytes) -> int:
 
 @pytest.mark.parametrize(("encoding", "pack"), [(b"raw", bytes), (b"gzip", gzip.compress), (b"bzip2", bz2.compress)])
 def test_nrrd_voxels_are_unpacked(tmp_path, encoding, pack) -> None:
-    assert added_nrrd(tmp_path, NRRD.replace(b"raw", encoding) + pack(VOXELS)) == 0
+    told = NRRD.replace(b"encoding", b'space units: "mm" "mm" "mm"\nencoding')
+    assert added_nrrd(tmp_path, told.replace(b"raw", encoding) + pack(VOXELS)) == 0
     found = volumes.read_volume(cohorts.find_case(tmp_path / "root", "mine", "chest").image).array
     np.testing.assert_array_equal(found, np.frombuffer(VOXELS, "<i2").reshape((6, 6, 6), order="F"))
 
@@ -538,6 +539,7 @@ def test_a_nrrd_header_that_names_another_file_is_refused(tmp_path, capsys, fiel
         (NRRD.replace(b"raw", b"gzip") + gzip.compress(VOXELS + bytes(10**6)), "more bytes"),
         (NRRD + VOXELS[:-2], "readable NRRD"), (NRRD + VOXELS + b"x", "more bytes"),
         (NRRD.replace(b"raw", b"gzip") + gzip.compress(VOXELS)[:-9], "readable NRRD"),
+        (NRRD.replace(b"encoding", b'space units: "um" "um" "um"\nencoding') + VOXELS, "in millimetres; got um"),
         (NRRD.replace(b"raw", b"txt"), "packed in a known way"),
         (NRRD.replace(b"(2,0,0)", b"(0,2,0)") + VOXELS, "invertible"),
         (NRRD.replace(b"(2,0,0)", b"(nan,0,0)") + VOXELS, "finite"),
