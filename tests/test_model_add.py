@@ -626,6 +626,8 @@ UNTRACKED = {"_target_": "EnsureTyped", "keys": "image", "track_meta": False}
         (_metadata({"network_data_format": {"outputs": {"pred": {"channel_def": ["a", "b"]}}}}), "channel_def must"),
         (_yaml("\ncircle: &a [*a]\n"), "values"), (_yaml(SWOLLEN), "values"), (_yaml("\n? [1, 2]\n: 3\n"), "readable"),
         (_setting(inferer={"_target_": "SliceInferer", "roi_size": [64, 64]}), "3 edges"),
+        (_setting(inferer=INFERER | {"overlap": -1}), "overlap by a share of their edges; got -1"),
+        (_setting(inferer=INFERER | {"overlap": 1.0}), "overlap by a share"),
         (_setting(preprocessing=chain(RANGE, UNTRACKED)), "place in space"),
         (_setting(image_key="img"), "chain must run"),
         (lambda source: (source / "configs" / "inference.json").write_text("[1]"), "readable JSON"),

@@ -164,6 +164,9 @@ class Bundle:
         edges = ensure_tuple(made.roi_size)
         if len(edges) not in (1, 3) or not all(isinstance(edge, int) for edge in edges):
             raise InputError("windows must have 3 edges of whole voxels", f"roi_size {made.roi_size}")
+        if not all(isinstance(share, int | float) and 0 <= share < 1 for share in ensure_tuple(made.overlap)):
+            # MONAI says so when it is called; windows that leave gaps would leave voxels without any logits.
+            raise InputError("windows must overlap by a share of their edges", made.overlap, "0 or more, below 1")
         return made
 
     def _section(self, key: str) -> Any:
