@@ -274,6 +274,14 @@ def test_a_network_is_told_by_its_tensors(name) -> None:
         torch.testing.assert_close(ours(window), network(window), rtol=0, atol=0)
 
 
+def test_prefixes_go_before_names_of_networks_that_are_told_otherwise() -> None:
+    """As nnU-Net's, whose plans tell the network."""
+    tensor = torch.zeros(1)
+    assert without_prefixes({"module._orig_mod.encoder.a": tensor, "module._orig_mod.b": tensor}) == {
+        "encoder.a": tensor, "b": tensor,
+    }  # fmt: skip
+
+
 def labels_file(folder: Path, *names: str) -> Path:
     (folder / "labels.csv").write_text("id,name\n" + "".join(f"{n},{name}\n" for n, name in enumerate(names)))
     return folder / "labels.csv"
@@ -741,7 +749,7 @@ def _odd_labels(folder: Path) -> tuple[object, ...]:
         (_pickled_code, "w.pt, which holds torch.nn.modules.conv.Conv3d; allowed: what"),
         (_odd_labels, "columns id, name"),
         (_with_a_loss, "loss.weight is not part of it"), (_flat_script, "(batched) input to conv2d"),
-        (lambda folder: (folder / "gone.pt",), "not there"), (lambda folder: (folder,), "configs/inference.json"),
+        (lambda folder: (folder / "gone.pt",), "not there"), (lambda folder: (folder,), "or nnU-Net's plans.json"),
         (lambda folder: (folder, "--spacing", "5,5,5"), "go with a bare checkpoint"),
         (lambda folder: (folder, "--spacing", "5,5"), "3 numbers"),
         (lambda folder: (folder, "--intensity", "250,-175"), "lower one first"),

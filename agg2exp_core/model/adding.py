@@ -115,7 +115,8 @@ def _copied(source: Path, new: Path) -> list[str]:
     """Config, metadata, weights and documents of a bundle; the names of its classes as it tells them."""
     config = next((source / "configs" / name for name in CONFIGS if (source / "configs" / name).is_file()), None)
     if config is None:
-        raise InputError("a bundle's folder must hold configs/inference.json or .yaml", source.name)
+        rule = "a folder must hold a bundle's configs/inference.json or .yaml, or nnU-Net's plans.json and dataset.json"
+        raise InputError(rule, f"{source.name} without")
     content, metadata = _read_config(config), _read_config(source / "configs" / "metadata.json")
     _write_json(new / "configs" / "inference.json", content)
     _write_json(new / "configs" / "metadata.json", metadata)

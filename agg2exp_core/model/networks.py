@@ -35,14 +35,14 @@ def network_def(weights: Weights) -> dict[str, Any]:
 
 
 def without_prefixes(weights: Weights) -> dict[str, torch.Tensor]:
-    """The tensors by the names that the network gives them: a prefix that a trainer adds before all of them goes.
+    """The tensors by the names that the network gives them: a prefix that trainers put before all of them goes.
 
     What has another name, such as a weight of the loss, keeps it, and is told as what is no part of the network.
     """
     known = dict(weights)
     while not any(belongs in known for belongs, _ in _NETWORKS):
-        ends = [name for name in known for belongs, _ in _NETWORKS if name.endswith(f".{belongs}")]
-        shared = next((prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in ends)), None)
+        own = [name for name in known for belongs, _ in _NETWORKS if name.endswith(f".{belongs}")] or list(known)
+        shared = next((prefix for prefix in PREFIXES if own and all(name.startswith(prefix) for name in own)), None)
         if shared is None:
             break
         known = {name.removeprefix(shared): tensor for name, tensor in known.items()}

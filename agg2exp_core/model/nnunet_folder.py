@@ -79,7 +79,7 @@ class Trained:
         known = self.plans.get("configurations")
         if not isinstance(known, dict) or not isinstance(known.get(self.name), dict):
             got = f"no configuration {self.name}"
-            raise InputError("plans.json must be of nnU-Net v2", got, ", ".join(known) if known else None)
+            raise InputError("plans.json must be of nnU-Net v2", got, ", ".join(known or ()))
         found, parent = dict(known[self.name]), known[self.name].get("inherits_from")
         for _ in known:  # no more often: one may inherit from itself
             if parent in known:

@@ -126,7 +126,8 @@ def _dataset(folder: Path) -> Layout:
     split = _numbered(folder, count, further) if "channel_names" in about else _listed(folder, about, count, further)
     scans = {name: scan for cases in split.values() for name, (scan, _) in cases.items()}
     if not scans:
-        raise InputError(f"{DATASET} must stand beside imagesTr", f"no scan in {folder.name}", "imagesTr, labelsTr")
+        rule, got = f"{DATASET} must stand beside imagesTr with scans", f"none in {folder.name}"
+        raise InputError(rule, got, f"{' and '.join(SCANS)}; without {DATASET}, a folder of .nrrd files")
     labels = {name: label for cases in split.values() for name, (_, label) in cases.items() if label is not None}
     metadata = {name: {"split": kind} for kind, cases in split.items() for name in cases}
     told: dict[str, Any] = {"labels": labels, "metadata": metadata, "columns": ("split",), "channels": count}
