@@ -453,7 +453,8 @@ def _uneven(folder: Path, chest: Volume) -> None:
     ("made", "told"),
     [
         (_emptied, "must be DICOM; got 1 of 20"),
-        (_gap, "none missing"), (_doubled, "two at one place"), (_two_patients, "one patient"),
+        (_gap, ", dataset/: slices must be evenly spaced, none missing"),
+        (_doubled, "two at one place"), (_two_patients, "one patient"),
         (_two_series, "one series"), (_tilted, "tilted by"), (_alone, "a file for each slice"), (_cut, "decodable"),
         (_uneven, "evenly spaced"), (_beside, "straight above each other"),
     ],

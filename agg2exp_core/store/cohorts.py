@@ -259,7 +259,9 @@ def _converted(layout: Layout, base: Path, unfinished: ExitStack, report: Report
             volume = read_nrrd(files[0]) if files[0].suffix == ".nrrd" else read_series(files)
             volumes.checked_spacing(volume.affine, volume.array.shape)
         except InputError as error:
-            raise InputError("every scan must be sound", f"{case_id}: {error}") from None
+            # A series is named by a digest, by which nobody finds it again.
+            where = f"{case_id}, {files[0].parent.name}/" if len(files) > 1 else case_id
+            raise InputError("every scan must be sound", f"{where}: {error}") from None
         scans[case_id] = folder / f"{case_id}.nii.gz"
         volumes.write_volume(scans[case_id], volume)
         volumes.check_scan(scans[case_id])
