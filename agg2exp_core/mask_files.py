@@ -152,7 +152,9 @@ def _labels(path: Path) -> set[int]:
     try:
         labels = set(np.unique(volumes.read_labels(path).array).tolist()) - {0}
     except InputError as error:
-        raise InputError("every mask must be a sound label map", f"{path.name}: {error}") from None
+        raise InputError(
+            "every mask must be a sound label map, or logits with --logits", f"{path.name}: {error}"
+        ) from None
     if len(labels) > MOST_REGIONS:
         raise InputError("a mask must be binary or hold few labels", f"{path.name}: {len(labels)}", MOST_REGIONS)
     return labels

@@ -271,7 +271,7 @@ def _several_channels_of_a_region(root: Path) -> None:
         (_several_channels_of_a_region, {"logits": "exclusive"}, "exclusive logits must be channels of one file"),
         (_both_kinds, {}, "masks must be a file a case or a folder a case"),
         (lambda root: write_logits(root, np.ones(SHAPE)), {"logits": "exclusive"}, "a channel for no region"),
-        (lambda root: write_logits(root, np.full(SHAPE, 0.5)), {}, "sound label map"),
+        (lambda root: write_logits(root, np.full(SHAPE, 0.5)), {}, "or logits with --logits"),
         (lambda root: write_logits(root, *np.ones((2, *SHAPE))), {}, "sound label map"),
         (lambda root: write_logits(root, np.full(SHAPE, np.nan)), {"logits": "overlapping"}, "finite"),
         (lambda _: None, {"logits": "sigmoid"}, "got 'sigmoid'; allowed: exclusive, overlapping"),
