@@ -252,7 +252,7 @@ def test_a_folder_is_taken_in_and_explained(tmp_path: Path, trained: Folder, sca
     folder = trained(folds=2)
     assert run("model", "add", folder, "--name", "tiny", "--no-check", "--data", root) == 0
     bundle = Bundle(root / "models" / "tiny")
-    assert bundle.classes == ("background", "aorta", "heart") and bundle.label_set == "thorax17"
+    assert bundle.classes == ("background", "aorta", "heart") and bundle.label_set == "tiny"
     assert scaled(bundle, -1024) == pytest.approx((-900 - 30) / 250)
     image = load_scan(bundle, scan).voxels
     assert image.shape[1:] == (18, 19, 12)  # of 19 x 23 x 14 voxels of 2.9 x 2.4 x 4.1 mm
