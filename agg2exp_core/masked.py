@@ -17,7 +17,7 @@ from agg2exp_core.mask_files import Masks
 from agg2exp_core.records import InputError, Volume
 from agg2exp_core.settings import checked_id
 from agg2exp_core.store import results
-from agg2exp_core.store.region_sets import MaskedSum, write_case
+from agg2exp_core.store.region_sets import MaskedSum, check_regions, write_case
 
 EMPTY, NOT_IN_MASK, TOO_SMALL = "the mask is empty", "not in the mask", "too small for the model's grid"
 NO_MASK, NOT_EXPLAINED, NO_MAP = "no mask", "not explained in this run", "no stored attribution map"
@@ -52,9 +52,10 @@ def find_run(root: Path, cohort: str, run: str) -> Path:
 def sum_masks(run: Path, masks: Masks, report: Report) -> Summary:
     """Sum the stored attribution of every case over its mask and write the region set. A refused case stops no other.
 
-    InputError: there is no case to sum, and nothing is written.
+    InputError: there is no case to sum, or other cases of the set have other regions; nothing is written.
     """
     summary = Summary()
+    check_regions(run, masks.reading.name, masks.regions.values(), masks.files)
     explained = sorted(path.parent.name for path in (run / "cases").glob("[!.]*/manifest.json"))
     summary.left = {case_id: NO_MASK for case_id in explained if case_id not in masks.files}
     for index, case_id in enumerate(masks.files):

@@ -285,6 +285,19 @@ def test_masks_that_are_not_what_was_said_are_refused(root: Path, capsys, spoil,
     assert told in capsys.readouterr().err and nothing_written(root)
 
 
+def test_a_set_of_other_regions_in_some_cases_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    both = np.zeros(SHAPE)
+    both[0, 0], both[1] = 1, 7
+    folder = write_masks(root, both, both)
+    assert aggregate(root) == 0
+    before = rows_of(root)
+    (folder / "a.nii.gz").unlink()
+    assert aggregate(root, ids="7") == 2
+    told = "the same regions in every case; got lesion, where a has lesion 1, lesion 7; allowed: another --name"
+    assert told in capsys.readouterr().err and rows_of(root) == before
+    assert aggregate(root) == 0 and aggregate(root, "one", ids="7") == 0
+
+
 def test_an_empty_mask_is_absent_and_never_zero(root: Path) -> None:
     write_masks(root, np.zeros(SHAPE), np.ones(SHAPE))
     assert aggregate(root) == 0

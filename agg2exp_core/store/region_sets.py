@@ -74,6 +74,18 @@ def write_case(run: Path, name: str, case_id: str, rows: Iterable[MaskedSum]) ->
     return path
 
 
+def check_regions(run: Path, name: str, regions: Iterable[str], renewed: Iterable[str]) -> None:
+    """InputError: cases of the set that are not renewed have other regions, so that it would mix two readings."""
+    wanted, others = set(regions), set(renewed)
+    for path in sorted((run / "regions" / checked_set(name)).glob("[!.]*.csv")):
+        table = None if path.stem in others else _case(path, run / "cases" / path.stem)[0]
+        found = set() if table is None else set(table["region"].to_pylist())
+        if found and found != wanted:
+            rule = "a region set must hold the same regions in every case"
+            got = f"{', '.join(sorted(wanted))}, where {path.stem} has {', '.join(sorted(found))}"
+            raise InputError(rule, got, "another --name, or the masks of all cases at once")
+
+
 def folders(run: Path) -> list[Path]:
     """Folders of a run's region sets; their modification times move with every case written."""
     found = (run / "regions").glob("[!.]*/")
