@@ -99,6 +99,16 @@ def test_a_lost_run_json_is_told_and_comes_back(root, capsys, content) -> None:
     assert path.read_text() == whole and explained(root) == before and check_root(root, silent) == []
 
 
+def test_a_case_is_damaged_where_the_run_json_is_lost_too(root, capsys) -> None:
+    run_folder, before = root / "runs" / "c" / RUN, explained(root)
+    (run_folder / "run.json").unlink()
+    (run_folder / "cases" / "one" / results.MANIFEST).write_text("")
+    assert run("check", "--data", root) == 2
+    told = next(line for line in capsys.readouterr().out.splitlines() if "cases/one" in line)
+    assert run(*shlex.split(told.split("compute it again: ")[1])[1:], "--data", root) == 0
+    assert explained(root) == before and check_root(root, silent) == []
+
+
 def test_a_run_whose_json_is_lost_takes_no_other_cases(root) -> None:
     path = root / "runs" / "c" / RUN / "run.json"
     info = json.loads(path.read_text())
