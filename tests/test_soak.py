@@ -210,6 +210,39 @@ def test_a_full_disk_at_any_write_leaves_what_was_there_and_the_job_goes_on_when
     assert room > 20
 
 
+class Kill(Disk):
+    """Ends this process, by no more than the kernel's own hand, where the disk would be full."""
+
+    def write(self) -> None:
+        self.room -= 1
+        if self.room < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _explain_until(root: Path, room: int) -> None:
+    Kill(pytest.MonkeyPatch(), root / "no-ballast", room)
+    explain(root, "--case", NAMES[0])
+
+
+def test_a_kill_between_any_two_writes_tears_nothing(root) -> None:
+    """At random moments a kill rarely meets the few milliseconds in which a case comes to lie in its place."""
+    process = started(explain, root, "--case", NAMES[0])
+    process.join()
+    undisturbed, room, ended = tables(root), 0, None
+    while ended != 0:
+        shutil.rmtree(root / "runs", ignore_errors=True)
+        process = started(_explain_until, root, room)
+        process.join()
+        ended, room = process.exitcode, room + (1 if times(10) == 10 else 2)
+        assert ended in (0, -signal.SIGKILL)
+        left = finished(root)
+        if room % 5 == 0 or left:
+            process = started(explain, root, "--case", NAMES[0])
+            process.join()
+            assert process.exitcode == 0 and left.items() <= finished(root).items() and tables(root) == undisturbed
+    assert room > 20
+
+
 # ---- bit rot -------------------------------------------------------------------------------------
 
 
