@@ -210,6 +210,31 @@ def test_a_full_disk_at_any_write_leaves_what_was_there_and_the_job_goes_on_when
     assert room > 20
 
 
+class Crowded(Disk):
+    """Full for one write alone: others, of somebody else's files that went, find room again."""
+
+    def write(self) -> None:
+        self.room -= 1
+        if self.room == -1:
+            self.was_full = True
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_one_write_without_room_is_not_taken_for_written(root, monkeypatch) -> None:
+    assert run("explain", "--data", root, *EXPLAIN, "--case", NAMES[0]) == 0
+    undisturbed, room, full = tables(root), 0, True
+    while full:
+        shutil.rmtree(root / "runs", ignore_errors=True)
+        with monkeypatch.context() as patch:
+            disk = Crowded(patch, root / "no-ballast", room)
+            code = run("explain", "--data", root, *EXPLAIN, "--case", NAMES[0])
+        # The last write is that of the folder in which the case lies by then: told, and nothing is torn.
+        assert (code, tables(root)) in ((0, undisturbed), (1, undisturbed), (1, {})), room
+        assert finished(root).keys() == tables(root).keys()
+        full, room = disk.was_full, room + (1 if times(10) == 10 else 2)
+    assert room > 20
+
+
 class Kill(Disk):
     """Ends this process, by no more than the kernel's own hand, where the disk would be full."""
 
