@@ -75,6 +75,9 @@ Cohort = Annotated[str | None, typer.Option("--cohort", help="A cohort to work o
 
 Report = Callable[[int, int, str], None]
 
+STOPPED = 130
+"""The exit code after Ctrl+C, as shells have it."""
+
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 """What Typer raises for a command line that it cannot read; it has no public name of its own."""
 
@@ -87,7 +90,10 @@ def main() -> None:
     warnings.filterwarnings("ignore", "NvImgCodecPydicomReader", UserWarning)
     logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
     try:
-        raise SystemExit(app(standalone_mode=False))
+        code = app(standalone_mode=False)
+        if code == STOPPED:
+            raise KeyboardInterrupt  # which Typer took for the code
+        raise SystemExit(code)
     except InputError as refused:
         print(f"agg2exp: {refused}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -100,7 +106,8 @@ def main() -> None:
         print(f"agg2exp: {one_line(error)}", file=sys.stderr)
         raise SystemExit(1) from None
     except (typer.Abort, KeyboardInterrupt):
-        raise SystemExit(130) from None
+        print("agg2exp: stopped; what was finished stays", file=sys.stderr)
+        raise SystemExit(STOPPED) from None
 
 
 @app.command()

@@ -99,6 +99,15 @@ def test_the_dashboard_stays_on_this_machine_and_reports_nothing() -> None:
     assert config["browser"]["gatherUsageStats"] is False
 
 
+def test_ctrl_c_is_answered_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def pressed(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("agg2exp_core.cli.list_models", pressed)
+    assert run("model", "list") == 130
+    assert capsys.readouterr().err == "agg2exp: stopped; what was finished stays\n"
+
+
 @pytest.mark.parametrize("option", ["--address", "--host"])
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.0.2.7", "example.org", ""])
 def test_other_machines_are_let_in_only_on_request(
