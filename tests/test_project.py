@@ -131,6 +131,7 @@ def test_a_dashboard_that_others_reach_asks_nobody_where_it_is(monkeypatch: pyte
         for name in ("http_proxy", "https_proxy"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.getsockname()[1]}")
         monkeypatch.setenv("no_proxy", "127.0.0.1")
+        monkeypatch.setattr("urllib.request._opener", None)  # which keeps the proxies that it first met
         with started([*SERVE, str(tmp_path), "--address", "0.0.0.0", "--insecure", "--port"], port) as running:
             stream = running.url.replace("http", "ws") + "/_stcore/stream"
             with pytest.raises(InvalidStatus, match="403"):
