@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -14,6 +15,10 @@ class InputError(ValueError):
     def __init__(self, rule: str, got: object, allowed: object = ""):
         line = f"{rule}; got {got}" + (f"; allowed: {allowed}" if allowed != "" else "")
         super().__init__(" ".join(line.split()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Between processes goes the line."""
+        return copyreg.__newobj__, (type(self), *self.args)  # type: ignore[attr-defined]
 
 
 TRACED = "The following operation failed in the TorchScript"

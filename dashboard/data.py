@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,7 +22,7 @@ from agg2exp_core.analysis.ordered import Ordered
 from agg2exp_core.files import read_json
 from agg2exp_core.organs import BACKGROUND, LabelSet, load_label_set, made_label_set, numbered
 from agg2exp_core.records import InputError, Selection
-from agg2exp_core.store import catalog, queries
+from agg2exp_core.store import asking, catalog, queries
 from agg2exp_core.store.lists import CaseList, list_lists
 
 Made = TypeVar("Made")
@@ -256,9 +255,8 @@ class Answer:
 # Shared, not copied: an answer may be large, and nobody changes it.
 @st.cache_resource(max_entries=8, show_spinner="Asking …")
 def _user_query(root: str, fingerprint: str, sql: str) -> Answer:
-    started = time.perf_counter()
-    found = queries.run_user_query(_connection(root, fingerprint).cursor(), sql, MOST_ROWS + 1, MOST_SECONDS)
-    return Answer(found.head(MOST_ROWS), len(found) > MOST_ROWS, time.perf_counter() - started)
+    found, seconds = asking.ask(asking.Question(Path(root), fingerprint, sql, MOST_ROWS + 1, MOST_SECONDS))
+    return Answer(found.head(MOST_ROWS), len(found) > MOST_ROWS, seconds)
 
 
 def user_query(root: Path, sql: str) -> Answer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -16,7 +17,8 @@ from streamlit.testing.v1 import AppTest
 from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import InputError
 from agg2exp_core.settings import SHIPPED
-from agg2exp_core.store import catalog, queries
+from agg2exp_core.store import asking, catalog, queries
+from agg2exp_core.store.asking import Question
 from dashboard import data, sql_guide
 from dashboard.charts.answer import (
     MOST_NAMES,
@@ -94,6 +96,35 @@ def test_a_query_that_takes_too_long_is_ended_and_the_next_one_answers(con: duck
     with pytest.raises(InputError, match=r"must end within 0\.2 s"):
         queries.run_user_query(con, endless, 10, 0.2)
     assert queries.run_user_query(con, "SELECT 1 AS a", 10, 20)["a"].tolist() == [1]
+
+
+def test_what_cannot_be_interrupted_is_killed_and_the_next_one_answers() -> None:
+    endless = "SELECT levenshtein(repeat('a', 150000), repeat('b', 150000)) AS n"
+    question = Question(SHIPPED, "", endless, 10, 0.2)
+    started = time.perf_counter()
+    with pytest.raises(InputError, match=r"must end within 0\.2 s; got one that did not; allowed: fewer rows"):
+        asking.ask(question)
+    assert time.perf_counter() - started < 30
+    table, _ = asking.ask(replace(question, sql="SELECT count(*) AS n FROM cases", seconds=20))
+    assert table["n"].tolist() == [40]
+
+
+def test_what_does_not_fit_the_memory_is_refused_and_the_next_one_answers() -> None:
+    many = "SELECT list_sum(range(4000000000)) AS n"
+    with pytest.raises(InputError, match="Out of Memory"):
+        asking.ask(Question(SHIPPED, "", many, 10, 20))
+    with pytest.raises(InputError, match="must be one SELECT on the views; got DELETE"):
+        asking.ask(Question(SHIPPED, "", "DELETE FROM cases", 10, 20))
+    assert asking.ask(Question(SHIPPED, "", "SELECT 1 AS n", 10, 20))[0]["n"].tolist() == [1]
+
+
+def test_a_process_that_nobody_asked_for_long_is_gone_and_another_answers() -> None:
+    question = Question(SHIPPED, "", "SELECT 1 AS n", 10, 20)
+    asking.ask(question)
+    for desk in asking._free:
+        desk.process.kill()
+        desk.process.wait()
+    assert asking.ask(question)[0]["n"].tolist() == [1]
 
 
 # ---- charts ----------------------------------------------------------------------------------------

@@ -477,13 +477,16 @@ def run_user_query(con: Connection, sql: str, rows: int | None = None, seconds: 
             answer = reading.execute(statements[0])
             return answer.df() if rows is None else _first(answer, rows)
     except duckdb.InterruptException:
-        raise InputError(
-            f"a query must end within {seconds:g} s", "one that did not", "fewer rows or a LIMIT"
-        ) from None
+        raise too_long(seconds or 0) from None
     except duckdb.Error as error:
         raise InputError(rule, _one_line(error)) from None
     finally:
         reading.close()
+
+
+def too_long(seconds: float) -> InputError:
+    """What is told of a query that had to be ended."""
+    return InputError(f"a query must end within {seconds:g} s", "one that did not", "fewer rows or a LIMIT")
 
 
 def _check_reads_only(con: Connection, sql: str, rule: str) -> None:
