@@ -34,6 +34,19 @@ def write_case(folder: Path, table: SumTable | None = None) -> Path:
     return folder
 
 
+def test_a_table_of_which_a_write_was_lost_is_no_result(tmp_path):
+    """The disk was full, and nothing told: the manifest had the hash of what was left."""
+    names, scores = ("aorta",), np.ones(1)
+    for name, write in (
+        ("importance", lambda: results.write_importance(tmp_path, table_of())),
+        ("agreement", lambda: results.write_agreement(tmp_path, names, scores, scores)),
+        ("completeness", lambda: results.write_completeness(tmp_path, {"aorta": (1.0, 1.0, 0.0)})),
+    ):
+        (tmp_path / f"{name}.csv").symlink_to(os.devnull)
+        with pytest.raises(OSError, match="not all that was written"):
+            write()
+
+
 @pytest.mark.parametrize("absent", [False, True])
 def test_sums_read_back_bit_for_bit(tmp_path, absent):
     table = table_of(absent)

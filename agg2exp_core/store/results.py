@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import csv
 import ctypes
+import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -275,10 +277,16 @@ def _text(number: float | None) -> str:
 
 
 def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+    """A new CSV. OSError: what lies there is not what was written, which no error has told."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    content = text.getvalue().encode()
+    path.write_bytes(content)
+    # The manifest's hash is of the file: of one that was cut it would be the hash of what is left.
+    if path.read_bytes() != content:
+        raise OSError(errno.EIO, "not all that was written is there", path.name)
 
 
 def _read(path: Path, *headers: Sequence[str]) -> list[dict[str, str]]:
