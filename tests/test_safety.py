@@ -34,6 +34,7 @@ from tiny import write_bundle
 from agg2exp_core import masked, pseudonyms, spreadsheet, volumes
 from agg2exp_core.jobs import queue
 from agg2exp_core.model.bundle import find_bundle, load_weights
+from agg2exp_core.model.fitting import Fitting
 from agg2exp_core.organs import load_label_set
 from agg2exp_core.records import InputError
 from agg2exp_core.settings import ID
@@ -184,6 +185,8 @@ def test_weights_run_nothing(tmp_path: Path, kind: str, capsys: pytest.CaptureFi
         _in_weights(harmful, kind, path)
         with pytest.raises(InputError, match="weights must be"):
             load_weights(path)
+        with pytest.raises(InputError, match="weights must be"):
+            Fitting.load(Fitting.__new__(Fitting), path)  # as a training that is resumed
         words = ("--labels", labels, "--spacing", "4,4,4", "--window", "16,16,16", "--intensity", "-1000,1000")
         assert run("model", "add", path, "--name", f"m{number}", *words, "--data", tmp_path / "root") == 2
         path.replace(bundle.folder / "models" / "model.pt")

@@ -27,6 +27,7 @@ from monai.transforms import (
 )
 
 from agg2exp_core.model.plan import TrainPlan
+from agg2exp_core.model.unpickling import unpickled
 from agg2exp_core.records import InputError
 
 CHANNELS_LAST: Any = torch.channels_last_3d
@@ -144,8 +145,8 @@ class Fitting:
         part.replace(path)
 
     def load(self, path: Path) -> dict[str, Any]:
-        """Go on where a stored one was; what was known of the best."""
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        """Go on where a stored one was; what was known of the best. InputError: it holds what could run code."""
+        state = unpickled(path)
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
