@@ -267,6 +267,13 @@ def test_nobody_fills_the_memory_from_before_the_gate(guarded: tuple[Provider, s
             assert client.put(place, files={"file": ("scan.nii", b"0")}, headers=mine).status_code == 403
 
 
+def test_nobody_is_told_how_many_are_here(guarded: tuple[Provider, str]) -> None:
+    _, url = guarded
+    with httpx.Client(trust_env=False) as client:
+        assert client.get(f"{url}/_stcore/health").status_code == 200
+        assert client.get(f"{url}/_stcore/metrics").status_code == 404
+
+
 def arrived(chromium: Browser, url: str) -> Page:
     page = chromium.new_page(viewport={"width": 1440, "height": 900})
     page.goto(url)
