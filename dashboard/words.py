@@ -13,12 +13,18 @@ from agg2exp_core.records import InputError
 
 Arguments = ParamSpec("Arguments")
 
+AUTOMATIC = re.compile(r":(?=material/|[\w+-]+:)|(?<=http):(?=//)|(?<=https):(?=//)|(?<=www)(?=\.)", re.IGNORECASE)
+"""Where an icon, an emoji or a link is about to be: Streamlit looks for these when the escapes are gone already."""
+
+JOINER = "\u2060"
+"""Has no width and breaks no line."""
+
 LIST_START = re.compile(r"^(\d*)([.-])(?= |$)")
 
 
 def plain(text: object) -> str:
     r"""A text as Markdown that shows just it, in one line: metadata, names and links bring no pictures or headings."""
-    line = " ".join(str(text).split())
+    line = AUTOMATIC.sub(rf"\g<0>{JOINER}", " ".join(str(text).split()))
     signs = "".join(f"\\{sign}" if sign in r"\`*_{}[]()#+!|~<>:$&" else sign for sign in line)
     return LIST_START.sub(r"\1\\\2", signs)
 

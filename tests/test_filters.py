@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -152,6 +153,25 @@ def test_a_column_of_another_name_is_told_by_its_name() -> None:
 def test_an_ampersand_stays_one() -> None:
     """Markdown, which would make a sign of `&copy;`, takes an escaped one as it is."""
     assert words.plain("R&D, &copy; *x*") == r"R\&D, \&copy; \*x\*"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://evil.org/x", "see HTTPS://evil.org", "www.evil.org", ":material/home:", ":material_home:", ":heart:",
+        ":+1:", ":streamlit:",
+    ],
+)  # fmt: skip
+def test_a_text_of_others_becomes_no_link_or_icon(text: str) -> None:
+    """Streamlit's patterns, on what is left when the escapes are read."""
+    left = words.plain(text).replace("\\", "")
+    assert not re.search(r"https?://\w|www\.|:material[/_]|:[\w+-]+:", left, re.IGNORECASE)
+    assert left.replace(words.JOINER, "") == text
+
+
+@pytest.mark.parametrize("text", ["10:30, a: b", "c:d", "httpd", "ratio 1:2", "tls//x", "ada@hospital.org"])
+def test_ordinary_text_gets_no_hidden_sign(text: str) -> None:
+    assert words.JOINER not in words.plain(text)
 
 
 def test_active_filters_in_words() -> None:
