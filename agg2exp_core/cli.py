@@ -59,6 +59,9 @@ app.add_typer(export_app, name="export")
 
 Root = Annotated[Path | None, typer.Option("--data", help="Data root (default: AGG2EXP_DATA or the project's data).")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+LabelSetName = Annotated[
+    str, typer.Option("--label-set", help="The label set of label maps of which the cohort's list tells none.")
+]
 Pseudonyms = Annotated[
     Path | None,
     typer.Option("--pseudonyms", help="Key file, made if it is not there: cases get names that only it can trace."),
@@ -476,7 +479,7 @@ def predict(
 def train(
     cohort: Annotated[str, typer.Option("--cohort", help="A cohort with label maps.")],
     model: Annotated[str, typer.Option("--model", help="Name of the new model.")],
-    label_set: Annotated[str, typer.Option(help="The label set of the label maps.")] = "thorax17",
+    label_set: LabelSetName = "thorax17",
     network: Annotated[str, typer.Option(help="swinunetr or segresnet.")] = "swinunetr",
     steps: Annotated[int, typer.Option(min=1)] = 1200,
     spacing: Annotated[float, typer.Option(min=0.2, max=20, help="mm between voxels that the network sees.")] = 5.0,
@@ -487,14 +490,14 @@ def train(
     """Train a network on a labelled cohort and write it as a MONAI bundle. Stopped, the same command goes on."""
     from agg2exp_core.model.plan import TrainPlan
     from agg2exp_core.model.train import mean_dice, train_model
-    from agg2exp_core.organs import load_label_set
+    from agg2exp_core.store.cohorts import cohort_labels
 
     root = data_root(data)
     cases = _chosen_cases(root, cohort, None)
     if several := [case.case_id for case in cases if case.further]:
         raise InputError("training takes scans of one channel", f"{several[0]} of several", "a model trained elsewhere")
     pairs = [(case.image, case.label) for case in cases if case.image and case.label]
-    labels = load_label_set(label_set, root)
+    labels = cohort_labels(root, cohort, label_set)
     plan = TrainPlan(len(labels.names), steps, seed=seed, spacing=spacing, window=window, network=network)
     with progress("Training") as report:
         record = train_model(root / "models", checked_id("model", model), labels, pairs, plan, report)
@@ -641,7 +644,7 @@ def cohort_add(
 @cohort_app.command("check")
 def cohort_check(
     name: Annotated[str, typer.Argument(help="A cohort.")],
-    label_set: Annotated[str, typer.Option(help="The label set of its label maps.")] = "thorax17",
+    label_set: LabelSetName = "thorax17",
     require: Annotated[str, typer.Option(help="Tell the cases that hold organs a,b, or all of the label set.")] = "",
     save: Annotated[str, typer.Option(help="Save those cases as a list of this name.")] = "",
     format: Annotated[str, typer.Option("--format", help="table or csv.")] = "table",
@@ -649,15 +652,15 @@ def cohort_check(
 ) -> None:
     """Read every file of a cohort and tell what is wrong or odd, before anything is computed on it."""
     from agg2exp_core import spreadsheet
-    from agg2exp_core.organs import load_label_set
     from agg2exp_core.store.cohort_check import check_cohort, holding_all
+    from agg2exp_core.store.cohorts import cohort_labels
     from agg2exp_core.store.lists import CaseList, save_list
 
     if format not in ("table", "csv"):
         raise InputError("format must be one of table, csv", repr(format))
     _check_together("--require", require, {"--save": save})
     root = data_root(data)
-    labels = load_label_set(label_set, root)
+    labels = cohort_labels(root, name, label_set)
     with progress("Checking") as report:
         checked = check_cohort(root, name, labels, report)
     print(spreadsheet.to_csv(checked.table), end="") if format == "csv" else _print_table(checked.told())

@@ -143,6 +143,32 @@ def made_label_set(name: str, organs: Iterable[str]) -> LabelSet:
     return LabelSet(name, (replace(first, group=BACKGROUND, color="#9aa0a6"), *others))
 
 
+def label_set_of(root: Path, name: str, values: Mapping[str, int]) -> LabelSet:
+    """The known label set of just these label values, else one of this name with what is known of each organ.
+
+    values: the label value of every class, by names as a dataset tells them; 0 is the background, told or not.
+    InputError: a class whose name is no id, or two that are one. It is not written.
+    """
+    known = known_label_sets(root)
+    described = {organ.name.lower(): organ for labels in known for organ in labels.organs}
+    titles: dict[str, tuple[int, str]] = {}
+    for title, id in sorted(values.items(), key=lambda pair: pair[1]):
+        slug = BACKGROUND if id == 0 else checked_id("class", class_id(title))
+        spelled = described[slug].name if slug in described else slug
+        if spelled in titles:
+            raise InputError("classes must have names of their own", title)
+        titles[spelled] = id, re.sub("[<>]", "", title)  # which no title may hold
+    ids = {BACKGROUND: 0} | {spelled: id for spelled, (id, _) in titles.items()}
+    for labels in known:
+        if ids == {organ.name: organ.id for organ in labels.organs}:
+            return labels
+    organs = []
+    for organ in made_label_set(name, ids).organs:
+        title = titles[organ.name][1] if organ.name in titles and organ.name != BACKGROUND else organ.title
+        organs.append(replace(described.get(organ.name.lower(), replace(organ, title=title)), id=ids[organ.name]))
+    return LabelSet(name, tuple(organs))
+
+
 def numbered(labels: LabelSet, classes: Sequence[str]) -> LabelSet:
     """The label set as a model numbers it: its classes alone, each with its place among them as label value."""
     made = made_label_set(labels.name, classes)

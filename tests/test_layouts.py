@@ -118,14 +118,73 @@ def test_other_label_sets_and_joins(tmp_path) -> None:
 
 @pytest.mark.parametrize("layout", [numbered, decathlon])
 def test_datasets_with_a_description_keep_their_split(tmp_path, layout) -> None:
-    count, notes = cohorts.add_cohort(tmp_path / "root", "mine", layout(tmp_path / "dataset"))
-    told = "models of the label set thorax17 misread these label maps, so that Dice is wrong: ribs is 1, not 11"
-    assert (count, notes) == (2, [told] if layout is decathlon else [])
+    assert cohorts.add_cohort(tmp_path / "root", "mine", layout(tmp_path / "dataset")) == (2, [])
     train, test = cohorts.list_cases(tmp_path / "root", "mine")
     assert [case.metadata["split"] for case in (train, test)] == ["train", "test"]
     volumes.check_grid(train.label, train.image)
     assert train.case_id == ("thorax_cta" if layout is numbered else "chest_1")
     assert (test.label is None) == (layout is decathlon)
+
+
+def named_labels(folder: Path, labels: dict[str, Any]) -> Path:
+    decathlon(folder)
+    about = json.loads((folder / "dataset.json").read_text()) | {"labels": labels}
+    (folder / "dataset.json").write_text(json.dumps(about))
+    return folder
+
+
+NAMED = {"background": 0, "Ribs": 1, "Lung <Tumour>": 2} | {f"vertebra {number}": number for number in range(3, 8)}
+
+
+def test_a_dataset_that_names_its_labels_brings_their_label_set(tmp_path, capsys) -> None:
+    """`cohort check` told a cohort of tumours which lobes it had not."""
+    root, source = tmp_path / "root", named_labels(tmp_path / "dataset", NAMED)
+    cohorts.add_cohort(root, "mine", source)
+    assert [case.label_set for case in cohorts.list_cases(root, "mine")] == ["mine", ""]
+    organs = load_label_set("mine", root).organs
+    assert [(organ.id, organ.name) for organ in organs][:3] == [(0, "background"), (1, "ribs"), (2, "lung_tumour")]
+    assert (organs[1].color, organs[2].title) == (THORAX["ribs"].color, "Lung Tumour")
+    assert run("cohort", "check", "mine", "--require", "ribs", "--format", "csv", "--data", root) == 0
+    printed = capsys.readouterr()
+    assert "lobe" not in printed.out and "1 of 2 cases hold ribs: chest_1" in printed.err
+    assert run("cohort", "check", "mine", "--require", "aorta", "--data", root) == 2
+    cohorts.add_cohort(root, "again", source)
+    assert cohorts.list_cases(root, "again")[0].label_set == "mine"  # which is known by now
+
+
+def test_the_label_set_of_metadata_comes_first(tmp_path) -> None:
+    table = tmp_path / "about.csv"
+    table.write_text("case_id,label_set\nchest_1,totalsegmentator\n")
+    cohorts.add_cohort(tmp_path / "root", "mine", decathlon(tmp_path / "dataset"), Brought(metadata=table))
+    assert cohorts.cohort_labels(tmp_path / "root", "mine", "thorax17").name == "totalsegmentator"
+
+
+@pytest.mark.parametrize(
+    ("labels", "notes"),
+    [({"background": 0, "whole": [1, 2], "core": 2}, 0), ({"background": 0, "肿瘤": 1}, 1), ({}, 0)],
+)
+def test_labels_without_names_of_their_own_are_of_no_label_set(tmp_path, labels, notes) -> None:
+    count, told = cohorts.add_cohort(tmp_path / "root", "mine", named_labels(tmp_path / "dataset", labels))
+    assert (count, len(told)) == (2, notes)
+    assert not any(case.label_set for case in cohorts.list_cases(tmp_path / "root", "mine"))
+    assert cohorts.cohort_labels(tmp_path / "root", "mine", "thorax17").name == "thorax17"
+
+
+def test_a_cohort_named_as_another_label_set_is_refused_and_leaves_no_label_set(tmp_path, monkeypatch) -> None:
+    source = named_labels(tmp_path / "dataset", NAMED)
+    with pytest.raises(InputError, match="no other set has"):
+        cohorts.add_cohort(tmp_path / "root", "thorax17", source)
+    monkeypatch.setattr(cohorts, "_write_new", lambda *_: (_ for _ in ()).throw(InputError("taken", "x")))
+    with pytest.raises(InputError, match="taken"):
+        cohorts.add_cohort(tmp_path / "root", "mine", source)
+    assert not list((tmp_path / "root").rglob("*.csv"))
+
+
+def test_label_maps_of_two_label_sets_are_no_cohort_to_check(tmp_path) -> None:
+    for name, labels in (("a", "thorax17"), ("b", "totalsegmentator")):
+        cohorts.append_case(tmp_path, "c", {"case_id": name, "image": "", "label": "x.nii", "label_set": labels})
+    with pytest.raises(InputError, match="of one label set; got thorax17, totalsegmentator"):
+        cohorts.cohort_labels(tmp_path, "c", "thorax17")
 
 
 def test_the_first_nnunet_layout_lists_its_cases_and_numbers_its_files(tmp_path) -> None:

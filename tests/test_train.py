@@ -161,6 +161,23 @@ def test_a_stopped_training_does_not_go_on_with_other_labels(root, monkeypatch):
         cli.train(model="net", **words)
 
 
+def test_labels_are_read_as_the_list_of_the_cohort_tells(root):
+    """Of eight organs: a model of the 17 of another label set came of it."""
+    (root / "label_sets").mkdir()
+    text = "id,name,group,color\n0,background,background,#000000\n"
+    rows = [f"{number},{'heart' if number == 8 else f'part{number}'},organs,#ff0000" for number in range(1, 9)]
+    (root / "label_sets" / "mine.csv").write_text(text + "\n".join(rows))
+    path = root / "cohorts" / "small" / "cases.csv"
+    first, *others = path.read_text().splitlines()
+    path.write_text("\n".join([first + ",label_set", *(row + ",mine" for row in others)]) + "\n")
+    cli.train(**WORDS | {"network": "segresnet"}, model="net", data=root)
+    bundle = find_bundle(root, "net")
+    assert bundle.label_set == "mine" and bundle.classes[-1] == "heart" and len(bundle.classes) == 9
+    (root / "label_sets" / "mine.csv").write_text(text + rows[-1])
+    with pytest.raises(InputError, match="numbered one by one; got the label set mine: 0, 8"):
+        cli.train(**WORDS, model="other", data=root)
+
+
 def test_a_taken_name_and_a_cohort_without_labels_are_refused(root):
     (root / "models" / "net").mkdir(parents=True)
     with pytest.raises(InputError, match="free"):

@@ -51,7 +51,7 @@ def train_model(
     It is hidden until it is trained, and goes on from there where it was stopped. InputError: the name is taken, too
     few pairs, a plan that cannot be, or a training of that name with other parameters or files was stopped.
     """
-    _check(plan, pairs)
+    _check(plan, labels, pairs)
     hidden = models / f".{name}.training"
     files = {str(path): volumes.content_sha256(path) for pair in pairs for path in pair}
     about = {"plan": asdict(plan), "label_set": labels.name, "files": files}
@@ -74,11 +74,14 @@ def train_model(
     return record
 
 
-def _check(plan: TrainPlan, pairs: Sequence[tuple[Path, Path]]) -> None:
+def _check(plan: TrainPlan, labels: LabelSet, pairs: Sequence[tuple[Path, Path]]) -> None:
     if plan.network not in NETWORKS:
         raise InputError("network must be known", repr(plan.network), ", ".join(NETWORKS))
     if plan.window % DIVIDED:
         raise InputError(f"window must be a multiple of {DIVIDED}", plan.window)
+    if [organ.id for organ in labels.organs] != [*range(len(labels.organs))]:
+        got = f"the label set {labels.name}: {', '.join(str(organ.id) for organ in labels.organs)}"[:80]
+        raise InputError("training takes labels that are numbered one by one", got, "0, 1, 2, …")
     if len(pairs) < 2:
         raise InputError("training needs at least 2 cases with an image and a label map", len(pairs))
 

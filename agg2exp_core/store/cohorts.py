@@ -19,7 +19,7 @@ import pandas as pd
 
 from agg2exp_core import volumes
 from agg2exp_core.files import locked, state, write_text
-from agg2exp_core.organs import class_id, known_label_sets, load_label_set, part_ids
+from agg2exp_core.organs import LabelSet, known_label_sets, label_set_of, load_label_set, part_ids, write_label_set
 from agg2exp_core.records import InputError, Volume
 from agg2exp_core.settings import SHIPPED, checked_id
 from agg2exp_core.store.layouts import Layout, ending, read_layout, scans_of
@@ -130,7 +130,7 @@ def add_cohort(
 ) -> tuple[int, list[str]]:
     """List a folder of scans, in any of the known layouts, as a new cohort. NIfTI scans stay where they are.
 
-    Returns how many there are, and a line for each case that lacks something, and for label maps that will be misread.
+    Returns how many there are, and a line for each case that lacks something.
     Beside the list are written: scans of DICOM series and NRRD files, converted; and label maps joined where there is a
     file for each class, as TotalSegmentator has them.
     """
@@ -144,7 +144,10 @@ def add_cohort(
         layout = _converted(layout, path.parent, unfinished, report)
         extra, columns = _metadata(brought.metadata, layout)
         maps = _label_maps(brought, layout)
-        notes = [] if brought.labels or not maps else _numbered_otherwise(root, layout.classes)
+        notes: list[str] = []
+        if maps and not brought.labels and layout.classes and LABEL_SET not in columns:
+            label_set, notes = _own_label_set(root, name, layout.classes, unfinished)
+            extra, columns = _told_label_set(extra, columns, maps, label_set)
         if not maps:
             maps, notes = _joined(root, path.parent, layout, brought, unfinished, report)
             extra, columns = _told_label_set(extra, columns, maps, brought.label_set)
@@ -169,8 +172,8 @@ def add_cohort(
 def _told_label_set(
     extra: dict[str, dict[str, str]], columns: list[str], maps: Mapping[str, Path], label_set: str
 ) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Metadata that also tell how joined label maps are numbered: a model may number the same organs otherwise."""
-    if not maps:
+    """Metadata that also tell how label maps are numbered: a model may number the same organs otherwise."""
+    if not maps or not label_set:
         return extra, columns
     told = {case_id: extra.get(case_id, {}) | {LABEL_SET: label_set} for case_id in maps}
     return extra | told, list(dict.fromkeys([*columns, LABEL_SET]))
@@ -201,17 +204,33 @@ def _label_maps(brought: Brought, layout: Layout) -> dict[str, Path]:
     return maps
 
 
-def _numbered_otherwise(root: Path, classes: Mapping[str, int]) -> list[str]:
-    """What to say of label maps where the label set that a model of these classes gets has other ids for them."""
-    for labels in known_label_sets(root):
-        ids = {organ.name.lower(): organ.id for organ in labels.organs}
-        if classes and all(class_id(name) in ids for name in classes):
-            other = [(name, value, ids[class_id(name)]) for name, value in classes.items()]
-            told = [f"{name} is {value}, not {wanted}" for name, value, wanted in other if value != wanted]
-            some = ", ".join(told[:3]) + (", …" if len(told) > 3 else "")
-            what = f"models of the label set {labels.name} misread these label maps, so that Dice is wrong"
-            return [f"{what}: {some}"] if told else []
-    return []
+def _own_label_set(root: Path, name: str, classes: Mapping[str, int], unfinished: ExitStack) -> tuple[str, list[str]]:
+    """The label set of a dataset that names its classes, written as the cohort's unless it is known; else what to say.
+
+    InputError: a cohort that is named as another label set is.
+    """
+    try:
+        made = label_set_of(root, name, classes)
+    except InputError as error:
+        return "", [f"the labels' names are not read: {error}"]
+    known = [labels.name for labels in known_label_sets(root)]
+    if made.name == name and name in known:
+        raise InputError("a cohort with a label set of its own needs a name that no other set has", repr(name))
+    if made.name not in known:
+        write_label_set(root, made)
+        unfinished.callback((root / "label_sets" / f"{made.name}.csv").unlink)
+    return made.name, []
+
+
+def cohort_labels(root: Path, cohort: str, default: str) -> LabelSet:
+    """The label set of a cohort's label maps: that of its list, or `default` where it tells none.
+
+    InputError: maps of several, or a set that is not there.
+    """
+    told = sorted({case.label_set or default for case in list_cases(root, cohort) if case.label})
+    if len(told) > 1:
+        raise InputError("the label maps of a cohort must be of one label set", ", ".join(told), "a cohort for each")
+    return load_label_set(told[0] if told else default, root)
 
 
 def _own_folder(folder: Path, unfinished: ExitStack) -> Path:

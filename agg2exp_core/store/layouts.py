@@ -12,6 +12,7 @@ from typing import Any
 from agg2exp_core.records import InputError
 from agg2exp_core.settings import checked_id
 from agg2exp_core.tables import read_table
+from agg2exp_core.volumes import MAX_LABEL
 
 SCANS = (".nii.gz", ".nii")
 SUBJECT_SCANS = ("ct.nii.gz", "mri.nii.gz")
@@ -138,11 +139,16 @@ def _dataset(folder: Path) -> Layout:
 
 
 def _classes(about: Mapping[str, Any]) -> dict[str, int]:
-    """nnU-Net tells the value by the name, the Decathlon the name by the value; regions of several values are left."""
+    """nnU-Net tells the value by the name, the Decathlon the name by the value.
+
+    None where there are regions of several values: what a single value is has no name then.
+    """
     labels = about.get("labels")
     pairs = labels.items() if isinstance(labels, dict) else ()
     named = [(value, key) if str(key).isdecimal() else (key, value) for key, value in pairs]
-    return {str(name): int(number) for name, number in named if str(number).isdecimal()}
+    if not all(str(number).isdecimal() and int(number) <= MAX_LABEL for _, number in named):
+        return {}
+    return {str(name): int(number) for name, number in named}
 
 
 Split = dict[str, dict[str, tuple[Path, Path | None]]]
