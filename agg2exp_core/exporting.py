@@ -16,7 +16,7 @@ from agg2exp_core.organs import Organ, load_label_set, made_label_set, numbered
 from agg2exp_core.records import InputError, Volume
 from agg2exp_core.store import results
 from agg2exp_core.store.cohorts import Case
-from agg2exp_core.store.layouts import foreign_scans
+from agg2exp_core.store.layouts import foreign_layout
 
 SAME_PLACE = 1e-3
 """mm by which two grids' affines may differ: NIfTI stores them in 32 bits."""
@@ -70,7 +70,7 @@ def find_originals(root: Path, run: Path, folder: Path) -> Originals:
     """
     if not folder.is_dir():
         raise InputError("a folder must be there", str(folder))
-    series = foreign_scans(folder)
+    series = foreign_layout(folder).foreign
     if not series:
         raise InputError("a folder of DICOM series is needed", f"{folder.name} without any")
     record = read_json(run / "run.json")

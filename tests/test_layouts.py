@@ -512,7 +512,7 @@ def _uneven(folder: Path, chest: Volume) -> None:
     ("made", "told"),
     [
         (_emptied, "must be DICOM; got 1 of 20"),
-        (_gap, ", dataset/: slices must be evenly spaced, none missing"),
+        (_gap, "dataset/ is left out: slices must be evenly spaced, none missing"),
         (_doubled, "two at one place"), (_two_patients, "one patient"),
         (_two_series, "one series"), (_tilted, "tilted by"), (_alone, "a file for each slice"), (_cut, "decodable"),
         (_uneven, "evenly spaced"), (_beside, "straight above each other"),
@@ -523,6 +523,40 @@ def test_a_series_that_is_no_scan_is_refused_and_leaves_nothing(tmp_path, chest,
     assert run("cohort", "add", tmp_path / "dataset", "--name", "mine", "--data", tmp_path / "root") == 2
     assert told in capsys.readouterr().err.splitlines()[-1]
     assert not [path for path in (tmp_path / "root").rglob("*") if path.is_file() and path.name != ".cases.lock"]
+
+
+def _without_place(folder: Path, chest: Volume) -> None:
+    """A picture of a report."""
+    for path in dicom(folder, Volume(chest.array[:, :, :1], chest.affine)):
+        picture = pydicom.dcmread(path)
+        del picture.PixelSpacing
+        picture.save_as(path)
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [(_alone, "a file for each slice"), (_gap, "evenly spaced"), (_two_patients, "one patient"),
+     (_emptied, "must be DICOM"), (_without_place, "a file without PixelSpacing")],
+)  # fmt: skip
+def test_a_series_that_is_no_scan_is_left_out_of_an_archives_export_and_told(
+    tmp_path, chest, capsys, made, told
+) -> None:
+    """One scout refused the whole cohort."""
+    made(tmp_path / "dataset" / "one" / "bad", chest)
+    dicom(tmp_path / "dataset" / "one" / "good", chest, series="3")
+    assert run("cohort", "add", tmp_path / "dataset", "--name", "mine", "--data", tmp_path / "root") == 0
+    printed = capsys.readouterr()
+    assert "one/bad/ is left out: " in printed.err and told in printed.err and "1 cases added" in printed.out
+    (case,) = cohorts.list_cases(tmp_path / "root", "mine")
+    assert [*case.image.parent.iterdir()] == [case.image]
+
+
+def test_a_series_in_two_folders_is_left_out(tmp_path, chest) -> None:
+    """Each may hold a half."""
+    for name, series in (("a", "1"), ("b", "1"), ("c", "2")):
+        dicom(tmp_path / "dataset" / name, chest, series=series)
+    count, told = cohorts.add_cohort(tmp_path / "root", "mine", tmp_path / "dataset")
+    assert count == 1 and [line.split("/")[0] for line in told] == ["a", "b"] and "there once" in told[0]
 
 
 @pytest.mark.parametrize("space", ["left-posterior-superior", "right-anterior-superior", "LAS"])

@@ -7,7 +7,7 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -22,7 +22,7 @@ from agg2exp_core.files import locked, state, write_text
 from agg2exp_core.organs import LabelSet, known_label_sets, label_set_of, load_label_set, part_ids, write_label_set
 from agg2exp_core.records import InputError, Volume
 from agg2exp_core.settings import SHIPPED, checked_id
-from agg2exp_core.store.layouts import Layout, ending, read_layout, scans_of
+from agg2exp_core.store.layouts import Layout, ending, read_layout, scans_of, told_left_out
 from agg2exp_core.tables import read_table
 
 COLUMNS = ("case_id", "image", "label")
@@ -130,7 +130,7 @@ def add_cohort(
 ) -> tuple[int, list[str]]:
     """List a folder of scans, in any of the known layouts, as a new cohort. NIfTI scans stay where they are.
 
-    Returns how many there are, and a line for each case that lacks something.
+    Returns how many there are, and a line for each series that is left out and each case that lacks something.
     Beside the list are written: scans of DICOM series and NRRD files, converted; and label maps joined where there is a
     file for each class, as TotalSegmentator has them.
     """
@@ -138,10 +138,12 @@ def add_cohort(
     if path.exists():
         raise InputError("a new cohort needs a name that is free", repr(name))
     layout = read_layout(folder)
-    if not (layout.scans or layout.foreign):
-        raise InputError("a cohort needs scans", f"none in {folder}", ".nii, .nii.gz, .nrrd, DICOM series")
     with ExitStack() as unfinished:
-        layout = _converted(layout, path.parent, unfinished, report)
+        layout = _converted(layout, folder, path.parent, unfinished, report)
+        if not layout.scans:
+            why = f": {'; '.join(layout.left_out[:3])}{'; …' if len(layout.left_out) > 3 else ''}"
+            got = f"none in {folder}{why if layout.left_out else ''}"
+            raise InputError("a cohort needs scans", got, ".nii, .nii.gz, .nrrd, DICOM series")
         extra, columns = _metadata(brought.metadata, layout)
         maps = _label_maps(brought, layout)
         notes: list[str] = []
@@ -166,7 +168,7 @@ def add_cohort(
         ]
         _write_new(path, [*COLUMNS, *columns], rows)
         unfinished.pop_all()
-    return len(rows), notes
+    return len(rows), [*layout.left_out, *notes]
 
 
 def _told_label_set(
@@ -258,33 +260,45 @@ def _named_folder(files: Mapping[Any, Path], base: Path, unfinished: ExitStack) 
     return dict(files)
 
 
-def _converted(layout: Layout, base: Path, unfinished: ExitStack, report: Report) -> Layout:
-    """With 3D NIfTI files in place of series, NRRD files and files of several channels."""
+def _converted(layout: Layout, folder: Path, base: Path, unfinished: ExitStack, report: Report) -> Layout:
+    """With 3D NIfTI files in place of series, NRRD files and files of several channels.
+
+    Of the series of an archive those that are no scans are left out; what has a name must be sound.
+    """
     if not layout.foreign:
         return layout
-    from agg2exp_core.foreign import read_nrrd, read_series  # takes a moment, and few need it
-
-    folder, scans, further = _own_folder(base / CONVERTED, unfinished), dict(layout.scans), dict(layout.further)
+    room, left_out = _own_folder(base / CONVERTED, unfinished), list(layout.left_out)
+    scans, further = dict(layout.scans), dict(layout.further)
     for number, (case_id, files) in enumerate(layout.foreign.items()):
         report(number, len(layout.foreign), f"{case_id}, converting")
         try:
-            if ending(files[0].name) is not None:
-                scans[case_id], *others = volumes.split_channels(files[0], folder)
-                if len(others) + 1 != layout.channels:
-                    got, wanted = f"{len(others) + 1} volumes in {files[0].name}", f"{layout.channels}"
-                    raise InputError("a file must hold the channels that dataset.json names", got, wanted)
-                further[case_id] = others
-                continue
-            volume = read_nrrd(files[0]) if files[0].suffix == ".nrrd" else read_series(files)
-            volumes.checked_spacing(volume.affine, volume.array.shape)
+            scans[case_id], *others = _convert(case_id, files, layout.channels, room)
         except InputError as error:
-            # A series is named by a digest, by which nobody finds it again.
-            where = f"{case_id}, {files[0].parent.name}/" if len(files) > 1 else case_id
-            raise InputError("every scan must be sound", f"{where}: {error}") from None
-        scans[case_id] = folder / f"{case_id}.nii.gz"
-        volumes.write_volume(scans[case_id], volume)
-        volumes.check_scan(scans[case_id])
-    return replace(layout, scans=scans, further=further)
+            if ending(files[0].name) is not None or files[0].suffix == ".nrrd":
+                raise InputError("every scan must be sound", f"{case_id}: {error}") from None
+            left_out.append(told_left_out(folder, files[0].parent, error))
+            (room / f"{case_id}.nii.gz").unlink(missing_ok=True)
+        else:
+            further |= {case_id: others} if others else {}
+    return replace(layout, scans=scans, further=further, left_out=tuple(left_out))
+
+
+def _convert(case_id: str, files: Sequence[Path], channels: int, room: Path) -> list[Path]:
+    """A 3D NIfTI file for each channel of a scan, in `room`."""
+    from agg2exp_core.foreign import read_nrrd, read_series  # takes a moment, and few need it
+
+    if ending(files[0].name) is not None:
+        images = volumes.split_channels(files[0], room)
+        if len(images) != channels:
+            got, wanted = f"{len(images)} volumes in {files[0].name}", f"{channels}"
+            raise InputError("a file must hold the channels that dataset.json names", got, wanted)
+        return list(images)
+    volume = read_nrrd(files[0]) if files[0].suffix == ".nrrd" else read_series(files)
+    volumes.checked_spacing(volume.affine, volume.array.shape)
+    path = room / f"{case_id}.nii.gz"
+    volumes.write_volume(path, volume)
+    volumes.check_scan(path)
+    return [path]
 
 
 def _joined(

@@ -30,6 +30,7 @@ class Layout:
     metadata: rows of text; columns: their names. foreign: scans of other formats, which have to be converted; the
     files of a DICOM series, one of NRRD, or one of NIfTI that holds all channels. further: where each channel has a
     file, those of the channels after the first. channels: how many a scan has. classes: label values by name, if told.
+    left_out: why folders are of no case, a line each.
     """
 
     scans: Mapping[str, Path]
@@ -41,6 +42,7 @@ class Layout:
     further: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     channels: int = 1
     classes: Mapping[str, int] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
 
 def read_layout(folder: Path) -> Layout:
@@ -53,7 +55,7 @@ def read_layout(folder: Path) -> Layout:
     if subjects:
         return _subjects(folder, subjects)
     scans = scans_of(folder)
-    return Layout(scans) if scans else Layout({}, foreign_scans(folder))
+    return Layout(scans) if scans else foreign_layout(folder)
 
 
 def scans_of(folder: Path) -> dict[str, Path]:
@@ -77,21 +79,38 @@ def ending(name: str) -> str | None:
     return next((ending for ending in SCANS if name.lower().endswith(ending)), None)
 
 
-def foreign_scans(folder: Path) -> dict[str, Sequence[Path]]:
-    """NRRD files by name, and DICOM series, one a folder, by a name that tells nothing of the patient."""
+def foreign_layout(folder: Path) -> Layout:
+    """NRRD files by name, and DICOM series, one a folder, by a name that tells nothing of the patient.
+
+    Folders of slices that are none are left out: nearly every archive's export has scouts and pictures of reports.
+    """
     from agg2exp_core.foreign import series_id, slices_of  # takes a moment, and few need it
 
     found: dict[str, Sequence[Path]] = {}
     for path in sorted(folder.glob("*.nrrd")):
         found[checked_id("a scan's name, without its ending,", path.name.removesuffix(".nrrd"))] = [path.resolve()]
+    series: dict[str, list[list[Path]]] = {}
+    left_out = []
     for inner in sorted({folder, *(path for path in folder.rglob("*") if path.is_dir())}):
-        slices = slices_of(inner)
-        name = series_id(slices[:1]) if slices else ""
-        if name in found:
-            raise InputError("every series must be there once", "one in two folders")
-        if slices:
+        try:
+            if slices := slices_of(inner):
+                series.setdefault(series_id(slices[:1]), []).append(slices)
+        except InputError as error:
+            left_out.append(told_left_out(folder, inner, error))
+    for name, (slices, *others) in series.items():
+        # Whether others are copies or further slices of the same scan is not known before they are read.
+        for again in (slices, *others) if others else ():
+            twice = InputError("every series must be there once", f"one in {len(others) + 1} folders")
+            left_out.append(told_left_out(folder, again[0].parent, twice))
+        if not others:
             found[name] = slices
-    return found
+    return Layout({}, found, left_out=tuple(left_out))
+
+
+def told_left_out(folder: Path, inner: Path, error: InputError) -> str:
+    """By its folder, for a series is named by a digest, by which nobody finds it again."""
+    place = folder.name if inner == folder else inner.relative_to(folder)
+    return f"{place}/ is left out: {error}"
 
 
 # ---- TotalSegmentator ----------------------------------------------------------------------------
