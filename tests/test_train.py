@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from agg2exp_core import cli, volumes
 from agg2exp_core.model import fitting
@@ -92,6 +95,39 @@ def test_a_stopped_training_goes_on_to_the_same_weights(root, monkeypatch, netwo
     records = [json.loads((bundle.folder / "docs" / "training.json").read_text()) for bundle in (whole, stopped)]
     assert records[0]["loss"] == records[1]["loss"]
     assert not list((root / "models").glob("*/training.pt")) and not list((root / "models").glob(".*.training"))
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_loses_no_finished_step(root, monkeypatch, kind):
+    """Amid the second step, and then amid the look at the held-out cases after the last."""
+    words = WORDS | {"network": "segresnet", "steps": 3, "window": 32, "data": root}
+    cli.train(model="whole", **words)
+    advance, look, made, looks = Fitting.advance, training.held_out_dice, [], []
+
+    def advance_and_be_told(self: Fitting) -> None:
+        made.append(self.step)
+        if made == [0, 1]:
+            os.kill(os.getpid(), kind)
+        advance(self)
+
+    def look_and_be_told(*given):
+        looks.append(given)
+        if len(looks) == 1:
+            os.kill(os.getpid(), kind)
+        return look(*given)
+
+    monkeypatch.setattr(Fitting, "advance", advance_and_be_told)
+    monkeypatch.setattr(training, "held_out_dice", look_and_be_told)
+    before = signal.getsignal(kind)
+    for step in (2, 3):
+        with pytest.raises(KeyboardInterrupt if kind == signal.SIGINT else SystemExit):
+            cli.train(model="stopped", **words)
+        state = torch.load(root / "models" / ".stopped.training" / training.STATE, weights_only=True)
+        assert state["step"] == step and signal.getsignal(kind) == before
+    cli.train(model="stopped", **words)
+    assert made == [0, 1, 2]
+    files = [find_bundle(root, name).folder / "models" / "last.safetensors" for name in ("whole", "stopped")]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_the_best_weights_are_the_models_and_the_last_are_kept(root, monkeypatch):

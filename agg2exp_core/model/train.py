@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -134,27 +137,95 @@ def train(bundle: Bundle, pairs: Sequence[tuple[Path, Path]], plan: TrainPlan, r
 
 
 def _fit(bundle: Bundle, fitting: Fitting, held_out: Sequence[tuple[Path, Path]], report: Report) -> dict[str, Any]:
-    """All steps that are left; the best weights by the mean Dice of the held-out cases, their score and step."""
+    """All steps that are left; the best weights by the mean Dice of the held-out cases, their score and step.
+
+    Its state is stored now and then, at the end, and where it is told to stop, which so loses no finished step.
+    """
     state, plan = bundle.folder / STATE, fitting.plan
     best: dict[str, Any] = {"score": -1.0, "step": 0, "network": {}}
     if state.is_file():
         best = fitting.load(state)
     stored = time.monotonic()
-    while fitting.step < plan.steps:
-        fitting.advance()
-        if fitting.step % plan.validate == 0 or fitting.step == plan.steps:
-            dice = held_out_dice(bundle, fitting.network, held_out, lambda *_: None)
-            score = mean_dice(dice)
-            fitting.curve.append({"step": fitting.step, "held_out_dice": round(score, 4)})
-            if score > best["score"]:
-                copied = {name: tensor.cpu().clone() for name, tensor in fitting.network.state_dict().items()}
-                best = {"score": score, "step": fitting.step, "network": copied}
-        if time.monotonic() - stored >= EVERY:
+    with _told_to_stop() as stop:
+        try:
+            while fitting.step < plan.steps or _unseen(fitting):
+                if _unseen(fitting):
+                    best = _looked_at(bundle, fitting, held_out, best, stop)
+                else:
+                    fitting.advance()
+                if time.monotonic() - stored >= EVERY:
+                    fitting.save(state, best)
+                    stored = time.monotonic()
+                told = [
+                    f"{key.replace('_', ' ')} {row[key]:.3f}"
+                    for row in fitting.curve[-2:]
+                    for key in DICE
+                    if key in row
+                ]
+                report(fitting.step, plan.steps, ", ".join([f"training, loss {fitting.smooth:.3f}", *told[-1:]]))
+                stop()
+        except _Stop as told_to:
             fitting.save(state, best)
-            stored = time.monotonic()
-        told = [f"{key.replace('_', ' ')} {row[key]:.3f}" for row in fitting.curve[-2:] for key in DICE if key in row]
-        report(fitting.step, plan.steps, ", ".join([f"training, loss {fitting.smooth:.3f}", *told[-1:]]))
+            raise told_to.end from None
+        fitting.save(state, best)
     return best
+
+
+def _unseen(fitting: Fitting) -> bool:
+    """Whether the step was made at which the held-out cases are to be looked at, and they were not yet."""
+    due = fitting.step > 0 and (fitting.step % fitting.plan.validate == 0 or fitting.step == fitting.plan.steps)
+    return due and not any(row["step"] == fitting.step and "held_out_dice" in row for row in fitting.curve[-2:])
+
+
+def _looked_at(
+    bundle: Bundle,
+    fitting: Fitting,
+    held_out: Sequence[tuple[Path, Path]],
+    best: dict[str, Any],
+    stop: Callable[[], None],
+) -> dict[str, Any]:
+    """What is the best after the held-out cases were looked at, any of which may be the last before a stop."""
+    score = mean_dice(held_out_dice(bundle, fitting.network, held_out, lambda *_: stop()))
+    fitting.curve.append({"step": fitting.step, "held_out_dice": round(score, 4)})
+    if score <= best["score"]:
+        return best
+    copied = {name: tensor.cpu().clone() for name, tensor in fitting.network.state_dict().items()}
+    return {"score": score, "step": fitting.step, "network": copied}
+
+
+class _Stop(Exception):
+    """Ctrl+C or SIGTERM came, between two steps or two held-out cases. end: what ends the process as it would have."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.end = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
+
+
+@contextmanager
+def _told_to_stop() -> Iterator[Callable[[], None]]:
+    """Keeps Ctrl+C and SIGTERM, which amid a step would lose it, until the function that it hands on is called.
+
+    Who asks twice is not kept waiting. In threads, which get no signals, nothing is kept.
+    """
+    asked: list[int] = []
+
+    def keep(number: int, frame: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    def stop() -> None:
+        if asked:
+            raise _Stop(asked[0])
+
+    main = threading.current_thread() is threading.main_thread()
+    kinds = [kind for kind in (signal.SIGINT, signal.SIGTERM) if main and signal.getsignal(kind) != signal.SIG_IGN]
+    before = {kind: signal.signal(kind, keep) for kind in kinds}
+    try:
+        yield stop
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
 
 
 def held_out_dice(
