@@ -196,6 +196,43 @@ def test_the_first_nnunet_layout_lists_its_cases_and_numbers_its_files(tmp_path)
     assert (train.case_id, test.case_id) == ("chest_1", "chest_2") and train.label is not None
 
 
+def flat(folder: Path, *names: str) -> Path:
+    folder.mkdir()
+    for name in names:
+        volumes.write_volume(folder / f"{name}.nii.gz", Volume(np.zeros((4, 4, 4), np.int16), np.eye(4)))
+    return folder
+
+
+def test_numbered_files_of_a_flat_folder_are_channels(tmp_path) -> None:
+    """They became two cases."""
+    names = "p1_0000", "p1_0001", "p2_0000", "p2_0001"
+    source, labels = flat(tmp_path / "scans", *names), flat(tmp_path / "labels", "p1", "p2")
+    assert cohorts.add_cohort(tmp_path / "root", "mine", source, Brought(labels)) == (2, [])
+    one, two = cohorts.list_cases(tmp_path / "root", "mine")
+    assert (one.case_id, two.case_id) == ("p1", "p2") and one.label == labels / "p1.nii.gz"
+    assert [path.name for path in two.images] == ["p2_0000.nii.gz", "p2_0001.nii.gz"]
+    with pytest.raises(InputError, match="p3 without _0001"):
+        cohorts.add_cohort(tmp_path / "root", "other", flat(tmp_path / "more", *names, "p3_0000"))
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [(("p_0000", "p_0001"), "channels or cases"), (("p_0000", "p_0001", "q_0000", "q_0001", "r"), "got r")],
+)
+def test_numbers_that_may_be_channels_or_names_are_refused(tmp_path, names, told) -> None:
+    with pytest.raises(InputError, match=told):
+        cohorts.add_cohort(tmp_path / "root", "mine", flat(tmp_path / "scans", *names))
+
+
+MANY = tuple(f"case_{number:04}" for number in range(9))
+
+
+@pytest.mark.parametrize("names", [("p_0000", "q_0000"), ("p_0001", "p_0002"), MANY])
+def test_numbers_that_tell_no_channels_are_of_the_names(tmp_path, names) -> None:
+    cohorts.add_cohort(tmp_path / "root", "mine", flat(tmp_path / "scans", *names))
+    assert [case.case_id for case in cohorts.list_cases(tmp_path / "root", "mine")] == [*names]
+
+
 def _described(**about: Any) -> Any:
     def made(folder: Path) -> None:
         decathlon(folder)

@@ -22,6 +22,9 @@ PARTS, ABOUT, DATASET = "segmentations", "meta.csv", "dataset.json"
 FIRST_CHANNEL = "_0000"
 """What nnU-Net puts behind a scan's name."""
 
+MOST_NUMBERED = 8
+"""More numbers behind the names of a flat folder than channels would have."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -55,7 +58,32 @@ def read_layout(folder: Path) -> Layout:
     if subjects:
         return _subjects(folder, subjects)
     scans = scans_of(folder)
+    if channels := _channels_of(scans):
+        return _several(scans, channels)
     return Layout(scans) if scans else foreign_layout(folder)
+
+
+def _channels_of(scans: Mapping[str, Path]) -> int:
+    """How many channels the scans of a flat folder have a file of, by nnU-Net's numbers behind their names.
+
+    0 where they tell none: no scan has two, or there are so many numbers that they are of the names. InputError: of
+    one name alone, which may be a case or what many cases are called.
+    """
+    bases = {name.removesuffix(FIRST_CHANNEL) for name in scans if name.endswith(FIRST_CHANNEL)}
+    numbers = {int(name[-4:]) for name in scans if name[-5:-4] == "_" and name[-4:].isdecimal()}
+    if len(numbers) > MOST_NUMBERED or not any(f"{base}_0001" in scans for base in bases):
+        return 0
+    if len(bases) == 1 and all(name.startswith(min(bases)) for name in scans):
+        got = f"{', '.join(list(scans)[:2])}: channels or cases?"
+        raise InputError("scans must tell which are of one case", got, f"channels named in {DATASET}; other names")
+    return max(numbers) + 1
+
+
+def _several(scans: Mapping[str, Path], channels: int) -> Layout:
+    """A flat folder with a file a channel. InputError: a case that lacks one."""
+    further = dict[str, Sequence[Path]]()
+    first = {name: scan for name, (scan, _) in _by_case(scans, {}, channels, further).items()}
+    return Layout(first, further=further, channels=channels)
 
 
 def scans_of(folder: Path) -> dict[str, Path]:
@@ -179,22 +207,31 @@ def _numbered(folder: Path, channels: int, further: dict[str, Sequence[Path]]) -
 
     further: is given those. InputError: a case without one of its channels, or with one too many.
     """
-    ends = [f"_{number:04}" for number in range(channels)]
     split: Split = {}
     for kind, images, labels in (("train", "imagesTr", "labelsTr"), ("test", "imagesTs", "labelsTs")):
         maps = scans_of(folder / labels) if (folder / labels).is_dir() else {}
         scans = scans_of(folder / images) if (folder / images).is_dir() else {}
-        strangers = [name for name in scans if name[-len(FIRST_CHANNEL) :] not in ends]
-        if strangers:
-            raise InputError(f"scans of nnU-Net's layout must end in {' or '.join(ends)}", strangers[0])
         split[kind] = {}
-        for name in dict.fromkeys(name[: -len(FIRST_CHANNEL)] for name in scans):
-            if lacking := [end for end in ends if name + end not in scans]:
-                raise InputError("every case must have a file for each channel", f"{name} without {lacking[0]}")
-            _add(split, kind, name, (scans[name + ends[0]], maps.get(name)))
-            if channels > 1:
-                further[name] = [scans[name + end] for end in ends[1:]]
+        for name, files in _by_case(scans, maps, channels, further).items():
+            _add(split, kind, name, files)
     return split
+
+
+def _by_case(
+    scans: Mapping[str, Path], maps: Mapping[str, Path], channels: int, further: dict[str, Sequence[Path]]
+) -> dict[str, tuple[Path, Path | None]]:
+    """The first channel's scan, and the label map, of each case. further and InputError: as of `_numbered`."""
+    ends = [f"_{number:04}" for number in range(channels)]
+    if strangers := [name for name in scans if name[-len(FIRST_CHANNEL) :] not in ends]:
+        raise InputError(f"scans of nnU-Net's layout must end in {' or '.join(ends)}", strangers[0])
+    found = {}
+    for name in dict.fromkeys(name[: -len(FIRST_CHANNEL)] for name in scans):
+        if lacking := [end for end in ends if name + end not in scans]:
+            raise InputError("every case must have a file for each channel", f"{name} without {lacking[0]}")
+        if channels > 1:
+            further[name] = [scans[name + end] for end in ends[1:]]
+        found[name] = scans[name + ends[0]], maps.get(name)
+    return found
 
 
 def _add(split: Split, kind: str, name: str, files: tuple[Path, Path | None]) -> None:
