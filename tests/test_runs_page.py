@@ -69,6 +69,18 @@ def test_a_cohort_is_asked_for_without_the_cases_that_have_no_image(monkeypatch,
     assert "--case" not in words and words[words.index("--cohort") + 1] == "c"
 
 
+def test_a_model_of_more_channels_than_the_scans_have_is_told_in_place_of_the_button(monkeypatch, root) -> None:
+    path = root / "models" / "net" / "configs" / "metadata.json"
+    about = json.loads(path.read_text())
+    about["network_data_format"]["inputs"] = {"image": {"channel_def": {"0": "T1", "1": "T2"}}}
+    path.write_text(json.dumps(about))
+    app = drawn(monkeypatch, root)
+    assert "takes 2 images a scan, one for each channel; one has one image" in texts(app)
+    assert not [button for button in app.button if button.label.startswith("Explain")]
+    cohorts.append_case(root, "c", {"case_id": "pair", "image": "a.nii.gz;b.nii.gz", "label": ""})
+    assert [button for button in drawn(monkeypatch, root).button if button.label.startswith("Explain")]
+
+
 def test_jobs_stand_in_their_order_with_what_can_be_done(monkeypatch, root) -> None:
     stopped, asked = [], []
     monkeypatch.setattr(queue, "cancel", lambda root, job_id: stopped.append(job_id))

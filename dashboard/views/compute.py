@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +22,7 @@ from agg2exp_core.organs import LabelSet
 from agg2exp_core.records import PERTURBING, InputError, Method
 from agg2exp_core.settings import list_models
 from agg2exp_core.store import cohorts
+from agg2exp_core.store.cohorts import Case
 from dashboard import access, data, uploads, words
 from dashboard.charts import common
 from dashboard.views import effort, methods
@@ -83,6 +84,9 @@ def ask(subject: Subject) -> None:
         mask=methods.ask_mask(usual.mask) if subject.labelled else "prediction",
         precision=methods.ask_precision(measured) if method.name not in PERTURBING else "float32",
     )
+    if told := unfit(subject.root, model, [cohorts.find_case(subject.root, subject.cohort, subject.case_id)]):
+        st.info(words.plain(told))
+        return
     scope = st.radio("Organs", [title, "All organs"], format_func=words.plain, horizontal=True, key="compute_scope")
     targets = (subject.target,) if scope == title else ()
     submit_button(subject.root, Request(subject.cohort, subject.case_id, model, method, targets), "Explain")
@@ -109,6 +113,28 @@ def described(root: Path, model: str) -> str:
     """What the bundle's metadata says the model is, and what it is for."""
     metadata = read_json(root / "models" / model / "configs" / "metadata.json")
     return " ".join(str(metadata[name]) for name in ("description", "intended_use") if metadata.get(name))
+
+
+def unfit(root: Path, model: str, cases: Sequence[Case]) -> str:
+    """Why none of these scans can be given to the model, in words; empty where one can."""
+    wanted, scans = _channels(root, model), [case for case in cases if case.images]
+    if not scans or any(len(case.images) == wanted for case in scans):
+        return ""
+    found = len(scans[0].images)
+    has = "has one image" if found == 1 else f"has {found} images"
+    needs = "one image a scan" if wanted == 1 else f"{wanted} images a scan, one for each channel"
+    return f"{words.model_title(model)} takes {needs}; {scans[0].case_id} {has}. Choose another model."
+
+
+def _channels(root: Path, model: str) -> int:
+    """As the bundle's metadata tells, or one; what is wrong with it is told where the bundle is read."""
+    try:
+        image = read_json(root / "models" / model / "configs" / "metadata.json")["network_data_format"]["inputs"][
+            "image"
+        ]
+        return int(image.get("num_channels") or max(len(image.get("channel_def") or ()), 1))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        return 1
 
 
 def jobs(root: Path, labels: LabelSet, here: tuple[str, str] | None) -> None:

@@ -60,6 +60,9 @@ def _ask(root: Path) -> None:
     if not wish.scans:
         st.info("No scan of this cohort is stored here, only its table, so that there is nothing to compute.")
         return
+    if told := compute.unfit(root, wish.model, cohorts.list_cases(root, wish.cohort)):
+        st.info(words.plain(told))
+        return
     st.caption("Scans that this run has already are not computed again, so a stopped run can simply be started anew.")
     label = f"Explain {wish.scans} scans" if wish.scans != 1 else "Explain 1 scan"
     compute.submit_button(root, Request(wish.cohort, "", wish.model, wish.method), label)
