@@ -21,6 +21,9 @@ from agg2exp_core.store.layouts import foreign_layout
 SAME_PLACE = 1e-3
 """mm by which two grids' affines may differ: NIfTI stores them in 32 bits."""
 
+OF_LABELS = results.PREDICTION.split(".")[0], "segmentation"
+"""What the label map's files are called, as NIfTI and as DICOM; a map of a class of that name would replace it."""
+
 Report = Callable[[int, int, str], None]
 
 
@@ -123,6 +126,8 @@ def _sound(case: Case, folder: Path, targets: tuple[str, ...]) -> dict[str, list
     stored = [name for name in manifest["targets"] if results.map_name(name) in manifest["files"]]
     chosen = targets or tuple(stored)
     for name in chosen:
+        if name in OF_LABELS:
+            raise InputError("a map must not have the name of the label map beside it", name, "--targets, the others")
         if name not in stored:
             raise InputError(
                 "a target must have a stored map", f"{name} of {case.case_id}", ", ".join(stored) or "none"

@@ -53,6 +53,13 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.parametrize("name", ["prediction", "segmentation"])
+def test_a_class_named_as_the_label_maps_file_does_not_replace_it(root, tmp_path, capsys, name) -> None:
+    words = ("export", "saliency", "--cohort", "c", "--run", "tiny-gradient", "--data", root, "--case", "one")
+    assert run(*words, "--targets", name, "--out", tmp_path / "out") == 2
+    assert "name of the label map beside it" in capsys.readouterr().err and not [*(tmp_path / "out").rglob("*.nii.gz")]
+
+
 def test_maps_lie_on_the_scans_grid(root, tmp_path, capsys) -> None:
     words = ("export", "saliency", "--cohort", "c", "--run", "tiny-gradient", "--data", root)
     assert run(*words, "--case", "one", "--targets", "heart", "--out", tmp_path / "out") == 0
