@@ -134,8 +134,8 @@ def _headers(files: Sequence[Path]) -> list[pydicom.Dataset]:
             got = f"a file without {lacking[0]}" if lacking else "a file of several frames"
             raise InputError("a series must have a file for each slice, with its place in space", got)
         for name in RESCALE:
-            if name in header:
-                _numbers(header, name, 1)
+            if name in header and _numbers(header, name, 1) == [0] and name == "RescaleSlope":
+                raise InputError("RescaleSlope must not be 0, which gives all voxels one value", "0")
         headers.append(header)
     return headers
 

@@ -447,7 +447,7 @@ def _emptied(folder: Path, chest: Volume) -> None:
         ("ImageOrientationPatient", [1, 0, 0, 0.28, 0.96, 0], "right angles"),
         ("ImagePositionPatient", None, "3 finite numbers"), ("ImagePositionPatient", [0, 0], "3 finite numbers"),
         ("Rows", None, "finite number;"), ("RescaleSlope", None, "RescaleSlope of a slice must be 1"),
-        ("NumberOfFrames", 2, "several frames"),
+        ("NumberOfFrames", 2, "several frames"), ("RescaleSlope", 0, "must not be 0"),
     ],
 )  # fmt: skip
 def test_headers_that_do_not_say_where_a_slice_lies_are_refused(tmp_path, chest, capsys, name, value, told) -> None:
