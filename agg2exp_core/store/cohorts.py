@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -139,6 +139,8 @@ def add_cohort(
         raise InputError("a new cohort needs a name that is free", repr(name))
     layout = read_layout(folder)
     with ExitStack() as unfinished:
+        if not path.parent.exists():
+            unfinished.callback(_gone_if_empty, path.parent)
         layout = _converted(layout, folder, path.parent, unfinished, report)
         if not layout.scans:
             why = f": {'; '.join(layout.left_out[:3])}{'; …' if len(layout.left_out) > 3 else ''}"
@@ -233,6 +235,11 @@ def cohort_labels(root: Path, cohort: str, default: str) -> LabelSet:
     if len(told) > 1:
         raise InputError("the label maps of a cohort must be of one label set", ", ".join(told), "a cohort for each")
     return load_label_set(told[0] if told else default, root)
+
+
+def _gone_if_empty(folder: Path) -> None:
+    with suppress(OSError):  # another process may fill it by now
+        folder.rmdir()
 
 
 def _own_folder(folder: Path, unfinished: ExitStack) -> Path:
