@@ -184,14 +184,25 @@ class Explaining:
 
     def _checked(self, case: Case) -> tuple[Volume | None, Volume | None]:
         """The case's labels and drawn mask, if any. InputError, before long work, if they or the scan do not serve."""
-        mask, drawn = self.plan.method.mask, self._drawn(case)
-        if mask != "prediction" and drawn is None and case.label is None:
-            raise InputError(f"mask {mask} needs a label map", f"case {case.case_id} without one", "prediction")
+        mask, drawn, label = self.plan.method.mask, self._drawn(case), self._label(case)
+        if mask != "prediction" and drawn is None and label is None:
+            got = f"case {case.case_id} without one" + (" of the model's classes" if case.label else "")
+            raise InputError(f"mask {mask} needs a label map", got, "prediction")
         header = volumes.check_channels(_images_of(case))
         return (
-            volumes.read_labels(case.label, like=header) if case.label else None,
+            volumes.read_labels(label, like=header) if label else None,
             volumes.read_labels(drawn, like=header) if drawn else None,
         )
+
+    def _label(self, case: Case) -> Path | None:
+        """The case's label map, unless its label set has none of the model's classes: then it says nothing of them."""
+        if case.label is None or not case.label_set or self.bundle.regions is not None:
+            return case.label
+        named = set(load_label_set(case.label_set, self.root).names) - {BACKGROUND}
+        if named & set(self.bundle.classes):
+            return case.label
+        logging.warning("%s: no Dice, as label set %s has no class of the model", case.case_id, case.label_set)
+        return None
 
     def _drawn(self, case: Case) -> Path | None:
         """The file of the case's drawn mask, if it is one that is explained."""

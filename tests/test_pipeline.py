@@ -21,7 +21,7 @@ from tiny import CLASSES, threshold_net, write_bundle
 from agg2exp_core import maps, pipeline, volumes
 from agg2exp_core.aggregation.regions import mass
 from agg2exp_core.attribution.attribute import Explanation
-from agg2exp_core.organs import load_label_set
+from agg2exp_core.organs import load_label_set, made_label_set, write_label_set
 from agg2exp_core.records import InputError, Method, SumTable, Volume
 from agg2exp_core.settings import checked_id
 from agg2exp_core.store import results
@@ -354,6 +354,16 @@ def test_a_label_map_is_read_by_the_label_set_that_its_list_names(root, tmp_path
     assert found[1]["aorta"] == found[0]["aorta"] and found[1]["heart"] == "0.0,0.0"
     with pytest.raises(InputError, match="label set must exist; got 'nowhere'"):
         explaining.case(Case("case", image, label, {"label_set": "nowhere"}), tmp_path / "no", silent)
+
+
+def test_a_label_map_of_other_things_says_nothing_of_the_models_classes(root, tmp_path):
+    image, label = labelled(tmp_path)
+    write_label_set(root, made_label_set("tumours", ("background", "lesion")))
+    case = Case("case", image, label, {"label_set": "tumours"})
+    out = pipeline.Explaining(root, pipeline.Plan("tiny", GRADIENT)).case(case, tmp_path / "out", silent)
+    assert (out / "agreement.csv").read_text().split() == ["target,dice,iou"]
+    with pytest.raises(InputError, match="mask tp needs a label map; got case case without one of the model's classes"):
+        pipeline.Explaining(root, pipeline.Plan("tiny", replace(GRADIENT, mask="tp"))).case(case, out, silent)
 
 
 def test_without_its_label_set_a_models_outputs_number_the_labels(root, tmp_path):
