@@ -13,7 +13,7 @@ from pages import texts
 from playwright.sync_api import Browser, expect
 from streamlit.testing.v1 import AppTest
 
-from agg2exp_core.jobs import queue
+from agg2exp_core.jobs import estimate, queue
 from agg2exp_core.jobs.queue import JobState, Request
 from agg2exp_core.records import Method, SumTable
 from agg2exp_core.settings import SHIPPED
@@ -79,6 +79,15 @@ def test_a_model_of_more_channels_than_the_scans_have_is_told_in_place_of_the_bu
     assert not [button for button in app.button if button.label.startswith("Explain")]
     cohorts.append_case(root, "c", {"case_id": "pair", "image": "a.nii.gz;b.nii.gz", "label": ""})
     assert [button for button in drawn(monkeypatch, root).button if button.label.startswith("Explain")]
+
+
+@pytest.mark.parametrize(("seconds", "known"), [(None, False), (60.0, True)])
+def test_an_unknown_time_is_told_to_be_unknown(monkeypatch, root, seconds: float | None, known: bool) -> None:
+    room = estimate.Estimate(2, 8, 3, seconds=seconds)
+    monkeypatch.setattr(estimate, "estimate", lambda root, request: room)
+    said = texts(drawn(monkeypatch, root))
+    assert ("2 scans × 8 passes × 3 organs, at most about 60 s." in said) == known
+    assert ("is known once this model has explained a scan on this machine." in said) != known
 
 
 def test_jobs_stand_in_their_order_with_what_can_be_done(monkeypatch, root) -> None:

@@ -36,6 +36,7 @@ STATUS = {
     "cancelled": ("stopped", "gray"),
 }
 ALL_THERE = "All of it is there already: only what a scan lacks is computed."
+NO_TIME = " How long that takes is known once this model has explained a scan on this machine."
 SHOWN_JOBS = 3
 SHOWN_FAILED = 5
 LATELY_SECONDS = 3600.0
@@ -97,7 +98,8 @@ def submit_button(root: Path, request: Request, label: str) -> None:
     fits = True
     try:
         needed = estimate.estimate(root, request)
-        st.caption(f"{needed}." if needed.scans else ALL_THERE)
+        known = "" if needed.seconds is not None else NO_TIME
+        st.caption(f"{needed}.{known}" if needed.scans else ALL_THERE)
     except InputError as error:
         words.refuse(error)
         fits = False
