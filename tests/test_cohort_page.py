@@ -247,7 +247,8 @@ def test_what_a_fragment_refuses_is_told_in_one_line(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(data, "cases", refuse)
     app = _open(monkeypatch, root, cohort="clinic")
-    assert app.error[0].value == r"cohort must be known; got \!\[x\]\(https\://example.org/p.png\)"
+    told = "cohort must be known; got \\!\\[x\\]\\(https\\:\N{WORD JOINER}//example.org/p.png\\)"
+    assert app.error[0].value == told
 
 
 # ---- saved lists -----------------------------------------------------------------------------------

@@ -176,7 +176,7 @@ def _extent(case: Case | None) -> float:
 def _last(root: Path, model: str) -> tuple[dict[str, Any], Case | None] | None:
     """The manifest of what was computed last by this model on this machine, and its case; None if nothing was."""
     latest = results.read_latest(root, model)
-    if latest is None or not latest[1].get("seconds"):
+    if latest is None or "seconds" not in latest[1]:
         return None
     cohort, manifest = latest
     try:
