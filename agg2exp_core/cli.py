@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
     from agg2exp_core.analysis.importance import Importance
     from agg2exp_core.cluster import Work
-    from agg2exp_core.jobs.queue import Request
     from agg2exp_core.masked import Summary
     from agg2exp_core.store.cohorts import Case
 
@@ -222,7 +221,6 @@ def explain(
         if image:
             image = _channel_files(image, Path(room))  # before seconds of loading what computes
         from agg2exp_core import cluster, pipeline
-        from agg2exp_core.jobs.queue import Request
 
         mask, drawn = _mask(mask, bool(image))
         plan = pipeline.Plan(
@@ -256,11 +254,10 @@ def explain(
             return
         assert cohort is not None
         work, cases = cluster.Work(root, plan, cohort), _chosen_cases(root, cohort, case)
-        asked = Request(cohort, "", model, plan.method, plan.targets, device, tuple(case or ()))
         if workers is not None or scheduler is not None:
-            run = _explain_on(_cluster(workers, scheduler, tls), work, cases, report, asked)
+            run = _explain_on(_cluster(workers, scheduler, tls), work, cases, report)
         else:
-            _say_estimate(root, asked)
+            _say_estimate(work, cases)
             run = _explain_here(work, cases, report)
     print(f"{len(cases)} of {cohort} explained as run {run}")
 
@@ -300,16 +297,14 @@ def _cluster(workers: int | None, scheduler: str | None, tls: Path | None) -> Ab
     return cluster.local(workers)
 
 
-def _explain_on(
-    connected: AbstractContextManager[Any], work: Work, cases: list[Case], report: Report, asked: Request
-) -> str:
+def _explain_on(connected: AbstractContextManager[Any], work: Work, cases: list[Case], report: Report) -> str:
     """Case by case, on the workers of a cluster; the run that they are part of, or several."""
     from agg2exp_core import cluster, pipeline
 
     pipeline.Explaining(work.root, replace(work.plan, device="cpu"))  # what cannot be explained is refused once, here
     refused, faults, runs = [], 0, set()
     with connected as client:
-        _say_estimate(work.root, asked)
+        _say_estimate(work, cases)
         for done in cluster.explain_cases(client, work, cases, report):
             if done.refused:
                 refused.append(f"{done.case_id}: {done.refused}")
@@ -852,11 +847,14 @@ def reporting(root: Path, job: str | None, title: str) -> Iterator[Any]:
         yield JobReport(reporter)
 
 
-def _say_estimate(root: Path, request: Request) -> None:
+def _say_estimate(work: Work, cases: list[Case]) -> None:
     """What it takes, on standard error. InputError where it cannot fit."""
     from agg2exp_core.jobs.estimate import estimate
+    from agg2exp_core.jobs.queue import Request
 
-    print(f"agg2exp: {estimate(root, request)}", file=sys.stderr)
+    plan, only = work.plan, tuple(case.case_id for case in cases)
+    request = Request(work.cohort, "", plan.model, plan.method, plan.targets, plan.device, only)
+    print(f"agg2exp: {estimate(work.root, request)}", file=sys.stderr)
 
 
 class JobReport:

@@ -54,11 +54,13 @@ def test_nothing_is_known_before_anything_was_measured(root) -> None:
     assert str(estimate(root, REQUEST)) == "3 scans × 4 passes × 3 organs"
 
 
-def test_what_the_command_line_computed_tells_of_the_next_request(root) -> None:
+def test_what_the_command_line_computed_tells_of_the_next_request(root, monkeypatch) -> None:
     words = ("--model", "tiny", "--cohort", "c", "--case", "one", "--samples", 2, "--device", "cpu")
     assert run("explain", "--data", root, *words) == 0
     told = estimate(root, REQUEST)
     assert told.scans == 2 and told.windows and told.seconds and told.memory and told.disk
+    monkeypatch.setattr(results.platform, "node", lambda: "another machine")
+    assert estimate(root, REQUEST).seconds is None
     results.write_latest(root, "tiny", ("c", "r", "gone"))
     assert estimate(root, REQUEST).seconds is None
 

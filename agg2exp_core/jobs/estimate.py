@@ -122,7 +122,7 @@ def counted(count: int, one: str, many: str = "") -> str:
 
 
 def _cases(root: Path, request: Request) -> list[Case]:
-    wanted = (request.case_id,) if request.case_id else request.only
+    wanted = frozenset([request.case_id] if request.case_id else request.only)
     return [case for case in list_cases(root, request.cohort) if not wanted or case.case_id in wanted]
 
 

@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -251,20 +252,20 @@ def write_latest(root: Path, model: str, place: tuple[str, str, str]) -> None:
     """Which (cohort, run, case) this machine computed last by a model: time and memory of its manifest hold here."""
     path = _latest(root, model)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, dict(zip(PLACE, place, strict=True)))
+    write_json(path, dict(zip(PLACE, place, strict=True)) | {"host": platform.node()})
 
 
 def read_latest(root: Path, model: str) -> tuple[str, dict[str, Any]] | None:
     """Its cohort and its manifest; None where nothing was computed here, or it is gone."""
     place = read_json(_latest(root, model))
-    if not all(isinstance(place.get(name), str) for name in PLACE):
+    if place.get("host") != platform.node() or not all(isinstance(place.get(name), str) for name in PLACE):
         return None
     manifest = read_manifest(case_path(root, *(place[name] for name in PLACE)))
     return None if manifest is None else (place["cohort"], manifest)
 
 
 def _latest(root: Path, model: str) -> Path:
-    # Not beside the model, which may come from another machine.
+    # Not beside the model, which may come from another machine; workers of a cluster, which are others, share jobs/.
     return root / "jobs" / ".latest" / f"{checked_id('model', model)}.json"
 
 
