@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -125,6 +126,19 @@ def test_a_process_that_nobody_asked_for_long_is_gone_and_another_answers() -> N
         desk.process.kill()
         desk.process.wait()
     assert asking.ask(question)[0]["n"].tolist() == [1]
+
+
+@pytest.mark.parametrize(("program", "told"), [("false", "ended at its start"), ("no-such-program", "did not start")])
+def test_a_process_that_does_not_start_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, program: str, told: str
+) -> None:
+    while asking._free:
+        asking._free.pop().close()
+    monkeypatch.setattr(sys, "executable", program)
+    with pytest.raises(InputError, match=rf"in a process of its own; got one that {told}"):
+        asking.ask(Question(SHIPPED, "", "SELECT 1 AS n", 10, 20))
+    monkeypatch.undo()
+    assert asking.ask(Question(SHIPPED, "", "SELECT 1 AS n", 10, 20))[0]["n"].tolist() == [1]
 
 
 # ---- charts ----------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ _free: list[_Desk] = []
 def ask(question: Question) -> tuple[pd.DataFrame, float]:
     """The answer, and the seconds that it took.
 
-    InputError: as of `queries.run_user_query`, and where its process had to be killed, or was.
+    InputError: as of `queries.run_user_query`, and where its process did not start, had to be killed, or was.
     """
     with _turn:
         desk = _taken()
@@ -86,11 +86,19 @@ def _taken() -> _Desk:
         if desk.process.poll() is None:
             return desk
         desk.close()
-    here, there = Pipe()
-    with there:
-        command = [sys.executable, "-m", "agg2exp_core.store.asking", str(there.fileno())]
-        desk = _Desk(subprocess.Popen(command, pass_fds=[there.fileno()]), here)
-    here.recv()  # it is ready, and loading its libraries takes none of the query's time
+    rule = "a query runs in a process of its own"
+    try:
+        here, there = Pipe()
+        with there:
+            command = [sys.executable, "-m", "agg2exp_core.store.asking", str(there.fileno())]
+            desk = _Desk(subprocess.Popen(command, pass_fds=[there.fileno()]), here)
+    except OSError as error:
+        raise InputError(rule, f"one that did not start: {error.strerror}", "another try") from None
+    try:
+        here.recv()  # it is ready, and loading its libraries takes none of the query's time
+    except (EOFError, ConnectionError):
+        desk.close()
+        raise InputError(rule, "one that ended at its start, as the server's log tells", "another try") from None
     return desk
 
 

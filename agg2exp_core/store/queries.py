@@ -683,8 +683,13 @@ def _end(value: float) -> float:
 
 
 def _text(value: Any) -> str:
-    """A chosen value as cases.csv spells it; nothing and NaN are the empty text."""
-    return "" if value is None or value != value else str(value)
+    """A chosen value as cases.csv spells it; nothing and NaN are the empty text. InputError: no UTF-8 spells it."""
+    text = "" if value is None or value != value else str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError("a chosen value must be whole text", f"{text!r}, with half a character") from None
+    return text
 
 
 # ---- what may be named -----------------------------------------------------------------------------
