@@ -23,7 +23,7 @@ def main() -> list[tuple[str, str]]:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         synthetic.write_root(root, CASES)
-        con = catalog.connect(root).cursor()
+        con = catalog.connect(root)
         rows = []
         for what, ours, theirs in (
             ("matrix", lambda: queries.matrix(con, SELECTION), lambda: _pandas(root, None)),

@@ -90,7 +90,9 @@ def _connection(root: str, fingerprint: str) -> duckdb.DuckDBPyConnection:
 @st.cache_resource(max_entries=200, show_spinner=False, hash_funcs=KEYED)
 def _answer(root: str, fingerprint: str, query: str, *arguments: object) -> Any:
     # A cursor of its own: sessions run in threads, and a connection serves one at a time.
-    return getattr(queries, query)(_connection(root, fingerprint).cursor(), *arguments)
+    # The connection is kept meanwhile, for it holds what the cursor reads.
+    connection = _connection(root, fingerprint)
+    return getattr(queries, query)(connection.cursor(), *arguments)
 
 
 def _ask(root: Path, query: str, *arguments: object) -> Any:
@@ -308,7 +310,8 @@ def _fits(root: Path, selection: Selection) -> bool:
 
 
 def _read(root: str, fingerprint: str, selection: Selection) -> Importance:
-    return to_array(queries.local_explanations(_connection(root, fingerprint).cursor(), selection))
+    connection = _connection(root, fingerprint)
+    return to_array(queries.local_explanations(connection.cursor(), selection))
 
 
 # Resources, as they are large and nobody changes them.

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import duckdb
 import pandas as pd
@@ -28,6 +29,7 @@ from agg2exp_core.records import InputError
 from agg2exp_core.settings import ID
 from agg2exp_core.store import parquet_cache, region_sets
 from agg2exp_core.store.cohorts import COLUMNS, list_cohorts, read_cases
+from agg2exp_core.store.held import Source
 from agg2exp_core.store.lists import list_lists
 from agg2exp_core.store.parquet_cache import Cache, Numbers
 
@@ -102,6 +104,10 @@ OUTLIER_COLUMNS = {
 }  # fmt: skip
 
 
+_read: WeakKeyDictionary[duckdb.DuckDBPyConnection, list[Source]] = WeakKeyDictionary()
+"""The caches that a connection reads: a run that grows replaces them meanwhile."""
+
+
 def refresh(root: Path) -> str:
     """A fingerprint that changes when cohorts, cases, runs, outliers or lists change.
 
@@ -120,7 +126,10 @@ def refresh(root: Path) -> str:
 
 
 def connect(root: Path) -> duckdb.DuckDBPyConnection:
-    """A connection with the views, which reads caches of this root and no other file, and cannot be reconfigured."""
+    """A connection with the views, which reads caches of this root and no other file, and cannot be reconfigured.
+
+    Keep it as long as its cursors: it holds what they read.
+    """
     root = root.resolve()
     con = duckdb.connect()
     _set_limits(con)
@@ -128,7 +137,8 @@ def connect(root: Path) -> duckdb.DuckDBPyConnection:
     caches = _add_runs(con, root, _add_cohorts(con, root))
     _add_outliers(con, root)
     _add_lists(con, root)
-    _lock(con, caches)
+    _lock(con, [cache.path for cache in caches])
+    _read[con] = caches
     return con
 
 
@@ -306,7 +316,7 @@ def _say_left_out(run: Path) -> None:
     logging.warning("run %s of cohort %s left out: its run.json is damaged", run.name, run.parent.name)
 
 
-def _add_runs(con: duckdb.DuckDBPyConnection, root: Path, listed: dict[str, set[str]]) -> list[Path]:
+def _add_runs(con: duckdb.DuckDBPyConnection, root: Path, listed: dict[str, set[str]]) -> list[Source]:
     """The views of all runs. Returns the files that they read."""
     rows, organs, places, masked, infos, files = [], [], [], [], [], []
     channels: list[dict[str, Any]] = []
@@ -315,7 +325,7 @@ def _add_runs(con: duckdb.DuckDBPyConnection, root: Path, listed: dict[str, set[
         cache = parquet_cache.current(folder)
         _add_run(con, place, cache, info.get("values") == "shares")
         parts = (cache.importance, cache.agreement, cache.by_channel) if cache else ()
-        files += [part for part in parts if isinstance(part, Path)]
+        files += [part for part in parts if isinstance(part, Source)]
         for position, name in enumerate(_named_channels(info, cache)):
             channels.append({"cohort": place[0], "run": place[1], "channel": name, "position": position})
         masked += [place] if _add_regions(con, place, folder) else []
@@ -417,8 +427,8 @@ def _signed(template: str, source: str) -> str:
 
 def _source(con: duckdb.DuckDBPyConnection, table: str, numbers: Numbers) -> str:
     """What to select from: the Parquet file, or the table, made of the rows in memory."""
-    if isinstance(numbers, Path):
-        return f"read_parquet({_literal(_unglobbed(str(numbers)))})"
+    if isinstance(numbers, Source):
+        return f"read_parquet({_literal(_unglobbed(str(numbers.path)))})"
     plain = [
         pa.field(column.name, pa.string() if pa.types.is_dictionary(column.type) else column.type)
         for column in numbers.schema

@@ -3,7 +3,7 @@
 Where attribution is split among input channels, importance.parquet holds the sums over them, which is what the view
 `importance` tells, and importance_by_channel.parquet a row for each.
 The CSV files of the cases are the truth. A cache that is missing, stale or not as its <name>.sha256 says is built from
-them; where it cannot be written, the tables stay in memory.
+them; where it cannot be written, the tables stay in memory. What is read is a copy in memory, made and verified once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 import uuid
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -28,10 +28,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
 
-from agg2exp_core.files import read_json, write_text
+from agg2exp_core.files import read_json, state, write_text
 from agg2exp_core.organs import BACKGROUND
 from agg2exp_core.records import InputError
 from agg2exp_core.store import results
+from agg2exp_core.store.held import Source, held
 from agg2exp_core.volumes import sha256
 
 LAYOUT = 4
@@ -59,8 +60,8 @@ AGREEMENT = {"target": pa.string(), "dice": pa.float64(), "iou": pa.float64()}
 
 UNREADABLE = (InputError, OSError, pa.ArrowException)
 
-Numbers: TypeAlias = Path | pa.Table
-"""A Parquet file, or its rows in memory."""
+Numbers: TypeAlias = Source | pa.Table
+"""A Parquet file, or its rows where none can be written."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,8 @@ class Kept:
 
 
 _known: dict[Path, tuple[tuple[int, ...], Cache | None]] = {}
+_verified: dict[Path, tuple[tuple[int, ...], str, Source]] = {}
+"""Parquet file → its state and SHA-256 when it was read, and what was: it is read once while these stay."""
 
 
 def current(run: Path) -> Cache | None:
@@ -167,13 +170,14 @@ def _looked_up(run: Path) -> Cache | None:
     seen = _finished(run / "cases")
     if not seen:
         return None
-    files = _files(run)
-    old = [_content(path) for path in files]
+    opened = [_opened(path) for path in _files(run)]
+    old = [content for content, _ in opened]
     alike = old[0] == old[1] and (old[0] is None or not old[0].channels or old[0] == old[2])
     known = old[0] if alike and old[0] is not None and old[0].kind == [LAYOUT, shares] else None
     if known is not None and known.seen == seen and not _any_mended(run / "cases", known, shares):
-        return Cache(known, files[0], files[1], files[2] if known.channels else None)
-    kept = _kept(files, known, seen) if known is not None else None
+        importance, agreement, by_channel = (source for _, source in opened)
+        return Cache(known, importance, agreement, by_channel if known.channels else None)
+    kept = _kept([source.path for _, source in opened], known, seen) if known is not None else None
     return _stored(run, _built(run / "cases", seen, shares, kept))
 
 
@@ -192,22 +196,21 @@ def _finished(folder: Path) -> dict[str, list[int]]:
     return dict(sorted(found.items()))
 
 
-def _content(path: Path) -> Content | None:
-    """What a Parquet file says of itself, or None if it is missing, damaged or another's."""
+def _opened(path: Path) -> tuple[Content | None, Source]:
+    """What a Parquet file says of itself, and where to read it; None if it is missing, damaged or another's."""
     try:
-        if _digest(path, path.stat().st_size, _mtime(path)) != _sum_file(path).read_text().split(maxsplit=1)[0]:
-            return None
-        stored = json.loads(pq.read_metadata(path).metadata[KEY])
+        now, told = state(path), _sum_file(path).read_text().split(maxsplit=1)[0]
+        if _verified.get(path, ((), ""))[:2] != (now, told):
+            source = held(path)
+            if sha256(source.path) != told:
+                return None, source
+            _verified[path] = now, told, source
+        source = _verified[path][2]
+        stored = json.loads(pq.read_metadata(source.path).metadata[KEY])
         names = {name: tuple(stored.get(name, ())) for name in ("targets", "regions", "channels")}
-        return Content(**stored | names)
+        return Content(**stored | names), source
     except (OSError, ValueError, TypeError, LookupError, pa.ArrowException):
-        return None
-
-
-@lru_cache(maxsize=4096)
-def _digest(path: Path, size: int, mtime: int) -> str:
-    """SHA-256 of a cache; large ones are read once a process while they keep their size and time."""
-    return sha256(path)
+        return None, Source(path)
 
 
 def _sum_file(path: Path) -> Path:
@@ -218,7 +221,7 @@ def _sum_file(path: Path) -> Path:
 # ---- building --------------------------------------------------------------------------------------
 
 
-def _kept(files: tuple[Path, Path, Path], known: Content, seen: dict[str, list[int]]) -> Kept | None:
+def _kept(files: list[Path], known: Content, seen: dict[str, list[int]]) -> Kept | None:
     """What an older cache holds of cases that have not changed since: a growing run is not read again and again."""
     names = [name for name, status in known.seen.items() if seen.get(name) == status and name not in known.damaged]
     sources = (files[2] if known.channels else files[0], _columns(known.kind[1])), (files[1], AGREEMENT)
@@ -413,7 +416,7 @@ def _sorted_agreement(table: pa.Table) -> pa.Table:
 
 
 def _stored(run: Path, cache: Cache) -> Cache:
-    """The cache on disk; as it is where the root cannot be written."""
+    """The cache as it can be read from the disk; as it is where the root cannot be written."""
     importance, agreement, by_channel = _files(run)
     try:
         if cache.by_channel is not None:
@@ -423,8 +426,11 @@ def _stored(run: Path, cache: Cache) -> Cache:
     except OSError as error:
         logging.info("cache of run %s stays in memory: %s", run.name, error)
         return cache
-    split = None if cache.by_channel is None else by_channel
-    return replace(cache, importance=importance, agreement=agreement, by_channel=split)
+    opened = [_opened(path) for path in _files(run)]
+    if any(found != cache.content for found, _ in opened[: 2 if cache.by_channel is None else 3]):
+        return cache  # another process has written meanwhile
+    split = None if cache.by_channel is None else opened[2][1]
+    return replace(cache, importance=opened[0][1], agreement=opened[1][1], by_channel=split)
 
 
 def _write(path: Path, table: pa.Table, content: Content) -> None:
