@@ -5,6 +5,7 @@ Dask queues, restarts what a lost worker had, and encrypts; each case is written
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import threading
@@ -65,8 +66,12 @@ def local(workers: int) -> Iterator[Any]:
     threads = max((os.cpu_count() or 1) // workers, 1)
     # Nothing is told over unencrypted HTTP, not even to this machine.
     unheard: dict[str, list[str]] = {f"distributed.{side}.http.routes": [] for side in ("scheduler", "worker")}
-    with dask.config.set({"distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": str(threads)} | unheard):
-        cluster = LocalCluster(workers, threads_per_worker=1, memory_limit=0, dashboard_address=":0", security=True)
+    # Dask warns of workers that end, which we tell in words of our own where it matters.
+    environ = {"OMP_NUM_THREADS": str(threads), "DASK_LOGGING__DISTRIBUTED": "error"}
+    settings = {f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in environ.items()}
+    alike: dict[str, Any] = {"threads_per_worker": 1, "memory_limit": 0, "security": True}
+    with dask.config.set(settings | unheard):
+        cluster = LocalCluster(workers, dashboard_address=":0", silence_logs=logging.ERROR, **alike)
         with cluster, Client(cluster) as client:
             yield client
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -148,6 +149,19 @@ def test_a_case_that_is_no_longer_wanted_stops_within_a_window(
         done = future.result(timeout=60)
     assert "its cohort was stopped" in done.refused and not done.fault
     assert not list(root.rglob("manifest.json"))
+
+
+def _warn() -> None:
+    for name in ("distributed.nanny", "distributed.worker"):
+        logging.getLogger(name).warning("a word of Dask")
+
+
+def test_dask_warns_no_user_of_what_we_tell(capfd: pytest.CaptureFixture[str]) -> None:
+    """As of workers that end, after Ctrl+C."""
+    with cluster.local(1) as client:
+        client.submit(_warn).result(timeout=60)
+        _warn()
+    assert "a word of Dask" not in capfd.readouterr().err
 
 
 def test_a_case_that_kills_its_workers_is_refused_and_a_fault_of_ours_is_told_as_one() -> None:
