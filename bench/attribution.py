@@ -59,7 +59,7 @@ def _scan(count: int) -> tuple[float, float]:
     network.weight.copy_((2 * centres).view(count, 1, 1, 1, 1))
     network.bias.copy_(-(centres**2))
     explainer = _explainer(network, count)
-    networks_own, _ = _explained(explainer, Method(samples=2), 64, EXPLAINED)
+    networks_own, _ = _explained(explainer, Method(samples=2), WINDOW, EXPLAINED)
     peak, seconds = _explained(explainer, Method(samples=2), EDGE, EXPLAINED)
     return (peak - networks_own) / (4 * EDGE**3), seconds
 
@@ -106,10 +106,10 @@ def _explained(explainer: Explainer, method: Method, edge: int, targets: int) ->
 
     from agg2exp_core.attribution.attribute import Subject, attribute
 
-    # Each class has voxels of the label, whatever a network that was never trained predicts.
-    label = torch.arange(edge**3).reshape((edge,) * 3) % len(explainer.classes)
-    subject, started = Subject(torch.rand(1, edge, edge, edge), label), time.perf_counter()
-    attribute(explainer, subject, explainer.classes[:targets], method, lambda *_: None, keep=())
+    image, label, started = torch.rand(1, edge, edge, edge), None, time.perf_counter()
+    if method.mask == "label":  # each class has voxels of it, whatever a network that was never trained predicts
+        label = torch.arange(edge**3).reshape(image[0].shape) % len(explainer.classes)
+    attribute(explainer, Subject(image, label), explainer.classes[:targets], method, lambda *_: None, keep=())
     seconds = time.perf_counter() - started
     return _peak(), seconds
 
