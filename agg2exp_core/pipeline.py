@@ -40,7 +40,7 @@ from agg2exp_core.model.preprocess import (
 )
 from agg2exp_core.model.windows import plan_windows
 from agg2exp_core.organs import BACKGROUND, load_label_set
-from agg2exp_core.precision import AUTO, PRECISIONS, Measured, read_measured, write_measured
+from agg2exp_core.precision import Measured, decided, read_measured, write_measured
 from agg2exp_core.records import PERTURBING, ChannelSums, InputError, Method, SumTable, Volume
 from agg2exp_core.settings import LONGEST_ID
 from agg2exp_core.store import results
@@ -79,10 +79,7 @@ class Explaining:
 
     def __init__(self, root: Path, plan: Plan):
         device = pick_device(plan.device)
-        if plan.method.precision == AUTO:
-            measured = read_measured(root, plan.model, device.type)
-            method = replace(plan.method, precision=measured.chosen if measured else PRECISIONS[0])
-            plan = replace(plan, method=method)
+        plan = replace(plan, method=decided(plan.method, read_measured(root, plan.model, device.type)))
         check_method(plan.method)
         if plan.saliency not in SALIENCY_DTYPES:
             raise InputError("saliency dtype must be known", repr(plan.saliency), ", ".join(SALIENCY_DTYPES))

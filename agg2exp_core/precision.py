@@ -5,11 +5,12 @@ Torch-free: the dashboard says it, the pipeline goes by it.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from agg2exp_core.files import read_json, write_json
+from agg2exp_core.records import Method
 from agg2exp_core.settings import checked_id
 
 PRECISIONS = ("float32", "bfloat16")
@@ -28,6 +29,13 @@ class Measured:
     def chosen(self) -> str:
         """bfloat16 where it is worth it and changes less than few noisy copies leave open."""
         return PRECISIONS[self.mass_error <= LARGEST_ERROR and self.speedup >= LEAST_SPEEDUP]
+
+
+def decided(method: Method, measured: Measured | None) -> Method:
+    """The method itself, or with the precision that was measured to serve where it leaves that open (AUTO)."""
+    if method.precision != AUTO:
+        return method
+    return replace(method, precision=measured.chosen if measured else PRECISIONS[0])
 
 
 def read_measured(root: Path, model: str, device: str) -> Measured | None:

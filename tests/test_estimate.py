@@ -90,6 +90,19 @@ def test_half_precision_takes_its_share_of_the_time(measured) -> None:
     assert single - START_SECONDS == pytest.approx(2 * (half - START_SECONDS))
 
 
+def test_a_precision_that_is_left_open_is_the_one_that_will_be_taken(measured) -> None:
+    """As the command line leaves it: time, and what is there, are told of the run that the cases go to."""
+    info = {"model": "tiny", "method": "smoothgrad", "parameters": PAIRS.parameters(), "model_hash": "0"}
+    results.write_run(measured, "c", "r", info)
+    explained(measured, "one", *CLASSES)
+    single, half, open_ = (
+        replace(REQUEST, device="cpu", method=replace(PAIRS, precision=one)) for one in ("float32", "bfloat16", "auto")
+    )
+    assert estimate(measured, open_) == estimate(measured, single) and estimate(measured, open_).scans == 2
+    write_measured(measured, "tiny", "cpu", Measured(0.001, 2.0))
+    assert estimate(measured, open_) == estimate(measured, half) and estimate(measured, open_).scans == 3
+
+
 def test_half_precision_is_that_of_the_device_that_a_job_would_get(root, tmp_path, monkeypatch) -> None:
     for device, speedup in (("cpu", 0.2), ("cuda", 1.9)):
         write_measured(root, "tiny", device, Measured(0.001, speedup))

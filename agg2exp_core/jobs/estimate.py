@@ -12,7 +12,7 @@ import numpy as np
 from agg2exp_core import volumes
 from agg2exp_core.files import read_json
 from agg2exp_core.jobs.queue import Request
-from agg2exp_core.precision import Measured, read_measured
+from agg2exp_core.precision import Measured, decided, read_measured
 from agg2exp_core.records import PERTURBING, InputError, Method
 from agg2exp_core.store import results
 from agg2exp_core.store.cohorts import Case, find_case, list_cases
@@ -52,6 +52,8 @@ class Estimate:
 
 def estimate(root: Path, request: Request) -> Estimate:
     """What the request takes, at most: targets may settle before all their passes. InputError where it cannot fit."""
+    half = measured(root, request.model, request.device)
+    request = replace(request, method=decided(request.method, half))
     cases = [case for case in _cases(root, request) if case.image is not None and case.image.is_file()]
     there = _explained(root, request, cases)
     left = [case for case in cases if case.case_id not in there]
@@ -63,7 +65,7 @@ def estimate(root: Path, request: Request) -> Estimate:
         return plain
     manifest, before = last
     ratios = np.array(extents) / (_extent(before) or np.mean(extents))
-    faster = known.speedup if (known := measured(root, request.model, request.device)) else 1.0
+    faster = half.speedup if half else 1.0
     count = max(len(manifest["targets"]), 1)
     share = len(left) * float(ratios.mean())
     stored = sum(int(file.get("size", 0)) for file in manifest["files"].values()) * organs / count
