@@ -172,6 +172,13 @@ def test_what_does_not_fit_the_disk_is_refused(measured, monkeypatch, capsys, wh
     assert [path.name for path in (measured / "runs" / "c").iterdir()] == ["r"]
 
 
+def test_a_scan_that_is_damaged_since_it_was_explained_refuses_no_other(measured) -> None:
+    other = replace(REQUEST, case_id="two")
+    before = estimate(measured, other)
+    (measured.parent / "scans" / "one.nii.gz").write_bytes(b"damaged")
+    assert estimate(measured, other) == before and before.seconds
+
+
 def test_what_does_not_fit_the_memory_is_refused_where_none_fits(root, monkeypatch) -> None:
     monkeypatch.delenv("AGG2EXP_MAX_GIB", raising=False)
     monkeypatch.setattr(settings, "memory_bytes", lambda: 3000)

@@ -64,7 +64,7 @@ def estimate(root: Path, request: Request) -> Estimate:
     if last is None or not extents:
         return plain
     manifest, before = last
-    ratios = np.array(extents) / (_extent(before) or np.mean(extents))
+    ratios = np.array(extents) / (before or np.mean(extents))
     faster = half.speedup if half else 1.0
     count = max(len(manifest["targets"]), 1)
     share = len(left) * float(ratios.mean())
@@ -168,23 +168,26 @@ def _extents(cases: list[Case]) -> list[float]:
     return extents
 
 
-def _extent(case: Case | None) -> float:
-    if case is None or case.image is None or not case.image.is_file():
+def _extent(case: Case) -> float:
+    if case.image is None or not case.image.is_file():
         return 0.0
     header = volumes.check_header(case.image)
     return float(abs(np.linalg.det(header.affine[:3, :3])) * np.prod(header.shape))
 
 
-def _last(root: Path, model: str) -> tuple[dict[str, Any], Case | None] | None:
-    """The manifest of what was computed last by this model on this machine, and its case; None if nothing was."""
+def _last(root: Path, model: str) -> tuple[dict[str, Any], float] | None:
+    """The manifest of what was computed last by this model on this machine; None if nothing was.
+
+    And the extent of its scan: 0 where that is gone, or cannot be opened any more, which is no fault of what is asked.
+    """
     latest = results.read_latest(root, model)
     if latest is None or "seconds" not in latest[1]:
         return None
     cohort, manifest = latest
     try:
-        return manifest, find_case(root, cohort, str(manifest["case_id"]))
+        return manifest, _extent(find_case(root, cohort, str(manifest["case_id"])))
     except (InputError, KeyError):
-        return manifest, None
+        return manifest, 0.0
 
 
 def _work(method: Method, organs: float, faster: float) -> float:
