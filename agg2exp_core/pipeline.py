@@ -483,7 +483,8 @@ def _finished(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     manifest = results.read_manifest(folder)
     if manifest is None or results.verify(folder):
         return None
-    same = ("model_hash", "input_sha256", "label_sha256", "mask_sha256", "parameters_hash", "method")
+    inputs = ("input_sha256", "label_sha256", "labelled_by", "mask_sha256")
+    same = ("model_hash", "method", "parameters_hash", *inputs)
     return manifest if all(manifest.get(key) == identity.get(key) for key in same) else None
 
 

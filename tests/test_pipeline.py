@@ -356,6 +356,19 @@ def test_a_label_map_is_read_by_the_label_set_that_its_list_names(root, tmp_path
         explaining.case(Case("case", image, label, {"label_set": "nowhere"}), tmp_path / "no", silent)
 
 
+@pytest.mark.parametrize("mask", ["prediction", "label"])
+def test_labels_that_are_read_otherwise_are_computed_anew(root, tmp_path, mask):
+    """The same files: what their values mean was put right in the list after the case had been explained."""
+    image, label = labelled(tmp_path)
+    explaining = pipeline.Explaining(root, pipeline.Plan("tiny", replace(GRADIENT, mask=mask)))
+    cases = [Case("case", image, label, {"label_set": name} if name else {}) for name in ("", "totalsegmentator")]
+    for case in cases:
+        out = explaining.case(case, tmp_path / "out", silent)
+    anew = explaining.case(cases[1], tmp_path / "anew", silent)
+    for name in ("importance.csv", "agreement.csv"):
+        assert (out / name).read_text() == (anew / name).read_text()
+
+
 def test_a_label_map_of_other_things_says_nothing_of_the_models_classes(root, tmp_path):
     image, label = labelled(tmp_path)
     write_label_set(root, made_label_set("tumours", ("background", "lesion")))
