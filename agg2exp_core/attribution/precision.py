@@ -21,7 +21,7 @@ HOPELESS = 2.0
 def compare_precisions(explainer: Explainer, image: torch.Tensor) -> tuple[float, float]:
     """Largest difference of a mass in bfloat16 and float32, and how many times as fast bfloat16 is.
 
-    Of the largest few organs in the middle window of a scan (1, I, J, K). InputError: no organ is predicted there.
+    Of the largest few classes in the middle window of a scan (channels, I, J, K).
     """
     subject = Subject(_middle(explainer, image))
     found = attribute(explainer, subject, explainer.classes, Method("gradient"), _silent, keep=()).prediction
