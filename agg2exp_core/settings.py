@@ -16,7 +16,8 @@ SHIPPED = Path(__file__).resolve().parents[1] / "data"
 
 ALLOWED_VARIABLE = "AGG2EXP_CALLABLES"
 LONGEST_ID = 64
-ID = re.compile(rf"(?!\.+$)[A-Za-z0-9_.-]{{1,{LONGEST_ID}}}")
+ID = re.compile(rf"(?!\.)[A-Za-z0-9_.-]{{1,{LONGEST_ID}}}")
+"""No name begins with a dot: what is hidden is being made or removed, and is cleared away."""
 
 
 def data_root(given: Path | None = None) -> Path:
@@ -108,5 +109,5 @@ def checked_device(name: str) -> str:
 def checked_id(kind: str, name: str) -> str:
     """The name itself if it may be used as a folder name, else InputError."""
     if not ID.fullmatch(name):
-        raise InputError(f"{kind} must be 1 to 64 of A-Z a-z 0-9 _ . - and not only dots", repr(name)[:80])
+        raise InputError(f"{kind} must be 1 to 64 of A-Z a-z 0-9 _ . - and begin with no dot", repr(name)[:80])
     return name

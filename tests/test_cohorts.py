@@ -68,6 +68,7 @@ def test_a_case_is_found_without_reading_a_long_list_again_until_it_changes(
         ("case_id,image,label\na,b,c\nd,e\n", "line 3"),
         ("case_id,image,label\na,,\nb,,\na,,\n", "'a' twice"),
         ("case_id,image,label\n../a,,\n", "case must be"),
+        ("case_id,image,label\n.a,,\n", "begin with no dot"),
         ('case_id,image,label\n"a,,\n', "well formed"),
     ],
 )

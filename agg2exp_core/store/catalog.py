@@ -300,7 +300,7 @@ def _run_folders(root: Path) -> Iterator[Path]:
     """Folders of runs with a readable run.json, in order."""
     for path in sorted((root / "runs").glob("*/*/run.json")):
         folder = path.parent
-        if any(not ID.fullmatch(name) or name.startswith(".") for name in folder.parts[-2:]):
+        if not all(map(ID.fullmatch, folder.parts[-2:])):
             continue
         info = read_json(path)
         # One run must not cost the others their views.

@@ -63,7 +63,7 @@ class Case:
 
 def list_cohorts(root: Path) -> list[str]:
     """Names of the cohorts under `cohorts/`."""
-    return sorted(path.parent.name for path in (root / "cohorts").glob("*/cases.csv"))
+    return sorted(path.parent.name for path in (root / "cohorts").glob("[!.]*/cases.csv"))
 
 
 def read_cases(root: Path, cohort: str) -> pd.DataFrame:

@@ -54,7 +54,7 @@ def read_layout(folder: Path) -> Layout:
         raise InputError("a folder must be there", str(folder))
     if (folder / DATASET).is_file():
         return _dataset(folder)
-    subjects = {path.parent.name: path for name in SUBJECT_SCANS for path in sorted(folder.glob(f"*/{name}"))}
+    subjects = {path.parent.name: path for name in SUBJECT_SCANS for path in sorted(folder.glob(f"[!.]*/{name}"))}
     if subjects:
         return _subjects(folder, subjects)
     scans = scans_of(folder)

@@ -224,7 +224,7 @@ def create_session(root: Path, session: Session) -> Session:
 
 def list_sessions(root: Path) -> list[str]:
     """Names of the sessions, those made last first."""
-    files = (root / "reviews").glob("*/session.json")
+    files = (root / "reviews").glob("[!.]*/session.json")
     made = {path.parent.name: str(read_json(path).get("created") or "") for path in files}
     return sorted(made, key=made.__getitem__, reverse=True)
 
