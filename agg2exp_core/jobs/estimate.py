@@ -146,7 +146,9 @@ def _explained(root: Path, request: Request, cases: list[Case]) -> set[str]:
 
 def _holds(root: Path, request: Request, folder: Path) -> bool:
     """With a map of each, which would be computed where it was not kept, unless there is nothing to draw."""
-    manifest = results.read_manifest(folder) or {}
+    manifest = results.read_manifest(folder)
+    if manifest is None or results.verify(folder, ["importance.csv"]):
+        return False
     known = set(manifest.get("targets", ()))
     if not known >= set(request.targets) or len(known) < (len(request.targets) or count_classes(root, request.model)):
         return False

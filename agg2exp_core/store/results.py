@@ -119,8 +119,11 @@ def recover(cases: Path) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The case's manifest, or None if it has none that can be read."""
-    return read_json(folder / MANIFEST) or None
+    """The case's manifest, or None if it has none that is as it was written."""
+    manifest = read_json(folder / MANIFEST)
+    files = manifest.get("files")
+    sound = isinstance(files, dict) and files.get(MANIFEST) in (None, _own_fingerprint(manifest))
+    return manifest if sound else None
 
 
 def verify(folder: Path, only: Iterable[str] | None = None) -> list[str]:
@@ -128,10 +131,10 @@ def verify(folder: Path, only: Iterable[str] | None = None) -> list[str]:
 
     only: check just these files of it and the manifest. Reads every byte that it checks.
     """
-    manifest = read_manifest(folder) or {}
-    files = manifest.get("files")
-    if not isinstance(files, dict) or files.get(MANIFEST) not in (None, _own_fingerprint(manifest)):
+    manifest = read_manifest(folder)
+    if manifest is None:
         return [f"{MANIFEST} is missing or damaged"]
+    files = manifest["files"]
     names = [name for name in (sorted(files) if only is None else only) if name in files and name != MANIFEST]
     found = {name: (folder / name).is_file() for name in names}
     return [f"{name} is missing" for name in names if not found[name]] + [
