@@ -155,6 +155,14 @@ def test_cases_that_are_there_say_nothing_of_the_time_left(tmp_path: Path, job: 
     assert len(told) == 199 and told == pytest.approx(range(199, 0, -1))
 
 
+def test_what_is_asked_for_again_while_it_is_stopped_is_another_job(tmp_path: Path, job: str) -> None:
+    with Reporter(tmp_path, job):
+        queue.cancel(tmp_path, job)
+        again = queue.submit(tmp_path, REQUEST)
+        assert queue.state(tmp_path, job).status == "running" and again != job
+        assert queue.submit(tmp_path, REQUEST) == again
+
+
 def test_an_unknown_job_cannot_be_stopped(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="job must be one that was submitted"):
         queue.cancel(tmp_path, "20260101-000000-abcdef")

@@ -61,10 +61,11 @@ class JobState:
 def submit(root: Path, request: Request) -> str:
     """Put the computation into the queue, see that a worker takes it, and return its job id.
 
-    A request that asks for just what an unfinished one does is that job.
+    A request that asks for just what an unfinished one does is that job, unless that is about to stop.
     """
     with locked(root / "jobs" / ".submit"):
-        job_id = next((job.job_id for job in list_jobs(root) if _is_same(job, request)), None)
+        same = (job.job_id for job in list_jobs(root) if not job.finished and asked(job.request) == asked(request))
+        job_id = next((job_id for job_id in same if not (root / "jobs" / job_id / CANCEL).exists()), None)
         if job_id is None:
             job_id = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")  # in whose order they take their turns
             while (root / "jobs" / job_id).exists():  # where the clock was set back
@@ -163,10 +164,6 @@ def log(root: Path, job_id: str, most: int = 20_000) -> str:
 
 def _folder(root: Path, job_id: str) -> Path:
     return root / "jobs" / checked_id("job", job_id)
-
-
-def _is_same(job: JobState, request: Request) -> bool:
-    return not job.finished and asked(job.request) == asked(request)
 
 
 def _has_ended(folder: Path) -> bool:
