@@ -71,9 +71,10 @@ def _attend(folder: Path, words: list[str], alive: TextIO) -> None:
             start_new_session=True,
             pass_fds=[alive.fileno()],
         )
+        asked = None
         try:
             while process.poll() is None:
-                _stop_if_asked(process, folder / CANCEL)
+                asked = _stop_if_asked(process, folder / CANCEL, asked)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(POLL_SECONDS)
         except BaseException:
@@ -83,12 +84,14 @@ def _attend(folder: Path, words: list[str], alive: TextIO) -> None:
             log.write(f"ended by {signal.Signals(-process.returncode).name}\n".encode())
 
 
-def _stop_if_asked(process: subprocess.Popen[bytes], cancel: Path) -> None:
-    try:
-        waited = time.time() - cancel.stat().st_mtime
-    except FileNotFoundError:
-        return
-    process.send_signal(signal.SIGKILL if waited > GRACE_SECONDS else signal.SIGTERM)
+def _stop_if_asked(process: subprocess.Popen[bytes], cancel: Path, asked: float | None) -> float | None:
+    """When it was first seen that the process is to stop, which it is told now: by a clock that nobody sets."""
+    if not cancel.exists():
+        return None
+    now = time.monotonic()
+    asked = now if asked is None else asked
+    process.send_signal(signal.SIGKILL if now - asked > GRACE_SECONDS else signal.SIGTERM)
+    return asked
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
