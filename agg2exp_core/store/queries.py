@@ -46,7 +46,7 @@ TABLE_FUNCTIONS = (
 )  # fmt: skip
 """What a user's query may be made of, in DuckDB's terms: these touch neither files nor settings."""
 
-TELLING_FUNCTIONS = ("current_setting", "getenv", "getvariable", "write_log")
+TELLING_FUNCTIONS = ("current_setting", "getenv", "getvariable", "pg_get_viewdef", "write_log")
 TELLING_TABLES = ("duckdb_", "pg_", "sqlite_", "information_schema.views")
 """What would tell of the machine, such as folders of its users, or write into its log; tables by their beginnings."""
 
