@@ -121,6 +121,14 @@ def test_of_a_cohort_only_what_failed_is_tried_again(monkeypatch, root) -> None:
     assert [request.only for request in asked] == [tuple(failed)]
 
 
+def test_a_stopped_run_goes_on_with_all_that_it_lacks(monkeypatch, root) -> None:
+    asked = []
+    monkeypatch.setattr(queue, "submit", lambda root, request: asked.append(request))
+    stopped = job("j1", "cancelled", failed={"one": "a scan must be sound"})
+    drawn(monkeypatch, root, stopped).button(key="again_j1").click().run()
+    assert asked == [stopped.request]
+
+
 def test_a_result_opens_on_the_page_of_its_case(monkeypatch, root) -> None:
     went = []
     monkeypatch.setattr(st, "switch_page", lambda page, query_params: went.append((page.url_path, query_params)))

@@ -278,6 +278,14 @@ def test_a_full_disk_is_told_by_what_was_kept_free_for_it(tmp_path, job, monkeyp
     assert end.status == "failed" and end.reason.startswith("disk full") and not ballast.exists()
 
 
+def test_after_a_full_disk_no_case_is_asked_for_alone(tmp_path, job) -> None:
+    with pytest.raises(OSError), Reporter(tmp_path, job) as report:
+        report.refused("case_007", "a scan must be sound")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    end = queue.state(tmp_path, job)
+    assert end.status == "failed" and end.failed == {}  # those behind the seventh were not come to
+
+
 def test_a_case_that_failed_can_be_asked_for_alone(tmp_path, job) -> None:
     with pytest.raises(InputError), Reporter(tmp_path, job) as report:
         report.refused("case_007", "a scan must be sound")

@@ -146,6 +146,8 @@ class Reporter:
             self._state |= {"status": "cancelled" if stopped else "queued", "note": ""}
         else:
             self._state |= {"status": "failed", "reason": one_line(error)}
+            if is_disk_full(error):
+                self._state["failed"] = {}  # others were not come to: whoever tries again wants them too
         (self._folder / BALLAST).unlink(missing_ok=True)
         self._write()
         self._held.close()

@@ -38,7 +38,8 @@ class JobState:
     """Where a job stands. status: queued | running | done | failed | cancelled.
 
     seconds_left: None while nothing can be said. reason: one line when it failed.
-    result: cohort, run and case_id when it is done. failed: of a cohort, its cases that failed, each with the reason.
+    result: cohort, run and case_id when it is done. failed: of a cohort, its cases that failed, each with the reason;
+    where the job has failed, all that it lacks, or none if that is not known.
     """
 
     job_id: str

@@ -218,17 +218,18 @@ def job_card(
                 st.caption(f"{words.plain(case_id)}: {words.plain(reason)}")
             with st.container(horizontal=True, gap="small"):
                 if access.may("operator"):
-                    _again_button(root, job, "Try these again" if job.failed else "Try again")
+                    again = replace(job.request, only=tuple(job.failed) or job.request.only)
+                    _again_button(root, job, again, "Try these again" if job.failed else "Try again")
                 _log(root, job)
         elif job.status == "cancelled" and access.may("operator"):
-            _again_button(root, job, "Go on")
+            _again_button(root, job, job.request, "Go on")
 
 
-def _again_button(root: Path, job: JobState, label: str) -> None:
-    """The request once more, of its cases that failed if any did; what it had finished is not computed again."""
+def _again_button(root: Path, job: JobState, request: Request, label: str) -> None:
+    """Asks for all or a part of the job's request once more; what it had finished is not computed again."""
     if st.button(label, key=f"again_{job.job_id}", icon=":material/replay:"):
         access.require("operator")
-        queue.submit(root, replace(job.request, only=tuple(job.failed) or job.request.only))
+        queue.submit(root, request)
         st.rerun(scope="app")
 
 
