@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import itertools
 import os
 import sys
 import time
@@ -22,6 +24,7 @@ from playwright.sync_api import Browser, Page
 from scipy.stats import spearmanr
 from streamlit.testing.v1 import AppTest
 
+from agg2exp_core import volumes
 from agg2exp_core.jobs import queue, worker
 from agg2exp_core.jobs.queue import Request
 from agg2exp_core.organs import load_label_set
@@ -60,6 +63,29 @@ def test_the_same_scan_twice_is_one_case(tmp_path: Path) -> None:
     assert len(cohorts.read_cases(tmp_path, compute.UPLOADS)) == 2
 
 
+def test_scans_whose_hashes_begin_alike_are_two_cases(tmp_path: Path) -> None:
+    """Of some ten thousand scans two have the same first eight digits: one took the place of the other."""
+    seen: dict[str, bytes] = {}
+    whole = _nifti((4, 1, 1))
+    for number in itertools.count():
+        scan = whole[:-4] + number.to_bytes(4)
+        begins = hashlib.sha256(scan).hexdigest()[:8]
+        if begins in seen:
+            break
+        seen[begins] = scan
+    first, second = (compute.take_in(tmp_path, "a.nii", io.BytesIO(one)) for one in (seen[begins], scan))
+    assert first != second and len(cohorts.read_cases(tmp_path, compute.UPLOADS)) == 2
+
+
+def test_what_a_kill_leaves_of_an_upload_does_not_tell_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(volumes, "check_scan", lambda path: written.extend(map(str, tmp_path.rglob("*"))))
+    compute.take_in(tmp_path, "DOE_JANE.nii.gz", io.BytesIO(_nifti()))
+    assert written and "JANE" not in "".join(written)
+
+
 def test_an_uploaded_scan_is_on_the_disk_before_it_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced, fsync = [], os.fsync
 
@@ -70,7 +96,7 @@ def test_an_uploaded_scan_is_on_the_disk_before_it_is_listed(tmp_path: Path, mon
     monkeypatch.setattr(os, "fsync", noted)
     compute.take_in(tmp_path, "a.nii", io.BytesIO(_nifti()))
     listed = next(name for name in synced if name.startswith(".cases.csv"))
-    assert synced.index("a.nii") < synced.index("images") < synced.index(listed) and synced[-1] == compute.UPLOADS
+    assert synced.index("scan.nii") < synced.index("images") < synced.index(listed) and synced[-1] == compute.UPLOADS
 
 
 @pytest.mark.parametrize(

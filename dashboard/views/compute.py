@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -293,8 +292,8 @@ def upload(root: Path) -> None:
 def take_in(root: Path, name: str, content: IO[bytes]) -> str:
     """Check an uploaded scan, store it as a case of the cohort `uploads` and return its id.
 
-    The id is `scan-` and digits of the hash of the bytes: the same file brought twice is the same case, and the file's
-    name, which may be the patient's, stands in no address.
+    The id is `scan-` and digits of the hash of the bytes: the same file brought twice is the same case, and no other
+    one is. The file's name, which may be the patient's, is written nowhere.
     """
     ending = next((ending for ending in (".nii.gz", ".nii") if name.lower().endswith(ending)), None)
     if ending is None:
@@ -302,11 +301,10 @@ def take_in(root: Path, name: str, content: IO[bytes]) -> str:
     images = root / "cohorts" / UPLOADS / "images"
     content.seek(0)
     digest = hashlib.file_digest(content, "sha256").hexdigest()  # type: ignore[arg-type]
-    case_id = f"scan-{digest[:8]}"
+    case_id = f"scan-{digest[:16]}"
     root.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=root, prefix=".incoming-") as folder:
-        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", name[: -len(ending)]).strip("-")[:50] or "scan"
-        arrived = Path(folder) / f"{stem}{ending}"  # a refusal names the file as the user knows it
+        arrived = Path(folder) / f"scan{ending}"
         content.seek(0)
         with arrived.open("wb") as file:
             while block := content.read(2**22):
