@@ -291,6 +291,16 @@ def test_an_export_leaves_no_case_out_in_silence(tmp_path: Path) -> None:
         export_csv(tmp_path, "c", "r", tmp_path / "out.csv")
 
 
+def test_no_damaged_number_is_exported(tmp_path: Path) -> None:
+    """Mean and variance, too, which no view tells."""
+    import_csv(tmp_path, _written(tmp_path, _table()), "c")
+    path = tmp_path / "runs" / "c" / "published" / "cases" / "s1" / "statistics.csv"
+    path.write_text(path.read_text().replace("0.25", "0.35", 1))
+    with pytest.raises(InputError, match=r"s1: statistics.csv is damaged"):
+        export_csv(tmp_path, "c", "published", tmp_path / "out.csv")
+    assert not (tmp_path / "out.csv").exists()
+
+
 @pytest.mark.parametrize(("cohort", "run"), [("gone", "published"), ("tsv2", "gone")])
 def test_an_export_of_what_is_not_there_is_refused(imported: Path, tmp_path: Path, cohort: str, run: str) -> None:
     with pytest.raises(InputError):

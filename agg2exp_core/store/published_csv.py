@@ -297,8 +297,10 @@ def _cell(value: Any) -> str:
 
 
 def _read_statistics(folder: Path) -> dict[str, tuple[float | None, float | None]]:
-    """target → (var, mean) of an imported case; empty for a computed one, which stores none."""
+    """target → (var, mean) of an imported case; empty for a computed one, which stores none. InputError: damage."""
     path = folder / "statistics.csv"
+    if problems := results.verify(folder, [path.name]):
+        raise InputError("every case must be sound to be exported", f"{folder.name}: {', '.join(problems)}")
     if not path.is_file():
         return {}
     with path.open(newline="", encoding="utf-8") as file:
