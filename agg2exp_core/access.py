@@ -38,7 +38,7 @@ class SignIn:
 
     def role(self, address: str) -> str | None:
         """The highest role of an e-mail address; None: who has it may not enter."""
-        name, _, domain = address.strip().casefold().rpartition("@")
+        name, _, domain = _plain(address).rpartition("@")
         if not name or not domain:
             return None
         known = f"{name}@{domain}", f"@{domain}"
@@ -95,10 +95,15 @@ def _people(roles: dict[str, Any]) -> dict[str, tuple[str, ...]]:
     for role, listed in roles.items():
         if not isinstance(listed, list) or not all(isinstance(one, str) and _is_address(one) for one in listed):
             raise InputError(f"[roles] {role} must list e-mail addresses or @domains", repr(listed)[:120])
-        people[role] = tuple(one.strip().casefold() for one in listed)
+        people[role] = tuple(map(_plain, listed))
     if not any(people.values()):
         raise InputError("[roles] must let somebody in", "nobody", 'operator = ["ada@hospital.org"]')
     return people
+
+
+def _plain(address: str) -> str:
+    """Small letters, of ASCII alone: others become these, too, and would be taken for somebody else's."""
+    return "".join(letter.lower() if letter.isascii() else letter for letter in address.strip())
 
 
 def _is_address(text: str) -> bool:

@@ -61,6 +61,12 @@ def test_a_person_has_the_highest_role_that_names_them_or_their_domain(tmp_path:
     assert known.host == "explorer.hospital.org"
 
 
+def test_letters_that_only_look_alike_without_their_case_are_others(tmp_path: Path) -> None:
+    known = read_sign_in(written(tmp_path, AUTH, {"viewer": ["@hospital.org"], "operator": ["Sko@other.org"]}))
+    assert known.role("SKO@OTHER.ORG") == "operator"
+    assert known.role("\u017f\u212ao@other.org") is None and known.role("eve@ho\u017fpital.org") is None
+
+
 def test_each_role_may_do_what_those_before_it_may() -> None:
     table = [[allows(role, needed) for needed in ROLES] for role in (None, *ROLES)]
     assert table == [[False] * 3, [True, False, False], [True, True, False], [True] * 3]
