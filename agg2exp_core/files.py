@@ -51,7 +51,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The file's content; empty when it is not there or does not hold an object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):  # the last of lists in lists in lists
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -236,5 +236,6 @@ def test_damaged_progress_is_none(tmp_path: Path, job: str, bad: dict[str, objec
 
 def test_damaged_job_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "jobs" / "bad").mkdir(parents=True)
-    (tmp_path / "jobs" / "bad" / "job.json").write_text("{")
-    assert queue.list_jobs(tmp_path) == []
+    for damaged in ("{", "[" * 100_000):
+        (tmp_path / "jobs" / "bad" / "job.json").write_text(damaged)
+        assert queue.list_jobs(tmp_path) == []

@@ -284,6 +284,11 @@ def _no_json(folder: Path) -> None:
     (folder / "dataset.json").write_text("[")
 
 
+def _deep_json(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "dataset.json").write_text("[" * 100_000)
+
+
 @pytest.mark.parametrize(
     ("made", "told"),
     [
@@ -293,7 +298,7 @@ def _no_json(folder: Path) -> None:
         (_in_both_parts, "thorax_cta twice"), (_names_of_its_own, "a column case_id"),
         (_described(training=["\0"]), "beside it"), (_described(training=["x" * 300]), "beside it"),
         (_two_channels, "thorax_cta without _0001"), (_an_escape, "beside it"), (_nothing_listed, "imagesTr"),
-        (_no_json, "readable JSON"),
+        (_no_json, "readable JSON"), (_deep_json, "readable JSON"),
     ],
 )  # fmt: skip
 def test_a_dataset_that_does_not_serve_is_refused_and_leaves_nothing(tmp_path, capsys, made, told) -> None:

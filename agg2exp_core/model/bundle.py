@@ -304,5 +304,5 @@ def _are_tensors(value: Any) -> bool:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError("a bundle's config must be readable JSON", f"{path.name}: {error}") from None

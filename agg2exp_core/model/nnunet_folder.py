@@ -274,7 +274,7 @@ def _join_folds(bundle: Bundle, checkpoints: Sequence[Path]) -> None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError("an nnU-Net folder's files must be readable JSON", f"{path.name}: {error}") from None
     if not isinstance(content, dict):
         raise InputError("an nnU-Net folder's files must hold objects", path.name)

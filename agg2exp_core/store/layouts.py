@@ -163,7 +163,7 @@ def _dataset(folder: Path) -> Layout:
     """`imagesTr`, `labelsTr` and `imagesTs`: nnU-Net's with a number for the channel behind each scan's name."""
     try:
         about = json.loads((folder / DATASET).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{DATASET} must be readable JSON", error) from None
     if not isinstance(about, dict):
         raise InputError(f"{DATASET} must hold an object", type(about).__name__)
