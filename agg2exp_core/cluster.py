@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -88,6 +88,8 @@ def existing(address: str, certificates: Path | None = None) -> Iterator[Any]:
         client = Client(address, security=_security(address, certificates), timeout=ANSWER_SECONDS)
     except (OSError, ValueError, TimeoutError) as error:
         raise InputError("a Dask scheduler must answer at --scheduler", f"{address}: {reason(error)}") from None
+    # Of a scheduler that is lost it tells in tracebacks, and we in a line.
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     with client:
         if not client.scheduler_info(n_workers=-1)["workers"]:
             raise InputError("a cluster must have workers", f"none at {address}", "dask worker ADDRESS --nthreads 1")
@@ -116,7 +118,7 @@ def explain_cases(
     """Each case as it is done, in any order; `report(done, total, note)` counts in thousandths of cases.
 
     A worker that is lost loses its case to another; of a case that keeps killing its workers Dask says so. Closing
-    the generator stops what runs within a window.
+    the generator stops what runs within a window. InputError: the scheduler is lost.
     """
     from distributed import Event, as_completed
 
@@ -140,9 +142,10 @@ def explain_cases(
             told(case.case_id, 1.0, "done")
             yield done
     finally:
-        stop.set()
-        client.cancel(futures)
-        client.unsubscribe_topic(topic)
+        with suppress(OSError):  # of a scheduler that is gone
+            stop.set()
+            client.cancel(futures)
+            client.unsubscribe_topic(topic)
 
 
 def _resources(client: Any) -> dict[str, int] | None:
@@ -151,10 +154,14 @@ def _resources(client: Any) -> dict[str, int] | None:
 
 
 def _done(case: Case, future: Any) -> Done:
-    from distributed import KilledWorker
+    from distributed import CancelledError, KilledWorker
 
     try:
         done: Done = future.result()
+    except CancelledError as error:
+        rule = "a Dask scheduler must keep its cases until they are done"
+        lost = getattr(error, "reason", "they were cancelled")
+        raise InputError(rule, lost, "the same command again, which goes on with them") from None
     except KilledWorker as error:
         return Done(
             case.case_id, refused=f"its worker died each of the {error.allowed_failures + 1} times it was tried"

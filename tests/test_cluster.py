@@ -20,7 +20,7 @@ from distributed import Event, KilledWorker, LocalCluster, Security
 from tiny import write_bundle, write_cohort
 
 from agg2exp_core import cluster, pipeline
-from agg2exp_core.records import Method
+from agg2exp_core.records import InputError, Method
 from agg2exp_core.store import cohorts, results
 
 CASES = ("a", "b", "c", "d")
@@ -149,6 +149,25 @@ def test_a_case_that_is_no_longer_wanted_stops_within_a_window(
         done = future.result(timeout=60)
     assert "its cohort was stopped" in done.refused and not done.fault
     assert not list(root.rglob("manifest.json"))
+
+
+def test_a_scheduler_that_is_lost_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cluster, "ANSWER_SECONDS", 2)
+    root, begun = new_root(tmp_path), threading.Event()
+    work = cluster.Work(root, pipeline.Plan("tiny", replace(METHOD, samples=10_000)), "c")
+    with LocalCluster(1, threads_per_worker=1, dashboard_address=":0") as made:
+        ending = threading.Thread(target=lambda: (begun.wait(60), made.close()))
+        ending.start()
+        with (
+            pytest.raises(InputError, match=r"keep its cases .* the same command again"),
+            cluster.existing(made.scheduler_address) as client,
+        ):
+            cases = [cohorts.find_case(root, "c", "a")]
+            list(cluster.explain_cases(client, work, cases, lambda *_: begun.set()))
+        ending.join()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def _warn() -> None:
