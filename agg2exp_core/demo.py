@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def make_ready(root: Path, report: Report) -> None:
 def _copy_new(source: str, target: str) -> str:
     """Whole or not at all: half a file would count as there the next time."""
     if not Path(target).exists():
-        part = f"{target}.part"
+        part = f"{target}.{uuid.uuid4().hex[:8]}"  # its own: two containers of one volume start at once
         shutil.copy2(source, part)
         Path(part).replace(target)
     return target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -80,6 +81,20 @@ def test_a_shipped_case_comes_out_again(tmp_path: Path) -> None:
     assert mass(one, "abs")[0] == pytest.approx(mass(other, "abs")[row], abs=1e-3)
     assert one.mass_se[0] == pytest.approx(other.mass_se[row], abs=1e-3) and (other.mass_se[row] > 0).any()
     assert one.voxels == pytest.approx(other.voxels, rel=0.01, abs=2)
+
+
+def test_two_that_copy_a_file_at_once_leave_it_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target, copy = tmp_path / "source", tmp_path / "target", shutil.copy2
+    source.write_bytes(b"whole")
+
+    def amid(one: str, other: str) -> None:
+        copy(one, other)
+        monkeypatch.setattr(shutil, "copy2", copy)
+        demo._copy_new(str(source), str(target))
+
+    monkeypatch.setattr(shutil, "copy2", amid)
+    demo._copy_new(str(source), str(target))
+    assert target.read_bytes() == b"whole" and len(list(tmp_path.iterdir())) == 2
 
 
 def test_making_the_demo_ready_twice_touches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
