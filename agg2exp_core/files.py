@@ -88,13 +88,21 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those around it, unless they are there; a power cut takes none of what is new."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
 @contextlib.contextmanager
 def locked(path: Path, may_try: Callable[[], bool] = lambda: True) -> Iterator[None]:
     """Wait for the file's lock and hold it. The kernel frees it when the process dies in any way.
 
     may_try: asked before each attempt; while it says no, the lock is for others.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with path.open("a") as file:
         # Polled, because a blocking call would hold back the signal that cancels a job.
         while not (may_try() and _acquired(file)):
@@ -104,7 +112,7 @@ def locked(path: Path, may_try: Callable[[], bool] = lambda: True) -> Iterator[N
 
 def try_lock(path: Path) -> TextIO | None:
     """The open file, which holds its lock until it and all that inherit it are closed; None if another has the lock."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     file = path.open("a")
     for _ in range(10):
         if _acquired(file):

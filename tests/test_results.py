@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from agg2exp_core.jobs import queue
 from agg2exp_core.jobs.progress import Cancelled
 from agg2exp_core.records import InputError, SumTable
-from agg2exp_core.store import results
+from agg2exp_core.store import results, reviews
 
 REGIONS = ("background", "aorta", "heart")
 
@@ -69,6 +70,32 @@ def test_what_is_absent_is_empty_with_a_reason_and_never_zero(tmp_path):
     folder = write_case(tmp_path / "c1", table_of(absent=True))
     assert "heart,aorta,,,5,not predicted,," in (folder / "importance.csv").read_text().splitlines()
     assert (folder / "agreement.csv").read_text().splitlines()[-1] == "heart,,"
+
+
+def test_a_new_folder_survives_a_power_cut_as_its_files_do(tmp_path, monkeypatch) -> None:
+    """Its name does once the folder around it is synced; a file in it that is synced does not tell of that."""
+    unsure, fsync, mkdir = set(), os.fsync, os.mkdir
+
+    def synced(descriptor: int) -> None:
+        fsync(descriptor)
+        place = Path(f"/proc/self/fd/{descriptor}").readlink()
+        unsure.difference_update([folder for folder in unsure if folder.parent == place])
+
+    def made(path, *mode) -> None:
+        mkdir(path, *mode)
+        unsure.add(Path(path))
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "mkdir", made)
+    monkeypatch.setattr(queue, "start_worker", lambda *_: None)
+    write_case(results.case_path(tmp_path, "c", "r", "one"))
+    results.write_run(tmp_path, "other", "r", {"model": "m"})
+    queue.submit(tmp_path, queue.Request("c", "one", "m"))
+    reviews.create_session(tmp_path, reviews.Session("s", "c", "r", ("heart",), ("one",), "open"))
+    reviews.give(
+        tmp_path, reviews.Verdict("s", "c", "r", "one", "heart", "final", "Ada", "accept", reviews.Seen("1", "2"))
+    )
+    assert [folder for folder in unsure if folder.exists()] == []
 
 
 def test_a_failure_while_writing_leaves_what_was_there(tmp_path):

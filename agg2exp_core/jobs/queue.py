@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from agg2exp_core.files import is_locked, locked, read_json, write_json
+from agg2exp_core.files import is_locked, locked, make_folder, read_json, write_json
 from agg2exp_core.jobs.progress import ALIVE, CANCEL, FINISHED, STATES
 from agg2exp_core.records import InputError, Method
 from agg2exp_core.settings import checked_device, checked_id
@@ -71,7 +71,7 @@ def submit(root: Path, request: Request) -> str:
             job_id = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")  # in whose order they take their turns
             while (root / "jobs" / job_id).exists():  # where the clock was set back
                 job_id = f"{job_id}-"
-            (root / "jobs" / job_id).mkdir()
+            make_folder(root / "jobs" / job_id)
             write_json(root / "jobs" / job_id / "job.json", {"created": time.time(), "request": asdict(request)})
         _see_to(root, request.device)
     return job_id

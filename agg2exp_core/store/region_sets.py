@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from agg2exp_core.files import state, write_text
+from agg2exp_core.files import make_folder, state, write_text
 from agg2exp_core.records import InputError
 from agg2exp_core.settings import ID, checked_id
 from agg2exp_core.store import results
@@ -64,7 +64,7 @@ def checked_set(name: str) -> str:
 def write_case(run: Path, name: str, case_id: str, rows: Iterable[MaskedSum]) -> Path:
     """Replace one case's sums over a region set at once. Nothing of the case's own folder changes."""
     path = run / "regions" / checked_set(name) / f"{checked_id('case', case_id)}.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(field.name for field in fields(MaskedSum))

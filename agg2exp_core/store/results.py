@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from agg2exp_core.files import locked, read_json, sync_file, sync_folder, write_json
+from agg2exp_core.files import locked, make_folder, read_json, sync_file, sync_folder, write_json
 from agg2exp_core.records import ChannelSums, InputError, SumTable
 from agg2exp_core.settings import checked_id
 from agg2exp_core.volumes import sha256
@@ -81,7 +81,7 @@ def case_folder(folder: Path, manifest: dict[str, Any]) -> Iterator[Path]:
     manifest: what the numbers depend on; may be filled while writing. Its `files` are added here. When the
     block fails, nothing is left and what was there stays.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         new.chmod(0o755)
@@ -149,7 +149,6 @@ def write_run(root: Path, cohort: str, run: str, info: dict[str, Any]) -> None:
     or other parameters, may not mix into one run.
     """
     path = root / "runs" / checked_id("cohort", cohort) / checked_id("run", run) / "run.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent / ".publish"):
         known = read_json(path)
         manifests = (read_manifest(case) for case in sorted((path.parent / "cases").glob("[!.]*")))
@@ -254,7 +253,7 @@ def read_completeness(folder: Path) -> dict[str, tuple[float, float, float]]:
 def write_latest(root: Path, model: str, place: tuple[str, str, str]) -> None:
     """Which (cohort, run, case) this machine computed last by a model: time and memory of its manifest hold here."""
     path = _latest(root, model)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_json(path, dict(zip(PLACE, place, strict=True)) | {"host": platform.node()})
 
 

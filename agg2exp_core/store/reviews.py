@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from agg2exp_core.files import locked, read_json, write_json, write_new
+from agg2exp_core.files import locked, make_folder, read_json, write_json, write_new
 from agg2exp_core.records import InputError
 from agg2exp_core.settings import checked_id
 from agg2exp_core.store import cohorts, results
@@ -213,7 +213,7 @@ def create_session(root: Path, session: Session) -> Session:
     )
     path = _folder(root, session.name) / "session.json"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_new(path, _sealed(asdict(session)))
     except FileExistsError:
         raise InputError("a new session needs a name that is free", repr(session.name)) from None
@@ -273,7 +273,7 @@ def give(root: Path, verdict: Verdict) -> Verdict:
     _check_verdict(session, verdict)
     folder = _verdict_folder(root, verdict)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with locked(_folder(root, session.name) / ".lock"):
             _check_order(session, read_verdicts(root, session), verdict)
             return _stored(folder, replace(verdict, given=_now()))
@@ -472,7 +472,7 @@ def change_place(root: Path, session: str, reviewer: str, change: Callable[[Plac
             before = read_place(root, session, reviewer)
             place = change(before)
             if place != before:
-                path.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(path.parent)
                 write_json(path, {"reviewer": checked_reviewer(reviewer), **asdict(place)})
     except OSError as error:
         raise InputError(

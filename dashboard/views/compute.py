@@ -13,7 +13,7 @@ from typing import IO, Any
 import streamlit as st
 
 from agg2exp_core import volumes
-from agg2exp_core.files import read_json, sync_file, sync_folder
+from agg2exp_core.files import make_folder, read_json, sync_file, sync_folder
 from agg2exp_core.jobs import estimate, queue
 from agg2exp_core.jobs.estimate import duration
 from agg2exp_core.jobs.queue import JobState, Request
@@ -310,7 +310,7 @@ def take_in(root: Path, name: str, content: IO[bytes]) -> str:
             while block := content.read(2**22):
                 file.write(block)
         volumes.check_scan(arrived)
-        images.mkdir(parents=True, exist_ok=True)
+        make_folder(images)
         sync_file(arrived)
         arrived.replace(images / f"{case_id}{ending}")
         sync_folder(images)
