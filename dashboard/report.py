@@ -19,8 +19,8 @@ DEFINITIONS = (
     "Attribution says how much each voxel moved the model's output for the target organ, the sum of its scores over "
     "the voxels given to it. Share is the attribution on a region divided by that on all regions listed; of a mask, "
     "which may overlap them, by that on the whole scan. What follows ± holds 95 %: how sure a number is, judged from "
-    "the noisy copies that were averaged. The cohort's values are those of the same run. Dice is the overlap of "
-    "prediction and label."
+    "the noisy copies that were averaged and from windows that were left out, where there are any. The cohort's values "
+    "are those of the same run. Dice is the overlap of prediction and label."
 )
 CAUTION = (
     "For research, not for diagnosis. Attribution says what moved the output, not whether that is medically sound."

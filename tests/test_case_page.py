@@ -319,6 +319,31 @@ def test_what_did_not_settle_and_what_is_zero_everywhere_is_told(
 
 
 @pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        (Method(), "the noisy copies that were averaged."),
+        (Method(skip=0.01), "the noisy copies that were averaged and what windows left out may hold."),
+        (Method("gradient", skip=0.01), "what windows left out may hold."),
+        (Method(estimator="plain", skip=0.01), "what windows left out may hold."),
+    ],
+)  # fmt: skip
+def test_whiskers_tell_what_they_are_made_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: Method, told: str
+) -> None:
+    root = _built(tmp_path, "thorax17")
+    own = results.read_importance(results.case_path(root, "tiny", RUN, "one"))
+    info = {"model": "thorax17_swinunetr", "method": method.name, "parameters": method.parameters()}
+    results.write_run(root, "tiny", "sure", info | {"label_set": "thorax17", "values": "sums"})
+    errors = np.full_like(own.positive, 0.01)
+    manifest = {"case_id": "one", "targets": list(own.targets)}
+    with results.case_folder(results.case_path(root, "tiny", "sure", "one"), manifest) as folder:
+        results.write_importance(folder, replace(own, mass_se=errors, organ_mass_se=errors))
+        write_volume(folder / "prediction.nii.gz", Volume(np.zeros(SHAPE, np.uint8), AFFINE))
+    said = texts(_drawn(monkeypatch, root, case="one", target="heart", run="sure"))
+    assert f"how sure each share is, judged from {told}" in said
+
+
+@pytest.mark.parametrize(
     ("case_id", "age", "told"), [("one", 1e6, True), ("two", 60, True), ("two", 1e6, False)]
 )  # fmt: skip
 def test_jobs_that_ended_long_ago_are_told_at_their_own_case(

@@ -564,8 +564,7 @@ def _importance(chosen: Chosen, dice: bool = True) -> Link:
         st.plotly_chart(figure, key="case_bars", config={"displayModeBar": False})
     _nothing(chosen, table, selection)
     if table["error"].notna().any():
-        whiskers = "Whiskers hold 95 %: how sure each share is, judged from the noisy copies that were averaged."
-        st.caption(whiskers + _unsettled(chosen))
+        st.caption(f"Whiskers hold 95 %: how sure each share is, judged from {_doubts(chosen)}.{_unsettled(chosen)}")
     if chosen.channel and value == "mass":
         st.caption(f"Shares are of all channels together: these bars are what {channel_title(chosen.channel)} has.")
     elif not background:
@@ -583,6 +582,14 @@ def _nothing(chosen: Chosen, table: pd.DataFrame, selection: Selection) -> None:
         where = "every voxel" + ("" if selection.background else " of every organ")
         organ = words.plain(chosen.title(chosen.target))
         st.info(f"{organ} has no {kind}attribution to share out: it is 0 in {where}.")
+
+
+def _doubts(chosen: Chosen) -> str:
+    """What the errors of the shares are made of."""
+    method = chosen.method or Method()
+    paired = method.name == "smoothgrad" and method.estimator != "plain"
+    doubts = ["the noisy copies that were averaged"] if paired or not method.skip else []
+    return " and ".join(doubts + (["what windows left out may hold"] if method.skip else []))
 
 
 def _unsettled(chosen: Chosen) -> str:
