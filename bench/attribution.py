@@ -1,5 +1,7 @@
 """Peak memory of an attribution over the network's own, in float32 volumes of the scan, of few classes and of many.
 
+The network's own is what the scan and the gradient of one window take.
+
 And of a single window, whose classes are all explained: time, and memory against that of one class. And of the demo's
 model, with the usual settings, on the scan that its speed is measured on.
 """
@@ -19,8 +21,12 @@ if TYPE_CHECKING:
 
     from agg2exp_core.attribution.attribute import Explainer
 
-EDGE, CLASSES, EXPLAINED = 192, (17, 117), 3
-"""Few are explained: gradients are held of no more at a time, and the others would come after them."""
+EDGE, CLASSES = 160, (17, 117)
+PAIRS = Method(samples=16, tolerance=1e-9)
+"""Of which the last eight are a round, whose gradients are held side by side: the most that a round has.
+
+One target is explained, as no more are held at a time: others would come after it, in the same room.
+"""
 
 WINDOW, WINDOW_CLASSES = 64, (17, 104, 117)
 
@@ -50,7 +56,7 @@ def _apart(what: str, classes: int) -> list[float]:
     return list(map(float, subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()))
 
 
-def _scan(count: int) -> tuple[float, float]:
+def _scan(count: int) -> tuple[float]:
     import torch
 
     # Of little memory and time of its own; each class holds a band of grey values, so that all are there everywhere.
@@ -59,34 +65,35 @@ def _scan(count: int) -> tuple[float, float]:
     network.weight.copy_((2 * centres).view(count, 1, 1, 1, 1))
     network.bias.copy_(-(centres**2))
     explainer = _explainer(network, count)
-    networks_own, _ = _explained(explainer, Method(samples=2), WINDOW, EXPLAINED)
-    peak, seconds = _explained(explainer, Method(samples=2), EDGE, EXPLAINED)
-    return (peak - networks_own) / (4 * EDGE**3), seconds
+    scan = torch.rand(1, EDGE, EDGE, EDGE)
+    networks_own, _ = _explained(explainer, Method("gradient"), torch.rand(1, WINDOW, WINDOW, WINDOW), 1)
+    peak, _ = _explained(explainer, PAIRS, scan, 1)
+    return ((peak - networks_own) / (4 * EDGE**3),)
 
 
 def _window(count: int) -> tuple[float, float]:
     """Memory of all classes as a multiple of one's, whose passes are the network's own; and seconds of all."""
+    import torch
     from monai.networks.nets import SegResNet
 
     network = SegResNet(init_filters=8, in_channels=1, out_channels=count).eval().requires_grad_(False)
     explainer, method = _explainer(network, count), Method("gradient", mask="label")
-    before = _peak()
-    one, _ = _explained(explainer, method, WINDOW, 1)
-    peak, seconds = _explained(explainer, method, WINDOW, count)
+    before, image = _peak(), torch.rand(1, WINDOW, WINDOW, WINDOW)
+    one, _ = _explained(explainer, method, image, 1)
+    peak, seconds = _explained(explainer, method, image, count)
     return (peak - before) / (one - before), seconds
 
 
 def _usual(_: int) -> tuple[float, float]:
     """Bytes of all organs over one plain window gradient's, and those."""
-    from agg2exp_core.attribution.attribute import Subject, attribute
     from bench.engine import ready
 
     explainer, image = ready(USUAL)
     window = image.new_zeros((1, 1, *explainer.inferer.roi_size)).requires_grad_()
     explainer.network(window)[0, 1].sum().backward()
     before = _peak()
-    attribute(explainer, Subject(image), explainer.classes, Method(samples=8), lambda *_: None, keep=())
-    return _peak() - before, before
+    peak, _ = _explained(explainer, Method(samples=8), image, len(explainer.classes))
+    return peak - before, before
 
 
 def _explainer(network: torch.nn.Module, count: int) -> Explainer:
@@ -100,15 +107,15 @@ def _explainer(network: torch.nn.Module, count: int) -> Explainer:
     return Explainer(network, SlidingWindowInferer((64,) * 3), classes, torch.device("cpu"))
 
 
-def _explained(explainer: Explainer, method: Method, edge: int, targets: int) -> tuple[int, float]:
-    """Peak memory in bytes and seconds of the attribution of the first classes, of a scan of that edge."""
+def _explained(explainer: Explainer, method: Method, image: torch.Tensor, targets: int) -> tuple[int, float]:
+    """Peak memory in bytes and seconds of the attribution of the first classes, of a scan (1, I, J, K)."""
     import torch
 
     from agg2exp_core.attribution.attribute import Subject, attribute
 
-    image, label, started = torch.rand(1, edge, edge, edge), None, time.perf_counter()
+    label, started = None, time.perf_counter()
     if method.mask == "label":  # each class has voxels of it, whatever a network that was never trained predicts
-        label = torch.arange(edge**3).reshape(image[0].shape) % len(explainer.classes)
+        label = torch.arange(image.numel()).reshape(image[0].shape) % len(explainer.classes)
     attribute(explainer, Subject(image, label), explainer.classes[:targets], method, lambda *_: None, keep=())
     seconds = time.perf_counter() - started
     return _peak(), seconds
