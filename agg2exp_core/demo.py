@@ -15,10 +15,11 @@ RUN = f"{MODEL}-smoothgrad-pairs-4"
 SECOND = "thorax17_segresnet"
 """Another network on the same scans: what two models look at can be compared."""
 
+MODELS = (MODEL, SECOND)
 RUNS = (RUN, f"{SECOND}-smoothgrad-pairs-4")
 SHIPPED_PARTS = (
     "label_sets",
-    *(f"models/{model}" for model in (MODEL, SECOND)),
+    *(f"models/{model}" for model in MODELS),
     *(f"runs/{cohort}/{run}" for cohort in DEMO for run in RUNS),
 )
 """Not all of data/: what users of the project's own root put there stays there."""

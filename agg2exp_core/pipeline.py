@@ -52,6 +52,8 @@ SAME_PREDICTION = 0.01
 """Share of an organ's voxels by which devices may differ, so that targets explained on both stand in one table."""
 PHANTOM_SEED = 20_000
 """Of the scan that models are tried on; none is trained on it."""
+TIMED = 3
+"""Classes whose explanation is timed, of models that have explained nothing yet."""
 SPLIT = ("positive", "negative", "mass_se")
 """What a table has of each channel."""
 VERSIONED = ("torch", "monai", "numpy", "nibabel")
@@ -138,7 +140,8 @@ class Explaining:
                 identity["peak_bytes"] = _peak_bytes()
                 identity["seconds"] = round(time.monotonic() - started + float((known or {}).get("seconds", 0)), 1)
         if cohort is not None:
-            results.write_latest(self.root, self.plan.model, (cohort, self.run, case.case_id))
+            extent = volumes.check_header(_images_of(case)[0]).extent
+            results.write_latest(self.root, self.plan.model, identity, extent)
         return folder
 
     def check_free(self, case: Case, folder: Path) -> None:
@@ -404,17 +407,45 @@ def explainer_of(bundle: Bundle, device: torch.device) -> Explainer:
 
 def check_model(root: Path, model: str, device: str, images: Sequence[Path] = ()) -> tuple[str, Measured]:
     """Explain a scan, or a phantom, in both precisions, store what was measured; the kind of device, and that."""
+    explainer, scan, extent = _on_trial(root, model, device, images)
+    measured = Measured(*compare_precisions(explainer, scan))
+    write_measured(root, model, explainer.device.type, measured)
+    _time(root, model, explainer, scan, extent)
+    return explainer.device.type, measured
+
+
+def time_model(root: Path, model: str) -> None:
+    """Explain some organs of a phantom, so that the time of scans is known before the first is explained."""
+    _time(root, model, *_on_trial(root, model, "auto", ()))
+
+
+def _on_trial(root: Path, model: str, device: str, images: Sequence[Path]) -> tuple[Explainer, torch.Tensor, float]:
+    """A model, a scan for it on its device, (channels, I, J, K), and the mm³ of that; of a phantom without images."""
     bundle, on = find_bundle(root, model), pick_device(device)
-    explainer = explainer_of(bundle, on)
     with TemporaryDirectory() as folder:
         if not images:
             image = Path(folder) / "phantom.nii.gz"
             volumes.write_volume(image, phantom.generate(PHANTOM_SEED).image)
             images = [image] * len(bundle.channels)
-        voxels = load_scan(bundle, *images).voxels
-    measured = Measured(*compare_precisions(explainer, voxels.to(on)))
-    write_measured(root, model, on.type, measured)
-    return on.type, measured
+        voxels, extent = load_scan(bundle, *images).voxels, volumes.check_header(images[0]).extent
+    return explainer_of(bundle, on), voxels.to(on), extent
+
+
+def _time(root: Path, model: str, explainer: Explainer, scan: torch.Tensor, extent: float) -> None:
+    """Measured of a few organs, unless this machine has computed by the model before, which tells more."""
+    if results.read_latest(root, model) is not None:
+        return
+    method, started = Method("gradient"), time.monotonic()
+    explained = attribute(explainer, Subject(scan), explainer.classes[:TIMED], method, lambda *_: None, keep=())
+    needed = {
+        "method": method.name,
+        "parameters": method.parameters(),
+        "targets": list(explained.targets),
+        "seconds": round(time.monotonic() - started, 1),
+        "windows": len(plan_windows(explainer.inferer, tuple(scan.shape[1:]), scan).slices),
+        "peak_bytes": _peak_bytes(),
+    }
+    results.write_latest(root, model, needed, extent)
 
 
 class Segmenting:

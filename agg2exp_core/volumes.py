@@ -54,6 +54,11 @@ class ScanHeader:
     intercept: float
     channels: int = 1
 
+    @property
+    def extent(self) -> float:
+        """mm³ that the grid covers."""
+        return float(abs(np.linalg.det(self.affine[:3, :3])) * math.prod(self.shape))
+
 
 def check_scan(path: Path) -> ScanHeader:
     """The header of a scan that was read to its last byte and found whole; holds no more than a chunk of it.

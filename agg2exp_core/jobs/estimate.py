@@ -15,7 +15,7 @@ from agg2exp_core.jobs.queue import Request
 from agg2exp_core.precision import Measured, decided, read_measured
 from agg2exp_core.records import PERTURBING, InputError, Method
 from agg2exp_core.store import results
-from agg2exp_core.store.cohorts import Case, find_case, list_cases
+from agg2exp_core.store.cohorts import Case, list_cases
 
 ORGANS = 18
 """About as many as ablation takes away."""
@@ -60,15 +60,14 @@ def estimate(root: Path, request: Request) -> Estimate:
     organs = len(request.targets) or count_classes(root, request.model)
     extents = _extents(left)
     plain = Estimate(len(left), passes(request.method), organs)
-    last = _last(root, request.model)
-    if last is None or not extents:
+    manifest = results.read_latest(root, request.model)
+    if manifest is None or "seconds" not in manifest or not extents:
         return plain
-    manifest, before = last
-    ratios = np.array(extents) / (before or np.mean(extents))
+    ratios = np.array(extents) / manifest["extent"]
     faster = half.speedup if half else 1.0
     count = max(len(manifest["targets"]), 1)
     share = len(left) * float(ratios.mean())
-    stored = sum(int(file.get("size", 0)) for file in manifest["files"].values()) * organs / count
+    sizes = [int(file["size"]) for file in manifest["files"].values() if "size" in file]
     windows, peak = manifest.get("windows"), manifest.get("peak_bytes")
     needed = Estimate(
         *(plain.scans, plain.copies, organs),
@@ -76,7 +75,7 @@ def estimate(root: Path, request: Request) -> Estimate:
         START_SECONDS
         + float(manifest["seconds"]) * share * _work(request.method, organs, faster) / _done(manifest, faster),
         None if peak is None else round(float(peak) * max(float(ratios.max()), 1.0)),
-        round(stored * share),
+        round(sum(sizes) * organs / count * share) if sizes else None,
     )
     _check_disk(root, needed)
     return needed
@@ -173,23 +172,7 @@ def _extents(cases: list[Case]) -> list[float]:
 def _extent(case: Case) -> float:
     if case.image is None or not case.image.is_file():
         return 0.0
-    header = volumes.check_header(case.image)
-    return float(abs(np.linalg.det(header.affine[:3, :3])) * np.prod(header.shape))
-
-
-def _last(root: Path, model: str) -> tuple[dict[str, Any], float] | None:
-    """The manifest of what was computed last by this model on this machine; None if nothing was.
-
-    And the extent of its scan: 0 where that is gone, or cannot be opened any more, which is no fault of what is asked.
-    """
-    latest = results.read_latest(root, model)
-    if latest is None or "seconds" not in latest[1]:
-        return None
-    cohort, manifest = latest
-    try:
-        return manifest, _extent(find_case(root, cohort, str(manifest["case_id"])))
-    except (InputError, KeyError):
-        return manifest, 0.0
+    return volumes.check_header(case.image).extent
 
 
 def _work(method: Method, organs: float, faster: float) -> float:

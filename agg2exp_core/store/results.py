@@ -38,7 +38,6 @@ COMPLETENESS = ("target", "attribution_sum", "output_difference", "gap")
 MANIFEST = "manifest.json"
 ASIDE = ".replaced-"
 PREDICTION = "prediction.nii.gz"
-PLACE = ("cohort", "run", "case_id")
 SAME_RUN = ("model_hash", "method", "parameters", "values")
 """What may not differ between the cases of one run."""
 
@@ -90,8 +89,7 @@ def case_folder(folder: Path, manifest: dict[str, Any]) -> Iterator[Path]:
         for path in files:
             sync_file(path)
         manifest["files"] = {path.relative_to(new).as_posix(): _fingerprint(path) for path in files}
-        manifest["files"][MANIFEST] = _own_fingerprint(manifest)
-        write_json(new / MANIFEST, manifest)
+        write_json(new / MANIFEST, _sealed(manifest))
         for inner in [*(path for path in new.rglob("*") if path.is_dir()), new]:
             sync_folder(inner)
         _replace(folder, new)
@@ -120,10 +118,7 @@ def recover(cases: Path) -> None:
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The case's manifest, or None if it has none that is as it was written."""
-    manifest = read_json(folder / MANIFEST)
-    files = manifest.get("files")
-    sound = isinstance(files, dict) and files.get(MANIFEST) in (None, _own_fingerprint(manifest))
-    return manifest if sound else None
+    return _sound(read_json(folder / MANIFEST))
 
 
 def verify(folder: Path, only: Iterable[str] | None = None) -> list[str]:
@@ -250,20 +245,17 @@ def read_completeness(folder: Path) -> dict[str, tuple[float, float, float]]:
 # ---- what a model needed last ----------------------------------------------------------------------
 
 
-def write_latest(root: Path, model: str, place: tuple[str, str, str]) -> None:
-    """Which (cohort, run, case) this machine computed last by a model: time and memory of its manifest hold here."""
+def write_latest(root: Path, model: str, manifest: dict[str, Any], extent: float) -> None:
+    """What this machine computed last by a model, of a scan of so many mm³: its time and memory hold here."""
     path = _latest(root, model)
     make_folder(path.parent)
-    write_json(path, dict(zip(PLACE, place, strict=True)) | {"host": platform.node()})
+    write_json(path, _sealed({"files": {}} | manifest | {"extent": extent, "host": platform.node()}))
 
 
-def read_latest(root: Path, model: str) -> tuple[str, dict[str, Any]] | None:
-    """Its cohort and its manifest; None where nothing was computed here, or it is gone."""
-    place = read_json(_latest(root, model))
-    if place.get("host") != platform.node() or not all(isinstance(place.get(name), str) for name in PLACE):
-        return None
-    manifest = read_manifest(case_path(root, *(place[name] for name in PLACE)))
-    return None if manifest is None else (place["cohort"], manifest)
+def read_latest(root: Path, model: str) -> dict[str, Any] | None:
+    """The manifest, and in it `extent`; None where nothing was computed here."""
+    manifest = _sound(read_json(_latest(root, model)))
+    return manifest if manifest and manifest.get("host") == platform.node() and "extent" in manifest else None
 
 
 def _latest(root: Path, model: str) -> Path:
@@ -306,6 +298,19 @@ def _read(path: Path, *headers: Sequence[str]) -> list[dict[str, str]]:
 
 def _fingerprint(path: Path) -> dict[str, Any]:
     return {"sha256": sha256(path), "size": path.stat().st_size}
+
+
+def _sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest itself, with its own fingerprint in it."""
+    manifest["files"] = manifest["files"] | {MANIFEST: _own_fingerprint(manifest)}
+    return manifest
+
+
+def _sound(manifest: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest itself if it is as it was sealed."""
+    files = manifest.get("files")
+    sound = isinstance(files, dict) and files.get(MANIFEST) in (None, _own_fingerprint(manifest))
+    return manifest if sound else None
 
 
 def _own_fingerprint(manifest: dict[str, Any]) -> dict[str, str]:
