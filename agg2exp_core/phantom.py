@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -859,7 +860,8 @@ def write_cohort(
     names = "".join(f"{label},{name}\n" for label, name in enumerate(LESIONS, 1))
     write_text(folder / "pathology" / "names.csv", f"id,name\n{names}")
     rows = []
-    with ProcessPoolExecutor(workers) as pool:
+    # Not forked: what the threads of this process hold, such as DuckDB's, would be half there in its copies.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         futures = [pool.submit(_write_case, folder, case) for case in plan]
         for done, future in enumerate(futures, 1):
             rows.append(future.result())
