@@ -321,7 +321,7 @@ def test_a_mask_that_falls_between_the_voxels_says_so(root: Path) -> None:
 
 def test_maps_that_are_only_to_look_at_are_not_summed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = results.case_path(root, "c", "r", "a") / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"viewing": ["heart"]}))
+    path.write_text(json.dumps(results._sealed(json.loads(path.read_text()) | {"viewing": ["heart"]})))
     assert aggregate(root) == 0
     said = capsys.readouterr().out
     assert "left out, maps only to look at: explain with --saliency-dtype float16: 1 cases (a)" in said
