@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agg2exp_core.files import read_json, write_json
-from agg2exp_core.records import Method
+from agg2exp_core.records import InputError, Method
 from agg2exp_core.settings import checked_id
 
 PRECISIONS = ("float32", "bfloat16")
@@ -32,7 +32,12 @@ class Measured:
 
 
 def decided(method: Method, measured: Measured | None) -> Method:
-    """The method itself, or with the precision that was measured to serve where it leaves that open (AUTO)."""
+    """The method itself, or with the precision that was measured to serve where it leaves that open (AUTO).
+
+    InputError: a precision that is neither.
+    """
+    if method.precision not in (AUTO, *PRECISIONS):
+        raise InputError("precision must be a known one", repr(method.precision), ", ".join([AUTO, *PRECISIONS]))
     if method.precision != AUTO:
         return method
     return replace(method, precision=measured.chosen if measured else PRECISIONS[0])

@@ -105,7 +105,7 @@ def test_another_device_keeps_its_own(root):
 
 
 def test_unknown_precisions_and_models_are_refused(root, tmp_path, capsys):
-    with pytest.raises(InputError, match="precision must be a known one; got 'half'; allowed: float32, bfloat16"):
+    with pytest.raises(InputError, match="precision must be a known one; got 'half'; allowed: auto, float32, bfloat16"):
         pipeline.Explaining(root, pipeline.Plan("tiny", Method(precision="half")))
     assert run("model", "check", "none", "--data", root) == 2
     assert "model must exist; got 'none'; allowed: tiny" in capsys.readouterr().err
