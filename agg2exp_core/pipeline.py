@@ -26,7 +26,7 @@ from agg2exp_core.aggregation.regions import count_voxels
 from agg2exp_core.attribution.attribute import Completeness, Explainer, Explanation, Subject, attribute, check_method
 from agg2exp_core.attribution.precision import compare_precisions
 from agg2exp_core.model.bundle import Bundle, find_bundle
-from agg2exp_core.model.memory import OffDevice, half_the_windows, is_out_of_memory
+from agg2exp_core.model.memory import OffDevice, half_the_windows, is_out_of_memory, keep_freed_memory
 from agg2exp_core.model.predict import pick_device, segment
 from agg2exp_core.model.preprocess import (
     AIR_HU,
@@ -400,6 +400,8 @@ def explainer_of(bundle: Bundle, device: torch.device) -> Explainer:
     if device.type == "cuda":
         # Else convolutions would round to 10 bits without a word, and float32 would not be float32.
         torch.backends.cudnn.allow_tf32 = False
+    else:
+        keep_freed_memory()
     neutral = scaled(bundle, AIR_HU), scaled(bundle, TISSUE_HU)
     members = bundle.regions.members if bundle.regions else ()
     return Explainer(bundle.network(device), bundle.inferer(), bundle.classes, device, *neutral, members)

@@ -101,7 +101,9 @@ def _explainer(network: torch.nn.Module, count: int) -> Explainer:
     from monai.inferers import SlidingWindowInferer
 
     from agg2exp_core.attribution.attribute import Explainer
+    from agg2exp_core.model.memory import keep_freed_memory
 
+    keep_freed_memory()
     torch.manual_seed(0)
     classes = tuple(f"class {index}" for index in range(count))
     return Explainer(network, SlidingWindowInferer((64,) * 3), classes, torch.device("cpu"))

@@ -8,7 +8,7 @@ from monai.networks.nets.segresnet import SegResNet
 from monai.networks.nets.swin_unetr import SwinUNETR
 
 from agg2exp_core.model import forward
-from agg2exp_core.model.forward import run
+from agg2exp_core.model.forward import FEW_CHANNELS, run
 
 KINDS = {
     "usual": {"kernel_size": 3, "padding": 1},
@@ -76,6 +76,21 @@ def test_an_activation_in_place_copies_no_gradient():
         "LeakyReluBackward1",
         "AsStridedBackward0",
     ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_convolution_gives_may_be_changed_in_place(kind):
+    network, image = torch.nn.Sequential(convolution(kind), torch.nn.ReLU(inplace=True)), torch.rand(1, 4, 7, 8, 9)
+    for ours, usual in zip(outcome(lambda x: run(network, x), image), outcome(network, image), strict=True):
+        torch.testing.assert_close(ours, usual, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", (1, FEW_CHANNELS, FEW_CHANNELS + 1))
+def test_no_channel_is_taken_for_another(channels):
+    network = torch.nn.Conv3d(channels, channels, 3, padding=1).requires_grad_(False)
+    image = torch.rand(2, channels, 4, 5, 6)
+    for ours, usual in zip(outcome(lambda x: run(network, x), image), outcome(network, image), strict=True):
+        torch.testing.assert_close(ours, usual, rtol=1e-4, atol=1e-5)
 
 
 def test_weights_that_learn_get_their_gradient():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +20,29 @@ from agg2exp_core.records import InputError, Method, Volume
 from agg2exp_core.store import results
 from agg2exp_core.store.cohorts import list_cases
 from agg2exp_core.volumes import write_volume
+
+AGAIN = """
+import resource, torch
+from agg2exp_core.model.memory import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(2**21), torch.ones(2**20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+usual = faults()
+keep_freed_memory()
+faults()
+print(usual, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator is told, no other")
+def test_memory_of_freed_arrays_is_used_again():
+    done = subprocess.run([sys.executable, "-c", AGAIN], capture_output=True, text=True, check=True)
+    usual, kept = map(int, done.stdout.split())
+    assert kept < 100 < usual
 
 
 class Tight(torch.nn.Module):
