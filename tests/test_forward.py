@@ -8,7 +8,7 @@ from monai.networks.nets.segresnet import SegResNet
 from monai.networks.nets.swin_unetr import SwinUNETR
 
 from agg2exp_core.model import forward
-from agg2exp_core.model.forward import FEW_CHANNELS, run
+from agg2exp_core.model.forward import run
 
 KINDS = {
     "usual": {"kernel_size": 3, "padding": 1},
@@ -85,12 +85,28 @@ def test_what_a_convolution_gives_may_be_changed_in_place(kind):
         torch.testing.assert_close(ours, usual, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("channels", (1, FEW_CHANNELS, FEW_CHANNELS + 1))
-def test_no_channel_is_taken_for_another(channels):
+@pytest.mark.parametrize("channels", (1, 5, 50))
+def test_no_channel_or_voxel_is_taken_for_another(channels):
     network = torch.nn.Conv3d(channels, channels, 3, padding=1).requires_grad_(False)
-    image = torch.rand(2, channels, 4, 5, 6)
+    image = torch.rand(2, channels, 17, 18, 19)  # more voxels than are put in order at a time
     for ours, usual in zip(outcome(lambda x: run(network, x), image), outcome(network, image), strict=True):
         torch.testing.assert_close(ours, usual, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", (1, 3))
+def test_what_is_infinite_in_one_channel_stays_there(kernel):
+    network = torch.nn.Conv3d(1, 2, kernel, padding=kernel // 2).requires_grad_(False)
+    network.bias[1] = -torch.inf
+    found = run(network, torch.rand(1, 1, 4, 5, 6))[0]
+    assert torch.isfinite(found[0]).all()
+    assert (found[1] == -torch.inf).all()
+
+
+def test_a_bias_that_is_part_of_another_array_is_read_as_what_it_is():
+    network = torch.nn.Conv3d(2, 3, 3).requires_grad_(False)
+    network.bias = torch.nn.Parameter(torch.rand(6)[::2], requires_grad=False)
+    image = torch.rand(1, 2, 4, 5, 6)
+    torch.testing.assert_close(run(network, image), network(image))
 
 
 def test_weights_that_learn_get_their_gradient():

@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from tiny import conv_net, explainer_of, inferer_of, scan_of, write_bundle, writ
 
 from agg2exp_core import pipeline
 from agg2exp_core.attribution.attribute import Subject, attribute
+from agg2exp_core.model import memory
 from agg2exp_core.model.memory import OffDevice
 from agg2exp_core.records import InputError, Method, Volume
 from agg2exp_core.store import results
@@ -25,24 +27,41 @@ AGAIN = """
 import resource, torch
 from agg2exp_core.model.memory import keep_freed_memory
 
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(20):
-        torch.ones(2**21), torch.ones(2**20)
+def faults(arrays):
+    for _ in range(2):  # the first lets the heap grow
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(5):
+            [torch.ones(2**21) for _ in range(arrays)]
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-usual = faults()
 keep_freed_memory()
-faults()
-print(usual, faults())
+print(sum(map(faults, (8, 14, 20, 28))))
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator is told, no other")
 def test_memory_of_freed_arrays_is_used_again():
     done = subprocess.run([sys.executable, "-c", AGAIN], capture_output=True, text=True, check=True)
-    usual, kept = map(int, done.stdout.split())
-    assert kept < 100 < usual
+    assert int(done.stdout) < 100
+
+
+@pytest.mark.parametrize(("taken", "told"), [(1, [(-3, memory.LARGE), (-1, memory.KEPT)]), (0, [(-3, memory.LARGE)])])
+def test_the_allocator_is_told_the_one_threshold_only_where_it_takes_the_other(taken, told, monkeypatch):
+    heard = []
+    library = SimpleNamespace(mallopt=lambda *words: heard.append(words) or taken)
+    monkeypatch.setattr(memory, "sys", SimpleNamespace(platform="linux"))
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: library)
+    memory.keep_freed_memory()
+    assert heard == told
+
+
+def test_an_allocator_that_cannot_be_told_is_left_alone(monkeypatch):
+    monkeypatch.setattr(memory, "sys", SimpleNamespace(platform="linux"))
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: SimpleNamespace())
+    memory.keep_freed_memory()
+    monkeypatch.setattr(memory, "sys", SimpleNamespace(platform="darwin"))
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: pytest.fail("not even looked for"))
+    memory.keep_freed_memory()
 
 
 class Tight(torch.nn.Module):
