@@ -37,22 +37,31 @@ def test_three_voxels_by_hand():
 
 @pytest.mark.parametrize("voxels", [1, 400, 2**17], ids=["a slab a plane", "uneven slabs", "one slab"])
 @pytest.mark.parametrize("order", ["C", "F"])
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16])
-def test_sums_equal_the_plain_loop(monkeypatch, dtype, order, voxels):
+@pytest.mark.parametrize(("dtype", "kept", "close"), [(np.uint8, "f4", 1e-6), (np.int16, "f8", 1e-12)])
+def test_sums_equal_the_plain_loop(monkeypatch, dtype, kept, close, order, voxels):
     monkeypatch.setattr("agg2exp_core.aggregation.regions.CACHED_VOXELS", voxels)
     rng = np.random.default_rng(0)
     shape = (17, 14, 13)
-    attributions = np.asarray(rng.standard_normal((3, *shape), np.float32), order=order)
+    attributions = np.asarray(rng.standard_normal((3, *shape)), kept, order=order)
     regions = rng.integers(0, 7, shape).astype(dtype)
     positive, negative = region_sums(attributions, regions, 9)
-    assert positive.shape == negative.shape == (3, 9)
+    assert positive.shape == negative.shape == (3, 9) and min(positive.min(), negative.min()) == 0
     for target, region in np.ndindex(3, 9):
         inside = attributions[target][regions == region].astype(np.float64)
-        assert positive[target, region] == pytest.approx(inside[inside > 0].sum(), rel=1e-12)
-        assert negative[target, region] == pytest.approx(-inside[inside < 0].sum(), rel=1e-12)
+        assert positive[target, region] == pytest.approx(inside[inside > 0].sum(), rel=close)
+        assert negative[target, region] == pytest.approx(-inside[inside < 0].sum(), rel=close)
     assert region_sums(attributions[:0], regions, 9)[0].shape == (0, 9)
     with pytest.raises(ValueError):
         region_sums(attributions, regions, 6)  # a region too many
+
+
+@pytest.mark.parametrize("kept", ["f2", "f4", "f8"])
+def test_large_regions_of_one_sign_are_summed_to_a_rounding_and_have_nothing_of_the_other(kept):
+    attributions = np.full((2, 80, 80, 80), 0.1, kept)
+    attributions[1] *= -1
+    positive, negative = region_sums(attributions, np.ones(attributions.shape[1:], np.uint8), 2)
+    assert positive[0, 1] == negative[1, 1] == pytest.approx(80**3 * float(attributions[0, 0, 0, 0]), rel=1e-6)
+    assert positive[1].max() == negative[0].max() == 0
 
 
 @settings(max_examples=30, deadline=None)

@@ -15,40 +15,39 @@ from agg2exp_core.records import InputError, SumTable
 
 SIGNS = ("abs", "pos", "neg")
 
-CACHED_VOXELS = 2**17
-"""Of one slab: 1 MB in float64, which a core's cache holds; smaller ones make threads wait for each other."""
+CACHED_VOXELS = 2**18
+"""Of one slab: 1 MB in float32, which a core's cache holds; smaller ones make threads wait for each other."""
 
 
 def region_sums(attributions: np.ndarray, regions: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Positive and negative sums of attributions (targets, I, J, K) over regions, each (targets, count) float64.
 
-    regions: (I, J, K) integers 0 … count−1. One pass over all arrays, slabs side by side, accumulated in float64
-    and in the slabs' order, so that the same arrays give the same bits.
+    regions: (I, J, K) integers 0 … count−1. One pass over all arrays, slabs side by side. Neighbours in a row that
+    share a region are summed pairwise in the arrays' own precision (float32 at least), all else in float64 and in the
+    slabs' order, so that the same arrays give the same bits.
     """
     thick = max(1, CACHED_VOXELS // regions[0].size)
     slabs = [slice(start, start + thick) for start in range(0, len(regions), thick)]
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         sums = map if len(slabs) == 1 else threads.map  # threads are started when they are first asked for something
         parts = list(sums(lambda slab: _slab_sums(attributions[:, slab], regions[slab], count), slabs))
-    positive, total = np.sum(parts, axis=0)
-    # To a rounding of the positive sum, far below that of the attributions themselves.
-    return positive, np.maximum(positive - total, 0)
+    magnitude, total = np.sum(parts, axis=0)
+    # Neither is below 0: sums of |a| are at least those of a after each rounding, as both are added in one order.
+    return (magnitude + total) / 2, (magnitude - total) / 2
 
 
 def _slab_sums(attributions: np.ndarray, regions: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positive and signed sums, each (targets, count)."""
+    """Sums of |a| and of a, each (targets, count) float64."""
     ids = regions.reshape(-1)
     # Organs are compact: neighbours in a row mostly share a region, so runs are summed first, and then few sums.
     starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
     owners = ids[starts].astype(np.intp)
-    values = np.empty(ids.size)
-    positive, total = np.zeros((2, len(attributions), count))
+    magnitude, total = np.zeros((2, len(attributions), count))
     for target, attribution in enumerate(attributions):
-        np.copyto(values, attribution.reshape(-1))
+        values = attribution.reshape(-1).astype(np.promote_types(attribution.dtype, np.float32), copy=False)
         total[target] = np.bincount(owners, np.add.reduceat(values, starts), count)
-        np.maximum(values, 0, out=values)
-        positive[target] = np.bincount(owners, np.add.reduceat(values, starts), count)
-    return positive, total
+        magnitude[target] = np.bincount(owners, np.add.reduceat(np.abs(values), starts), count)
+    return magnitude, total
 
 
 def count_voxels(regions: np.ndarray, count: int) -> np.ndarray:
