@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import streamlit as st
 
+from dashboard import data
+
 Link = dict[str, list[str]]
 """A link's parameters: name → values."""
 
@@ -65,6 +67,7 @@ class Address:
             self._ask(opened, outside=True)
         elif now and now != written.get(self.page):
             self._ask(now, outside=True)
+            data.forget()  # a link may name what was written since anybody last looked
         elif left:
             self._ask(written.get(self.page, {}) | st.session_state.get(_SHOWN, {}), outside=False)
         if now:  # this page's, even if the user leaves before it is drawn and has written its own

@@ -36,6 +36,12 @@ def shared_data() -> Path:
     return SHARED
 
 
+@pytest.fixture(scope="session")
+def published_table(shared_data: Path) -> Path:
+    """The wide CSV of 32 patients, with Dice."""
+    return shared_data / "published" / "tsv2_test_aggregated_sg_explanations_with_dice.csv"
+
+
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     """The system's Chromium, without WebGL. Without a Chromium a test is skipped and says so; under CI it fails."""

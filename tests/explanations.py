@@ -13,9 +13,9 @@ from agg2exp_core.store.published_csv import local_column, read_wide
 ORGANS = ("background", "heart", "aorta", "ribs", "liver")
 
 
-def published(shared_data: Path) -> tuple[Importance, np.ndarray]:
+def published(published_table: Path) -> tuple[Importance, np.ndarray]:
     """Masses of the published table, and Dice (cases, targets)."""
-    layout, rows = read_wide(shared_data / "published" / "tsv2_test_aggregated_sg_explanations_with_dice.csv")
+    layout, rows = read_wide(published_table)
     local = [
         (case, target, region, row[local_column(target, region, "mass")])
         for case, row in rows.items()

@@ -27,8 +27,8 @@ ROWS = [
 
 
 @pytest.fixture(scope="module")
-def masses(shared_data: Path) -> Importance:
-    return published(shared_data)[0]
+def masses(published_table: Path) -> Importance:
+    return published(published_table)[0]
 
 
 def _table(rows: list[tuple[str, str, str, float | None]] = ROWS) -> pd.DataFrame:

@@ -42,7 +42,7 @@ ON_AORTA = {"c1": 0.3, "c2": 0.1, "c3": 0.5, "c4": 0.2, "c5": 0.4}
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory, published_table: Path) -> Path:
     """Cohorts: `clinic` of six cases, five of them explained; the published table; one that nothing explained."""
     root = tmp_path_factory.mktemp("data")
     for name in ("clinic", "waiting"):
@@ -51,8 +51,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Path:
     results.write_run(root, "clinic", RUN, INFO)
     for case_id, share in ON_AORTA.items():
         _explain(root, case_id, share)
-    table = shared_data / "published" / "tsv2_test_aggregated_sg_explanations_with_dice.csv"
-    published_csv.import_csv(root, table, "published")
+    published_csv.import_csv(root, published_table, "published")
     return root
 
 
@@ -335,12 +334,12 @@ def test_the_published_graph_and_tree(monkeypatch: pytest.MonkeyPatch, root: Pat
 
 
 def test_a_joined_region_lists_the_sum_of_its_parts(
-    monkeypatch: pytest.MonkeyPatch, root: Path, shared_data: Path
+    monkeypatch: pytest.MonkeyPatch, root: Path, published_table: Path
 ) -> None:
     app = _open(monkeypatch, root, cohort="published", target="heart", background="on", joined="on",
                 pick="heart~lung_upper_lobe_left")  # fmt: skip
     assert "Heart’s attribution on Lung, highest first" in texts(app) and app.query_params["joined"] == "on"
-    table = pd.read_csv(next((shared_data / "published").glob("*.csv")))
+    table = pd.read_csv(published_table)
     lobes = [name for name in LABELS.names if LABELS.joins.get(name) == "lung"]
     sums = table[[f"heart_explanation_in_{lobe}_mass" for lobe in lobes]].sum(axis=1)
     assert len(lobes) == 5

@@ -142,6 +142,15 @@ def test_a_link_to_a_pair_that_is_not_here_is_told(monkeypatch: pytest.MonkeyPat
     assert "Cell of the link is not here" in app.warning[0].value and "pick" not in app.query_params
 
 
+def test_a_link_finds_what_was_written_a_moment_ago(
+    monkeypatch: pytest.MonkeyPatch, root: Path, published_table: Path
+) -> None:
+    _open(monkeypatch, root)
+    published_csv.import_csv(root, published_table, "published")
+    app = _open(monkeypatch, root, **{"a.cohort": "published", "b.cohort": "published"})
+    assert app.query_params["a.cohort"] == "published" and not app.warning
+
+
 # ---- what it opens with, and names -----------------------------------------------------------------
 
 
@@ -249,11 +258,10 @@ def test_from_two_models_to_a_case_of_the_right_run(
 
 @pytest.mark.browser
 def test_well_and_less_well_segmented_patients_of_the_published_table(
-    chromium: Browser, server: Callable[[Path], str], root: Path, shared_data: Path
+    chromium: Browser, server: Callable[[Path], str], root: Path, published_table: Path
 ) -> None:
-    table = shared_data / "published" / "tsv2_test_aggregated_sg_explanations_with_dice.csv"
-    published_csv.import_csv(root, table, "published")
-    masses, dice = published(shared_data)
+    published_csv.import_csv(root, published_table, "published")
+    masses, dice = published(published_table)
     organs = np.flatnonzero([name != "background" for name in masses.targets])
     shares = masses.values[:, organs][:, :, organs]
     shares = shares / shares.sum(axis=2, keepdims=True)

@@ -44,13 +44,12 @@ RUN = "thorax17_swinunetr-smoothgrad-pairs-4"
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory, published_table: Path) -> Path:
     """The demo without its scans and maps, and the published table."""
     root = tmp_path_factory.mktemp("data") / "root"
     left_out = shutil.ignore_patterns("models", "lists", "jobs", "images", "labels", "pathology", "*.nii.gz")
     shutil.copytree(SHIPPED, root, ignore=left_out)
-    table = shared_data / "published" / "tsv2_test_aggregated_sg_explanations_with_dice.csv"
-    published_csv.import_csv(root, table, "published")
+    published_csv.import_csv(root, published_table, "published")
     return root
 
 

@@ -1,4 +1,4 @@
-"""The published wide table: in and out bit for bit, its golden values, and everything that is refused."""
+"""The published wide table: in and out bit for bit, its published_table values, and everything that is refused."""
 
 from __future__ import annotations
 
@@ -19,14 +19,9 @@ LOWER_LEFT = "lung_lower_lobe_left"
 
 
 @pytest.fixture(scope="module")
-def golden(shared_data: Path) -> Path:
-    return shared_data / "published" / "tsv2_test_aggregated_sg_explanations_with_dice.csv"
-
-
-@pytest.fixture(scope="module")
-def imported(tmp_path_factory: pytest.TempPathFactory, golden: Path) -> Path:
+def imported(tmp_path_factory: pytest.TempPathFactory, published_table: Path) -> Path:
     root = tmp_path_factory.mktemp("root")
-    assert import_csv(root, golden, "tsv2") == 32
+    assert import_csv(root, published_table, "tsv2") == 32
     return root
 
 
@@ -52,9 +47,9 @@ def _files(root: Path) -> list[Path]:
 # ---- the published table -----------------------------------------------------------------------------
 
 
-def test_the_published_table_comes_out_bit_for_bit(imported: Path, golden: Path, tmp_path: Path) -> None:
+def test_the_published_table_comes_out_bit_for_bit(imported: Path, published_table: Path, tmp_path: Path) -> None:
     export_csv(imported, "tsv2", "published", tmp_path / "out.csv")
-    assert (tmp_path / "out.csv").read_bytes() == golden.read_bytes()
+    assert (tmp_path / "out.csv").read_bytes() == published_table.read_bytes()
 
 
 def test_golden_values_through_the_store(imported: Path) -> None:
@@ -73,8 +68,8 @@ def test_golden_values_through_the_store(imported: Path) -> None:
     assert dice.loc[0, "target"] == "thyroid_gland" and dice.loc[0, "dice"] == pytest.approx(0.876, abs=5e-4)
 
 
-def test_every_number_is_the_files_own(imported: Path, golden: Path) -> None:
-    wide = pd.read_csv(golden).set_index("patient")
+def test_every_number_is_the_files_own(imported: Path, published_table: Path) -> None:
+    wide = pd.read_csv(published_table).set_index("patient")
     local = catalog.connect(imported).execute("FROM importance WHERE sign = 'abs'").df()
     assert len(local) == 32 * 17 * 17
     for value in ("mass", "mean"):
@@ -96,9 +91,9 @@ def test_an_imported_run_is_listed_and_has_no_signs(imported: Path) -> None:
     assert queries.case_importance(con, Selection("tsv2", "published"), "s0029", "heart")["value"].notna().all()
 
 
-def test_the_same_table_twice_is_harmless(imported: Path, golden: Path) -> None:
+def test_the_same_table_twice_is_harmless(imported: Path, published_table: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in _files(imported) if path.suffix == ".csv"}
-    import_csv(imported, golden, "tsv2")
+    import_csv(imported, published_table, "tsv2")
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
