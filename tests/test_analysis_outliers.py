@@ -271,12 +271,16 @@ def test_what_makes_no_sense_is_refused(cases: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "least"), [("isolation_forest", 0.5), ("robust_z", 0.5), ("neighbours", 0.4), ("mahalanobis", 0.4)]
+    ("name", "folds", "least"),
+    [("isolation_forest", 4, 0.5), ("robust_z", 32, 0.5), ("neighbours", 32, 0.4), ("mahalanobis", 32, 0.4)],
 )
-def test_unusual_evidence_goes_with_lower_dice(name: str, least: float, published_table: Path) -> None:
-    """Leave-one-out on 32 real scans: −0.51, −0.53, −0.44 and −0.45, in this order, when this was written."""
+def test_unusual_evidence_goes_with_lower_dice(name: str, folds: int, least: float, published_table: Path) -> None:
+    """Leave-one-out on 32 real scans: −0.51, −0.53, −0.44 and −0.45, in this order, when this was written.
+
+    The forest leaves eight out at a time, which also gave −0.51 and takes an eighth of the time.
+    """
     masses, dice = published(published_table)
-    scores = held_out(name, masses.values, len(masses.values))
+    scores = held_out(name, masses.values, folds)
     rho, p = rank_correlation(overall(scores), dice[:, 1:].mean(axis=1))
     assert rho <= -least and p < 0.05
     table = spearman_by_target(scores, dice, masses.targets).set_index("target")

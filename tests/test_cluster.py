@@ -24,11 +24,11 @@ from agg2exp_core.records import InputError, Method
 from agg2exp_core.store import cohorts, results
 
 CASES = ("a", "b", "c", "d")
-METHOD = Method(samples=200, estimator="plain")
+METHOD = Method(samples=100, estimator="plain")
 """Long enough for a worker to be killed while it is at it."""
 
 RUN = pipeline.run_id("tiny", METHOD)
-WORDS = ("explain", "--model", "tiny", "--cohort", "c", "--samples", 200, "--estimator", "plain")
+WORDS = ("explain", "--model", "tiny", "--cohort", "c", "--samples", METHOD.samples, "--estimator", "plain")
 NUMBERS = ("importance.csv", "agreement.csv", "prediction.nii.gz", "saliency/heart.nii.gz", "saliency/aorta.nii.gz")
 
 
