@@ -93,6 +93,14 @@ def test_it_is_scans_by_windows_by_passes_by_organs(measured) -> None:
     assert estimate(measured, replace(REQUEST, only=("one", "two"))).scans == 2
 
 
+def test_single_voxels_are_differentiated_in_the_windows_that_they_lie_in(measured) -> None:
+    """Eight at most: of 5 windows in any of them, of 40 in a fifth; forwards for each organ."""
+    each, method = 36 / (4 * (1 + 2)), Method("quantile_gradient", 100)
+    for case, extent, reached in (("one", 1, 1.0), ("zoom", 8, 8 / 40)):
+        found = estimate(measured, replace(REQUEST, case_id=case, method=method)).seconds
+        assert found == pytest.approx(START_SECONDS + extent * each * 3 * (1 + 100 * reached))
+
+
 def test_half_precision_takes_its_share_of_the_time(measured) -> None:
     write_measured(measured, "tiny", "cpu", Measured(0.001, 2.0))
     single, half = (

@@ -21,6 +21,8 @@ ORGANS = 18
 """About as many as ablation takes away."""
 START_SECONDS = 12.0
 """For a process to load PyTorch and a network."""
+REACHING = 8
+"""Windows that a voxel lies in, at most, where they overlap by half."""
 GPU = Path("/dev/nvidiactl")
 LOOKED_AT = 50
 """Scans of a cohort whose headers are read."""
@@ -68,12 +70,13 @@ def estimate(root: Path, request: Request) -> Estimate:
     count = max(len(manifest["targets"]), 1)
     share = len(left) * float(ratios.mean())
     sizes = [int(file["size"]) for file in manifest["files"].values() if "size" in file]
-    windows, peak = manifest.get("windows"), manifest.get("peak_bytes")
+    known, peak = manifest.get("windows"), manifest.get("peak_bytes")
+    windows = None if known is None else max(float(known) * share / len(left), 1.0)
+    work = _work(request.method, organs, windows, faster) / _done(manifest, faster)
     needed = Estimate(
         *(plain.scans, plain.copies, organs),
-        None if windows is None else max(float(windows) * share / len(left), 1.0),
-        START_SECONDS
-        + float(manifest["seconds"]) * share * _work(request.method, organs, faster) / _done(manifest, faster),
+        windows,
+        START_SECONDS + float(manifest["seconds"]) * share * work,
         None if peak is None else round(float(peak) * max(float(ratios.max()), 1.0)),
         round(sum(sizes) * organs / count * share) if sizes else None,
     )
@@ -175,14 +178,18 @@ def _extent(case: Case) -> float:
     return volumes.check_header(case.image).extent
 
 
-def _work(method: Method, organs: float, faster: float) -> float:
+def _work(method: Method, organs: float, windows: float | None, faster: float) -> float:
     """Passes forwards and backwards through the network in single precision; one forward serves all organs.
 
+    The quantile gradient goes forwards for each organ, and backwards in those windows alone that its voxels lie in.
     faster: how many times as fast half precision is.
     """
     if method.name in PERTURBING:
         return passes(method)
-    return passes(method) * (1 + organs) / (faster if method.precision == "bfloat16" else 1.0)
+    work = passes(method) * (1 + organs)
+    if method.name == "quantile_gradient":
+        work = organs * (1 + passes(method) * min(1.0, REACHING / (windows or 1.0)))
+    return work / (faster if method.precision == "bfloat16" else 1.0)
 
 
 def _done(manifest: dict[str, Any], faster: float) -> float:
@@ -192,7 +199,7 @@ def _done(manifest: dict[str, Any], faster: float) -> float:
     if pairs := manifest.get("pairs"):
         most = max(pairs.values())
         method, organs = replace(method, samples=most), sum(pairs.values()) / most
-    return _work(method, organs, faster)
+    return _work(method, organs, manifest.get("windows"), faster)
 
 
 def _check_disk(root: Path, needed: Estimate) -> None:
