@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from agg2exp_core.files import read_json, write_json
+from agg2exp_core.files import locked, read_json, write_json
 from agg2exp_core.records import InputError, Method
 from agg2exp_core.settings import checked_id
 
@@ -54,7 +54,9 @@ def read_measured(root: Path, model: str, device: str) -> Measured | None:
 
 def write_measured(root: Path, model: str, device: str, measured: Measured) -> None:
     """Store it, beside what was measured on other kinds of device."""
-    write_json(_file(root, model), read_json(_file(root, model)) | {device: asdict(measured)})
+    path = _file(root, model)
+    with locked(path.parent.parent / ".measured"):
+        write_json(path, read_json(path) | {device: asdict(measured)})
 
 
 def _file(root: Path, model: str) -> Path:
