@@ -73,7 +73,7 @@ def sum_masks(run: Path, masks: Masks, report: Report) -> Summary:
 def case_sums(folder: Path, masks: Masks, case_id: str, targets: tuple[str, ...]) -> list[MaskedSum]:
     """Sums over each region of the mask, for the targets of a case's folder whose attribution is stored there.
 
-    The attribution on disk is summed in float64, and so are its totals: a mask that covers the scan has all of it.
+    Totals are of the attribution on disk, too: a mask that covers the scan has all of it.
     Of several input channels the magnitudes of each are summed, as those over the organs are.
     float16 keeps 11 significant bits of it, each value off by 2⁻¹¹ (0.05 %) at most,
     and so a sum too; a mass by twice that at most, in practice far less.
@@ -94,6 +94,15 @@ def case_sums(folder: Path, masks: Masks, case_id: str, targets: tuple[str, ...]
 
 
 def _add_case(run: Path, masks: Masks, case_id: str, summary: Summary) -> None:
+    folder = run / "cases" / case_id
+    if not folder.is_dir():
+        summary.left[case_id] = NOT_EXPLAINED
+        return
+    with results.publishing(folder):  # else its maps could be thinned between a look at them and their sums
+        _add_explained(run, masks, case_id, summary)
+
+
+def _add_explained(run: Path, masks: Masks, case_id: str, summary: Summary) -> None:
     folder = run / "cases" / case_id
     manifest = results.read_manifest(folder)
     if manifest is None:

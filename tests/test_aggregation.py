@@ -55,13 +55,26 @@ def test_sums_equal_the_plain_loop(monkeypatch, dtype, kept, close, order, voxel
         region_sums(attributions, regions, 6)  # a region too many
 
 
-@pytest.mark.parametrize("kept", ["f2", "f4", "f8"])
+@pytest.mark.parametrize("kept", ["f2", "f4", ">f4", "f8"])
 def test_large_regions_of_one_sign_are_summed_to_a_rounding_and_have_nothing_of_the_other(kept):
     attributions = np.full((2, 80, 80, 80), 0.1, kept)
     attributions[1] *= -1
     positive, negative = region_sums(attributions, np.ones(attributions.shape[1:], np.uint8), 2)
     assert positive[0, 1] == negative[1, 1] == pytest.approx(80**3 * float(attributions[0, 0, 0, 0]), rel=1e-6)
     assert positive[1].max() == negative[0].max() == 0
+
+
+def test_little_of_one_sign_is_kept_beside_much_of_the_other():
+    """A millionth: each sign is summed by itself, so that its masses are as exact as the other's."""
+    rng = np.random.default_rng(0)
+    attributions = np.exp(2 * rng.standard_normal((1, 40, 40, 40))).astype(np.float32)
+    few = rng.random(attributions.shape) < 0.01
+    attributions[few] *= -1e-4
+    regions = np.zeros(attributions.shape[1:], np.uint8)
+    regions[20:] = 1
+    negative = region_sums(attributions, regions, 2)[1][0]
+    exact = [-attributions[0, half][few[0, half]].astype(np.float64).sum() for half in (slice(20), slice(20, None))]
+    assert 0 < sum(exact) < 2e-6 * attributions.sum(dtype=np.float64) and negative == pytest.approx(exact, rel=1e-6)
 
 
 @settings(max_examples=30, deadline=None)

@@ -102,6 +102,13 @@ def test_broken_gradients_are_refused():
         explain(network, scan_of(SHAPE), Method("gradient"))
 
 
+def test_gradients_too_large_to_be_summed_are_refused():
+    network = torch.nn.Conv3d(1, 3, 1, bias=False).requires_grad_(False)
+    network.weight.copy_(torch.tensor([0, 1e38, 0]).view(3, 1, 1, 1, 1))
+    with pytest.raises(InputError, match="sums must be finite"):
+        explain(network, scan_of(SHAPE).clamp(-1, 1), Method("gradient"))
+
+
 def test_prediction_is_monais():
     network, scan, inferer = conv_net(), scan_of(SHAPE), inferer_of()
     explained = explain(network, scan, Method("gradient"), inferer)

@@ -102,6 +102,13 @@ def test_what_is_infinite_in_one_channel_stays_there(kernel):
     assert (found[1] == -torch.inf).all()
 
 
+@pytest.mark.parametrize("padding", (1, (1,), "same"))
+def test_padding_may_be_said_in_every_way(padding):
+    weight, image, one = torch.rand(3, 2, 3, 3, 3), torch.rand(1, 2, 4, 5, 6), (1, 1, 1)
+    found = run(lambda x: torch.conv3d(x, weight, None, one, padding, one, 1), image)
+    torch.testing.assert_close(found, torch.conv3d(image, weight, padding=1))
+
+
 def test_a_bias_that_is_part_of_another_array_is_read_as_what_it_is():
     network = torch.nn.Conv3d(2, 3, 3).requires_grad_(False)
     network.bias = torch.nn.Parameter(torch.rand(6)[::2], requires_grad=False)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 import nibabel as nib
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 from command import run
 
-from agg2exp_core import maps, masked, volumes
+from agg2exp_core import maps, masked, thinning, volumes
 from agg2exp_core.aggregation.masks import on_grid
 from agg2exp_core.aggregation.regions import count_voxels, region_sums
 from agg2exp_core.mask_files import Masks, Reading
@@ -78,6 +80,30 @@ def aggregate(root: Path, name: str = "lesion", **others: object) -> int:
     words = {"cohort": "c", "run": "r", "masks": root.parent / "masks", "data": root} | others
     said = (word for option, value in words.items() for word in (f"--{option}", value) if word != "")
     return run("aggregate", "--name", name, *said)
+
+
+def test_maps_are_not_made_small_while_they_are_summed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at a case's maps and their sums, another process thins it: it waits for its turn."""
+    folder = root / "runs" / "c" / "r" / "cases" / "a"
+    sums = "SELECT sign, mass, mean FROM importance WHERE region_set = $name AND case_id = 'a' ORDER BY sign"
+    assert aggregate(root, "alone") == 0
+    verify, others = results.verify, list[threading.Thread]()
+
+    def verify_and_be_thinned(of: Path, only: Iterable[str] | None = None) -> list[str]:
+        found = verify(of, only)
+        if of == folder and only is not None and not others:
+            others.append(threading.Thread(target=thinning.thin_case, args=(folder,)))
+            others[0].start()
+            others[0].join(0.5)
+        return found
+
+    monkeypatch.setattr(results, "verify", verify_and_be_thinned)
+    assert aggregate(root, "amid") == 0
+    others[0].join()
+    con = catalog.connect(root)
+    alone, amid = (con.execute(sums, {"name": name}).fetchall() for name in ("alone", "amid"))
+    assert len(alone) == 3 and alone == amid
+    assert not results.full_maps(results.read_manifest(folder)) and not region_sets.complaints(folder.parents[1])
 
 
 # ---- sums ------------------------------------------------------------------------------------------

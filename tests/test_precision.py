@@ -10,7 +10,7 @@ import pytest
 import torch
 from command import run
 from monai.inferers import SlidingWindowInferer
-from tiny import write_bundle
+from tiny import explainer_of, inferer_of, write_bundle
 
 from agg2exp_core import pipeline, precision, volumes
 from agg2exp_core.attribution import precision as comparing
@@ -47,6 +47,13 @@ def explain(root, out, *words: str) -> dict:
 )
 def test_half_precision_is_chosen_where_it_is_right_and_faster(error, speedup, chosen):
     assert Measured(error, speedup).chosen == chosen
+
+
+def test_a_network_that_looks_at_nothing_is_no_error_of_half_precision():
+    network = torch.nn.Conv3d(1, 3, 1).requires_grad_(False)
+    network.weight.zero_()
+    explainer = explainer_of(network, inferer_of((4, 4, 4)))
+    assert comparing.compare_precisions(explainer, torch.rand(1, 4, 4, 4))[0] == 0
 
 
 def test_a_check_stores_what_explaining_goes_by(root, tmp_path, capsys):

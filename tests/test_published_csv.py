@@ -1,4 +1,4 @@
-"""The published wide table: in and out bit for bit, its published_table values, and everything that is refused."""
+"""The published wide table: in and out bit for bit, its golden values, and everything that is refused."""
 
 from __future__ import annotations
 

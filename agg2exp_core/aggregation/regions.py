@@ -16,7 +16,7 @@ from agg2exp_core.records import InputError, SumTable
 SIGNS = ("abs", "pos", "neg")
 
 CACHED_VOXELS = 2**18
-"""Of one slab: 1 MB in float32, which a core's cache holds; smaller ones make threads wait for each other."""
+"""Of one slab, 1 MB in float32: about what a core's cache holds; smaller ones make threads wait for each other."""
 
 
 def region_sums(attributions: np.ndarray, regions: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -31,23 +31,26 @@ def region_sums(attributions: np.ndarray, regions: np.ndarray, count: int) -> tu
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         sums = map if len(slabs) == 1 else threads.map  # threads are started when they are first asked for something
         parts = list(sums(lambda slab: _slab_sums(attributions[:, slab], regions[slab], count), slabs))
-    magnitude, total = np.sum(parts, axis=0)
-    # Neither is below 0: sums of |a| are at least those of a after each rounding, as both are added in one order.
-    return (magnitude + total) / 2, (magnitude - total) / 2
+    positive, negative = np.sum(parts, axis=0)
+    return positive, negative
 
 
-def _slab_sums(attributions: np.ndarray, regions: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of |a| and of a, each (targets, count) float64."""
+def _slab_sums(attributions: np.ndarray, regions: np.ndarray, count: int) -> np.ndarray:
+    """Positive and negative sums, each (targets, count) float64."""
     ids = regions.reshape(-1)
     # Organs are compact: neighbours in a row mostly share a region, so runs are summed first, and then few sums.
     starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
     owners = ids[starts].astype(np.intp)
-    magnitude, total = np.zeros((2, len(attributions), count))
-    for target, attribution in enumerate(attributions):
-        values = attribution.reshape(-1).astype(np.promote_types(attribution.dtype, np.float32), copy=False)
-        total[target] = np.bincount(owners, np.add.reduceat(values, starts), count)
-        magnitude[target] = np.bincount(owners, np.add.reduceat(np.abs(values), starts), count)
-    return magnitude, total
+    part = np.empty(ids.size, np.promote_types(attributions.dtype, np.float32))
+    positive, negative = sums = np.zeros((2, len(attributions), count))
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is for the caller to refuse
+        for target, attribution in enumerate(attributions):
+            values = attribution.reshape(-1)
+            np.maximum(values, np.float32(0), out=part)
+            positive[target] = np.bincount(owners, np.add.reduceat(part, starts), count)
+            np.subtract(part, values, out=part)  # max(−a, 0), without a rounding
+            negative[target] = np.bincount(owners, np.add.reduceat(part, starts), count)
+    return sums
 
 
 def count_voxels(regions: np.ndarray, count: int) -> np.ndarray:

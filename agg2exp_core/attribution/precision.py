@@ -36,7 +36,8 @@ def compare_precisions(explainer: Explainer, image: torch.Tensor) -> tuple[float
         explained = attribute(explainer, subject, wanted, replace(METHOD, precision=precision), _silent, keep=())
         seconds[precision] = time.perf_counter() - started
         amounts = np.stack([np.sum(tally.sums(), axis=0) for tally in explained.tallies.values()])
-        masses[precision] = amounts / amounts.sum(axis=1, keepdims=True)
+        totals = amounts.sum(axis=1, keepdims=True)  # 0 where a target's gradient is
+        masses[precision] = np.divide(amounts, totals, out=np.zeros_like(amounts), where=totals > 0)
     off = float(np.abs(masses["bfloat16"] - masses["float32"]).max())
     return off, seconds["float32"] / seconds["bfloat16"]
 

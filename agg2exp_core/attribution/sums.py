@@ -72,10 +72,10 @@ class Sums:
                 rows = torch.tensordot(means.to(gradients), gradients, 1)
                 if recipe.factor is not None:
                     rows *= recipe.factor[(slice(None), *place)]
-                if not torch.isfinite(rows).all():
-                    got = "NaN or infinity: the network's gradient breaks down"
-                    raise InputError("attributions must be finite", got)
                 found = region_sums(rows.flatten(0, 1).cpu().numpy(), self.regions[place], self.count)
+                if not np.isfinite(found).all():
+                    got = "NaN or infinity: the network's gradient breaks down"
+                    raise InputError("attributions and their sums must be finite", got)
                 sums[:, index] += np.reshape(found, sums[:, index].shape)
                 if (drawn := self._maps.get(group[index].name)) is not None:
                     drawn[(slice(None), *place)] += recipe.estimator.pairs * rows[0].cpu()

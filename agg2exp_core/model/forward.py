@@ -49,9 +49,9 @@ def _serves(image: torch.Tensor, weight: torch.Tensor, *others: Any) -> bool:
     if not (frozen and single and len(others) == 5 and image.ndim == 5 and torch.backends.mkldnn.is_available()):
         return False
     _, stride, padding, dilation, groups = others
-    if (stride, dilation, groups) != (UNIT, UNIT, 1) or isinstance(padding, str):
+    if (stride, dilation, groups) != (UNIT, UNIT, 1) or not isinstance(padding, tuple | list):
         return False
-    return all(before < size for before, size in zip(padding, weight.shape[2:], strict=True))
+    return len(padding) == 3 and all(before < size for before, size in zip(padding, weight.shape[2:], strict=True))
 
 
 class _Convolution(torch.autograd.Function):

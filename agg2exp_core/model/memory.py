@@ -24,7 +24,7 @@ Up to 32 MB in one heap was a little faster, at twice the peak.
 
 
 def keep_freed_memory() -> None:
-    """From now on this process keeps up to 256 MB of freed memory for its next arrays.
+    """From now on this process keeps up to 256 MB of freed memory for its next arrays, until the end of each window.
 
     By itself glibc returns what is free at the heap's end once that is some amount, 64 MB at most, and the next arrays'
     pages are made anew: a sixth of the time of backward passes. Where another allocator serves, nothing changes.
