@@ -191,7 +191,7 @@ class Explaining:
         header = volumes.check_channels(_images_of(case))
         return (
             volumes.read_labels(label, like=header) if label else None,
-            volumes.read_labels(drawn, like=header) if drawn else None,
+            volumes.read_labels(drawn, like=header, called="a mask") if drawn else None,
         )
 
     def _label(self, case: Case) -> Path | None:

@@ -146,14 +146,15 @@ def read_volume(path: Path) -> Volume:
     return Volume(flat.reshape(header.shape, order="F"), header.affine)
 
 
-def read_labels(path: Path, like: ScanHeader | Volume | None = None) -> Volume:
+def read_labels(path: Path, like: ScanHeader | Volume | None = None, called: str = "labels") -> Volume:
     """Checked labels, whole numbers 0 to 65535, in uint8 if they fit, else uint16; orientation as stored.
 
-    like: the scan they belong to. InputError if its grid is another one, or a voxel is no label.
+    like: the scan they belong to. called: what they are to the user. InputError if its grid is another one, or a voxel
+    is no label.
     """
     with _opened(Path(path)) as (header, stream):
         if like is not None:
-            _check_same_grid(header, like)
+            _check_same_grid(header, like, f"{called} must lie on the scan's grid")
         pieces = [_as_labels(chunk) for chunk in _chunks(header, stream)]
     # Each piece already has the smallest type that holds it, so joining them promotes to just what is needed.
     return Volume(np.concatenate(pieces).reshape(header.shape, order="F"), header.affine)

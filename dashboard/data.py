@@ -225,7 +225,7 @@ def case_importance(root: Path, selection: Selection, case_id: str, target: str)
     return _ask(root, "case_importance", selection, case_id, target)
 
 
-def ablation_agreement(root: Path, place: tuple[str, str], case_id: str, target: str) -> tuple[float, int] | None:
+def ablation_agreement(root: Path, place: tuple[str, str], case_id: str, target: str) -> tuple[float, int, str] | None:
     return _ask(root, "ablation_agreement", place, case_id, target)
 
 

@@ -335,7 +335,7 @@ def test_every_method_leaves_the_network_and_the_generators_as_they_were(name, t
     kept = network[-1].weight.grad = torch.ones_like(network[-1].weight)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     state = torch.random.get_rng_state()
-    explained = explain(network, scan, Method(name, samples=3))
+    explained = explain(network, scan, Method(name, samples=4))
     assert explained.targets and not any(drawn.requires_grad for drawn in explained.saliency.values())
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
     assert all(module.training == training for module in network.modules())

@@ -275,9 +275,10 @@ def _explained(root: Path, case_id: str, targets: tuple[str, ...]) -> None:
 def test_agreement_with_ablation_is_told_where_it_was_computed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     root = _built(tmp_path, "thorax17")
     data.forget()
-    assert "Agreement with ablation" not in texts(_drawn(monkeypatch, root, case="one", target="heart"))
+    said = texts(_drawn(monkeypatch, root, case="one", target="heart"))
+    assert "Agreement with ablation" not in said and "**Explain** this scan by **Ablation**" in said
     own = results.read_importance(results.case_path(root, "tiny", RUN, "one"))
-    info = {"model": "thorax17_swinunetr", "model_hash": "0", "method": "ablation", "parameters": {}}
+    info = {"model": "thorax17_swinunetr", "model_hash": "0", "method": "ablation", "parameters": {"value": "dice"}}
     results.write_run(root, "tiny", "ablated", info | {"label_set": "thorax17", "values": "sums"})
     manifest = {"case_id": "one", "targets": list(own.targets)}
     with results.case_folder(results.case_path(root, "tiny", "ablated", "one"), manifest) as folder:
@@ -286,8 +287,10 @@ def test_agreement_with_ablation_is_told_where_it_was_computed(monkeypatch: pyte
     said = texts(_drawn(monkeypatch, root, case="one", target="heart", run=RUN))
     amounts = [own.positive[1] + own.negative[1], own.positive[1] ** 2]
     rho = spearmanr(*amounts).statistic
-    assert f"Agreement with ablation: **ρ = {rho:.2f}** over 17 regions" in said
-    assert "Agreement with" not in texts(_drawn(monkeypatch, root, case="one", target="heart", run="ablated"))
+    assert f"Agreement with ablation, effect on overlap (soft Dice): **ρ = {rho:.2f}** over 17 regions" in said
+    assert "by **Ablation**" not in said
+    said = texts(_drawn(monkeypatch, root, case="one", target="heart", run="ablated"))
+    assert "Agreement with" not in said and "by **Ablation**" not in said
 
 
 def test_what_did_not_settle_and_what_is_zero_everywhere_is_told(

@@ -572,7 +572,11 @@ def test_ranks_of_a_run_and_its_ablation(tmp_path: Path) -> None:
     expected = [spearmanr(sums["own"][row, :5], sums["taken"][row, :5]).statistic for row in (0, 1)]
     assert [row[:5] for row in found] == [("clinic", "own", "taken", "one", name) for name in targets[:2]]
     assert [row[5] for row in found] == pytest.approx(expected) and {row[6] for row in found} == {5}
-    assert queries.ablation_agreement(con, ("clinic", "own"), "one", "aorta") == (pytest.approx(expected[0]), 5)
+    assert queries.ablation_agreement(con, ("clinic", "own"), "one", "aorta") == (
+        pytest.approx(expected[0]),
+        5,
+        "taken",
+    )
     assert queries.ablation_agreement(con, ("clinic", "other"), "one", "aorta") is None
 
 

@@ -19,10 +19,11 @@ def kernelshap(
     """Shapley values (targets, features) of `count` features, from so many coalitions; the same ones for all targets.
 
     `tick` is called after each coalition of the first target, which are all that the network is asked.
-    InputError: fewer evaluations than the two of all features and of none.
+    InputError: no more evaluations than features, whose effects so few do not tell apart.
     """
-    if evaluations < 2:
-        raise InputError("evaluations must be 2 or more: all features, and none", evaluations)
+    if evaluations <= count:
+        got, allowed = f"{evaluations} for {count} features", f"{count + 1} or more"
+        raise InputError("KernelSHAP's evaluations must be more than its features", got, allowed)
     everything = perturbed.values(np.ones(count, dtype=bool))
     if count == 1:  # Captum has nothing to draw from: the one feature has all of the effect.
         return np.asarray((everything - perturbed.values(np.zeros(1, dtype=bool)))[:, None])

@@ -23,7 +23,7 @@ def noisy_copies(scan: torch.Tensor, plan: WindowPlan, method: Method) -> Callab
     if method.sigma and 0 in ranges:
         flat, number = scan[ranges.index(0)].max(), ranges.index(0) + 1
         got = f"a scan of one value, {flat:.4g}" + (f", in channel {number} of {len(scan)}" if len(scan) > 1 else "")
-        raise InputError("SmoothGrad's noise is a share of the scan's range", got)
+        raise InputError("SmoothGrad's noise is a share of the scan's range", got, "sigma 0, or another method")
     sigma = torch.tensor([method.sigma * one for one in ranges], dtype=torch.float64).float().view(-1, 1, 1, 1)
 
     # One volume for all copies, as each is as large as the scan.

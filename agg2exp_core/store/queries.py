@@ -289,16 +289,18 @@ def case_importance(con: Connection, selection: Selection, case_id: str, target:
     return table.assign(error=table["region"].map(known).astype(float))
 
 
-def ablation_agreement(con: Connection, place: tuple[str, str], case_id: str, target: str) -> tuple[float, int] | None:
-    """Spearman's ρ of one case's shares in a run (cohort, run) with its ablation, and over how many regions.
+def ablation_agreement(
+    con: Connection, place: tuple[str, str], case_id: str, target: str
+) -> tuple[float, int, str] | None:
+    """Spearman's ρ of one case's shares in a run (cohort, run) with its ablation, over how many regions, and its run.
 
     None where no ablation of the same model was computed, or too few regions have both.
     """
     sql = """
-        SELECT rho, regions FROM ablation_agreement
+        SELECT rho, regions, ablation FROM ablation_agreement
         WHERE cohort = $cohort AND run = $run AND case_id = $case AND target = $target ORDER BY ablation LIMIT 1"""
     found = con.execute(sql, {"cohort": place[0], "run": place[1], "case": case_id, "target": target}).fetchone()
-    return None if found is None else (float(found[0]), int(found[1]))
+    return None if found is None else (float(found[0]), int(found[1]), str(found[2]))
 
 
 def _place(selection: Selection) -> tuple[str, str]:

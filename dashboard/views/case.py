@@ -26,7 +26,7 @@ from dashboard.viewer import niivue, slices
 from dashboard.viewer.scene import Sources, load_scene
 from dashboard.viewer.slices import Voxel
 from dashboard.viewer.stage import Legend, Look, Scene, moved_to, stage, stage_data, voxel_inside
-from dashboard.views import choosing, compute, effort, unusual, window
+from dashboard.views import choosing, compute, effort, methods, unusual, window
 from dashboard.views.legend import legend, summed
 
 ADDRESS = Address("case")
@@ -679,22 +679,34 @@ def _completeness(chosen: Chosen) -> None:
         st.caption(text + "The map accounts for the output.")
     else:
         st.warning(
-            f"{text}The map does not account for the output; read it with care. More steps, or a blurred scan as the "
-            "baseline, come closer.",
+            f"{text}The map does not account for the output; read it with care. More steps{_nearer(chosen)} come "
+            "closer.",
             icon=":material/warning:",
         )
 
 
+def _nearer(chosen: Chosen) -> str:
+    """The other way to a smaller gap, unless it was taken."""
+    method = choosing.method_of(chosen.record)
+    return ", or a blurred scan as the baseline," if method is None or method.baseline != "blurred" else ""
+
+
 def _against_ablation(chosen: Chosen) -> None:
-    """The first honest check: do the shares rank the organs as taking them away does, where that was computed?"""
+    """The first honest check: do the shares rank the organs as taking them away does? If not computed, how to."""
     place = chosen.cohort, str(chosen.run)
     if found := data.ablation_agreement(chosen.root, place, chosen.case.case_id, chosen.target):
-        rho, regions = found
+        rho, regions, taken = found
+        method = choosing.method_of(data.run_records(chosen.root, chosen.cohort).get(taken, {}))
+        name = ", ".join(["ablation", *(methods.parameter_words(method) if method else [])])
         st.caption(
-            f"Agreement with ablation: **ρ = {rho:.2f}** over {regions} regions, background included.",
+            f"Agreement with {name}: **ρ = {rho:.2f}** over {regions} regions, background included.",
             help="Spearman’s rank correlation of these shares with what taking each organ away changes in the output: "
             "it is replaced by soft tissue or, where its grey value is not known, by the scan’s mean. Near 1: the map "
             "ranks the organs as the network itself does.",
+        )
+    elif (own := choosing.method_of(chosen.record)) and own.name != "ablation" and chosen.case.image:
+        st.caption(
+            "Not yet checked against ablation: **Explain** this scan by **Ablation**, too, to see how they agree."
         )
 
 
